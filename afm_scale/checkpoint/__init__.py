@@ -1,0 +1,1 @@
+"""Checkpoints on disk: complete or absent, readable at any number of ranks."""

@@ -1,0 +1,1 @@
+"""Types, schedules, stateless random numbers and errors. Imports nothing else of this project."""

@@ -1,0 +1,36 @@
+"""The errors a run can end with, each with the exit code of the process (docs: README, "Exit codes")."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILURE = 1
+EXIT_USER_ERROR = 2
+EXIT_STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL: run the same command again to go on
+
+
+class RunError(Exception):
+    """An end of the run that is explained by its message alone: printed without a traceback."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UserError(RunError):
+    """Something the user can put right. The message says what was found, what was wanted, what to do."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ConfigError(UserError):
+    """A recipe or an override that cannot be used."""
+
+
+class DataError(UserError):
+    """Data that cannot be read or does not fit the recipe."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is torn, of another model, or cannot be written."""
+
+
+class DivergenceError(RunError):
+    """A loss or a gradient norm that is not finite; names the step, the player and the term."""

@@ -1,0 +1,78 @@
+"""Numbers that depend on the step: learning rates, loss weights, probabilities.
+
+A step is one generator update for every objective. In YAML a schedule is a plain number, or a mapping with a `kind`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Union
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The same value at every step. In YAML: the bare number."""
+
+    shorthand: ClassVar[str] = "value"
+    kind: Literal["constant"] = "constant"
+    value: float
+
+    def __call__(self, step: int) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Half a cosine from `start` to `end` over `steps` generator updates, then `end`.
+
+    The published AFM code counts half-steps, k = 2 step + 1 for the generator's, over N = 2 `steps` of them:
+    end + (start - end)(1 + cos(pi k / (N - 1))) / 2. This is the same curve; hence the halves, and `steps` may be
+    fractional where N is odd.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    start: float
+    end: float
+    steps: float
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0:
+            raise ConfigError(f"a cosine schedule needs steps > 0, found {self.steps:g}")
+
+    def __call__(self, step: int) -> float:
+        if step + 0.5 >= self.steps - 0.5:
+            return self.end
+        fraction = (step + 0.5) / (self.steps - 0.5)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piecewise:
+    """Straight lines between points (step, value), constant before the first and after the last.
+
+    Two points at one step are a jump: the later one holds from that step on.
+    """
+
+    kind: Literal["piecewise"] = "piecewise"
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _ in self.points]
+        if not steps or steps != sorted(steps):
+            raise ConfigError(f"a piecewise schedule needs points in order of step, found steps {steps}")
+
+    def __call__(self, step: int) -> float:
+        before = [point for point in self.points if point[0] <= step]
+        after = [point for point in self.points if point[0] > step]
+        if not before:
+            return self.points[0][1]
+        if not after:
+            return before[-1][1]
+        (left, low), (right, high) = before[-1], after[0]
+        return low + (high - low) * (step - left) / (right - left)
+
+
+Schedule = Union[Constant, Cosine, Piecewise]

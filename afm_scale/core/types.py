@@ -1,0 +1,77 @@
+"""The values that travel between packages: a batch, a loss, the networks of a game.
+
+Times follow one convention everywhere (stated in `flow/path.py`): t = 0 is data, t = 1 is noise,
+both source time s and target time t are [B] float32 with 0 <= t <= s <= 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Role(str, Enum):
+    """Who moves in a turn."""
+
+    GENERATOR = "generator"
+    DISCRIMINATOR = "discriminator"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Clean samples of this rank's share of a (micro)batch."""
+
+    x: Tensor  # [B, C, H, W] latents or pixels, on the training device
+    y: Tensor  # [B] int64 class labels
+
+    def every(self, start: int, stride: int) -> Batch:
+        """Samples start, start + stride, ...: microbatch `start` of `stride`."""
+        return Batch(self.x[start::stride], self.y[start::stride])
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What an objective returns for one microbatch.
+
+    `total` is the mean over this microbatch and carries the graph; `terms` are detached scalars for the logs.
+    Terms that are part of the total are reported with their weights, so that they add up to it.
+    """
+
+    total: Tensor  # []
+    terms: Mapping[str, Tensor]  # name -> []
+
+
+class Generator(Protocol):
+    """u(x_s [B, C, H, W], s [B], t [B], y [B]) -> [B, C, H, W]; what the output means is `flow.path.Prediction`."""
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Discriminator(Protocol):
+    """D(x_t [B, C, H, W], t [B], y [B]) -> logits [B]."""
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Classifier(Protocol):
+    """C(x_t [B, C, H, W], t [B]) -> class logits [B, num_classes]."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The networks an objective may call, already laid over the ranks. Which of them learns is the loop's affair."""
+
+    generator: Generator
+    average: Generator
+    discriminator: Discriminator | None = None
+    classifier: Classifier | None = None
+
+
+Reduce = Callable[[Tensor], Tensor]
+"""Mean of a tensor over the data-parallel ranks, in place and returned; the identity on one rank."""

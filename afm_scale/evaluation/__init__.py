@@ -1,0 +1,1 @@
+"""How good samples are, as numbers and as pictures."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions on the path from noise to data."""

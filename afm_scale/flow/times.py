@@ -1,0 +1,43 @@
+"""Which pairs of times (s, t) a few-step generator is trained on. A sampler is its own configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Union
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.random import Draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridTimes:
+    """K equal steps: s uniform on {1, 1 - 1/K, ..., 1/K}, t = s - 1/K. K = 1 is one-step generation."""
+
+    kind: Literal["grid"] = "grid"
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"a grid of times needs steps >= 1, found {self.steps}")
+
+    def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(s, t), each [B] float32. Both come from whole numbers, so that the last t is exactly 0 for every K."""
+        index = torch.floor(draws.uniform("source time") * self.steps)
+        return (self.steps - index) / self.steps, (self.steps - index - 1) / self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyTimes:
+    """Any pair: s ~ U(0, 1), t ~ U(0, s)."""
+
+    kind: Literal["any"] = "any"
+
+    def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        s = draws.uniform("source time")
+        return s, s * draws.uniform("target time")
+
+
+TimeSampler = Union[GridTimes, AnyTimes]

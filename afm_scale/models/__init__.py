@@ -1,0 +1,1 @@
+"""Single-device networks. They know neither time travel nor ranks; they say which blocks may be sharded."""

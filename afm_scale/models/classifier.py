@@ -1,0 +1,43 @@
+"""The time-conditioned DiT classifier that guides (paper section 4.1): p(y | x_t, t)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .dit import Backbone, BackboneConfig
+from .discriminator import cls_head, prepend
+from .layers import TimestepEmbedder, small_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(BackboneConfig):
+    """`weights`: a safetensors file with the published names, read when training starts; it stays frozen."""
+
+    weights: Path | None
+
+
+class DiTClassifier(Backbone):
+    """C(x_t, t) -> class logits [B, num_classes]; like the discriminator, but told the time and not the label."""
+
+    def __init__(self, config: ClassifierConfig, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(config, shape)
+        self.t_embedder = TimestepEmbedder(config.hidden_size)
+        self.cls_embed = nn.Parameter(torch.empty(config.hidden_size))
+        self.final_layer = cls_head(config.hidden_size, num_classes, bias=True)
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        if name == "cls_embed":
+            return small_normal(tuple(self.cls_embed.shape), generator)
+        return super().initial(name, generator)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x [B, C, H, W], t [B] float32 -> [B, num_classes]."""
+        condition = self.t_embedder(t)
+        tokens = prepend(self.cls_embed, self.tokens(x))
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return self.final_layer(tokens[:, 0])

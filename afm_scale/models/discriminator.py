@@ -1,0 +1,59 @@
+"""The DiT discriminator of AFM: the generator's backbone with a [CLS] token and a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .dit import Backbone, BackboneConfig
+from .layers import DefaultLinear, LabelEmbedder, TimestepEmbedder, small_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig(BackboneConfig):
+    """`target_time`: D is told t. One-step models judge clean samples only and need it not."""
+
+    kind: Literal["dit"] = "dit"
+    target_time: bool
+
+
+def cls_head(hidden_size: int, num_out: int, *, bias: bool) -> nn.Sequential:
+    """LayerNorm without weights and a linear layer, on token 0 (published name: final_layer.1)."""
+    norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+    return nn.Sequential(norm, DefaultLinear(hidden_size, num_out, bias=bias))
+
+
+def prepend(token: Tensor, tokens: Tensor) -> Tensor:
+    """A learnt token [d] before [B, N, d]. It comes after the positions were added and has none of its own."""
+    return torch.cat((token.expand(len(tokens), 1, -1), tokens), dim=1)
+
+
+class DiTDiscriminator(Backbone):
+    """D(x_t, t, y) -> logits [B]."""
+
+    def __init__(self, config: DiscriminatorConfig, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(config, shape)
+        self.y_embedder = LabelEmbedder(num_classes, config.hidden_size)
+        self.target_time = config.target_time
+        if config.target_time:
+            self.t_embedder = TimestepEmbedder(config.hidden_size)
+        self.dis_embed = nn.Parameter(torch.empty(config.hidden_size))
+        self.final_layer = cls_head(config.hidden_size, 1, bias=False)
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        if name == "dis_embed":
+            return small_normal(tuple(self.dis_embed.shape), generator)
+        return super().initial(name, generator)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x [B, C, H, W], target time t [B] float32, y [B] int64 -> [B]."""
+        condition = self.y_embedder(y)
+        if self.target_time:
+            condition = condition + self.t_embedder(t)
+        tokens = prepend(self.dis_embed, self.tokens(x))
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return self.final_layer(tokens[:, 0]).squeeze(-1).clone()  # a view as output could lose FSDP2's hooks

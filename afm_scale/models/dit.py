@@ -1,0 +1,107 @@
+"""The DiT backbone (arXiv 2212.09748) shared by generator, discriminator and classifier.
+
+Legend: B batch, N tokens, d width, p patch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .layers import Attention, Linear, Mlp, PatchEmbed, sincos_positions, zeros
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The size of a DiT. B, M, L and XL with patch 2 are in configs/model."""
+
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    qk_norm: bool = False  # off as published (TF32); bf16 was unstable without it
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} and of 4 "
+                "(two sinusoids for each of two axes)"
+            )
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm over the last axis without weights, eps 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x [B, N, d] scaled and shifted per sample by [B, d]."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated and gated by the condition (adaLN-zero: the gates start at 0)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config.hidden_size, config.num_heads, qk_norm=config.qk_norm)
+        self.mlp = Mlp(config.hidden_size)
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), Linear(config.hidden_size, 6 * config.hidden_size, start=zeros)
+        )
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [B, N, d], c [B, d] -> [B, N, d]."""
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + gate_attn[:, None] * self.attn(modulate(layer_norm(x), shift_attn, scale_attn))
+        return x + gate_mlp[:, None] * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    """[B, N, d] -> [B, N, p * p * C]; starts at zero."""
+
+    def __init__(self, hidden_size: int, num_out: int) -> None:
+        super().__init__()
+        self.linear = Linear(hidden_size, num_out, start=zeros)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 2 * hidden_size, start=zeros))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(layer_norm(x), shift, scale))
+
+
+class Backbone(nn.Module):
+    """Patches with positions, and the stack of blocks. Subclasses add conditions and heads."""
+
+    def __init__(self, config: BackboneConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        num_channels, height, width = shape
+        if height % config.patch_size or width % config.patch_size:
+            raise ConfigError(f"samples of {height} x {width} do not divide into patches of {config.patch_size}")
+        self.grid = (height // config.patch_size, width // config.patch_size)
+        self.patch_size = config.patch_size
+        self.x_embedder = PatchEmbed(num_channels, config.patch_size, config.hidden_size)
+        self.register_buffer("pos_embed", torch.empty(1, self.grid[0] * self.grid[1], config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        assert name == "pos_embed", name
+        return sincos_positions(self.pos_embed.shape[-1], *self.grid)
+
+    def shardable_blocks(self) -> list[nn.Module]:
+        """The modules a plan may shard, recompute and compile one by one, in forward order."""
+        return list(self.blocks)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, d] with positions added."""
+        return self.x_embedder(x) + self.pos_embed
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """[B, N, p * p * C] -> [B, C, H, W]."""
+        p, (rows, columns) = self.patch_size, self.grid
+        patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (p, p, -1))  # [B, rows, columns, p, p, C]
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * p, columns * p)

@@ -1,0 +1,71 @@
+"""The DiT generator of AFM: one-step, K-step, any-step, or deep by repeating its blocks (paper section 3.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from .dit import Backbone, BackboneConfig, FinalLayer
+from .layers import LabelEmbedder, TimestepEmbedder
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(BackboneConfig):
+    """`times`: which of (s, t) the network is told; one-step models need none, fixed steps the source alone.
+
+    `repetitions`: how often the stack of blocks is applied, hidden state carried: 28 blocks make 56 or 112 layers.
+    """
+
+    kind: Literal["dit"] = "dit"
+    times: Literal["none", "source", "both"]
+    repetitions: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repetitions < 1:
+            raise ConfigError(f"repetitions is {self.repetitions}; it must be 1 or more")
+        if self.repetitions > 1 and self.times != "none":
+            raise ConfigError(
+                f"repetitions {self.repetitions} needs times 'none', found {self.times!r}: a deep generator is one-step, "
+                "its time embedding tells the repetitions apart"
+            )
+
+
+class DiTGenerator(Backbone):
+    """G(x_s, s, t, y) -> [B, C, H, W]."""
+
+    def __init__(self, config: GeneratorConfig, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(config, shape)
+        self.times = config.times
+        self.repetitions = config.repetitions
+        self.y_embedder = LabelEmbedder(num_classes, config.hidden_size)
+        if config.times != "none" or config.repetitions > 1:
+            self.t_embedder = TimestepEmbedder(config.hidden_size)
+        if config.times == "both":
+            self.t_tgt_embedder = TimestepEmbedder(config.hidden_size)
+        self.final_layer = FinalLayer(config.hidden_size, config.patch_size**2 * shape[0])
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x [B, C, H, W], source and target times s, t [B] float32, y [B] int64 -> [B, C, H, W]."""
+        label = self.y_embedder(y)  # [B, d]
+        tokens = self.tokens(x)
+        if self.repetitions > 1:
+            for repetition in range(self.repetitions):
+                time = torch.full_like(s, 1 - repetition / self.repetitions)
+                tokens = self._apply_blocks(tokens, label + self.t_embedder(time))
+            return self.unpatchify(self.final_layer(tokens, label))
+        condition = label
+        if self.times != "none":
+            condition = condition + self.t_embedder(s)
+        if self.times == "both":
+            condition = condition + self.t_tgt_embedder(t)
+        return self.unpatchify(self.final_layer(self._apply_blocks(tokens, condition), condition))
+
+    def _apply_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return tokens

@@ -1,0 +1,178 @@
+"""Building blocks of the diffusion transformer (DiT, arXiv 2212.09748), each of which knows how its tensors start.
+
+Modules are built on the meta device. `initial_weights` yields the starting value of every parameter and persistent
+buffer by name, each from its own random generator, so a network starts the same however it is sharded.
+Parameter names are those of the published DiT and AFM checkpoints.
+
+Legend: B batch, N tokens, d width, H x W pixels, p patch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.random import tensor_generator
+
+Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def zeros(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.zeros(shape)
+
+
+def xavier_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Glorot and Bengio (2010) on the matrix [shape[0], the rest]."""
+    fan_out, fan_in = shape[0], math.prod(shape[1:])
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def small_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.empty(shape).normal_(std=0.02, generator=generator)
+
+
+def initial_weights(network: nn.Module, *context: object) -> Iterator[tuple[str, Tensor]]:
+    """(name, full float32 CPU tensor) of every parameter and persistent buffer, as a function of context and name.
+
+    Every module that owns tensors directly has `initial(name, generator) -> Tensor`.
+    """
+    for prefix, module in network.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        own += [name for name, _ in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set]
+        for name in own:
+            full_name = f"{prefix}.{name}" if prefix else name
+            yield full_name, module.initial(name, tensor_generator("weights", *context, full_name))
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weight starts as told and whose bias starts at zero."""
+
+    def __init__(self, num_in: int, num_out: int, *, bias: bool = True, start: Initialiser = xavier_uniform) -> None:
+        super().__init__(num_in, num_out, bias=bias)
+        self._start = start
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return self._start(tuple(self.weight.shape), generator) if name == "weight" else torch.zeros(self.out_features)
+
+
+class DefaultLinear(nn.Linear):
+    """A linear layer with PyTorch's own start: uniform within 1 / sqrt(inputs), the bias too."""
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        bound = 1 / math.sqrt(self.in_features)
+        shape = self.weight.shape if name == "weight" else self.bias.shape
+        return torch.empty(tuple(shape)).uniform_(-bound, bound, generator=generator)
+
+
+class PatchEmbed(nn.Module):
+    """[B, C, H, W] -> [B, N, d], one token for each p x p patch, row by row."""
+
+    def __init__(self, num_channels: int, patch_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = PatchProjection(num_channels, hidden_size, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class PatchProjection(nn.Conv2d):
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        if name == "weight":
+            return xavier_uniform(tuple(self.weight.shape), generator)
+        return torch.zeros(self.out_channels)
+
+
+class LabelEmbedder(nn.Module):
+    """[B] int64 -> [B, d]. There is no null class: AFM trains every sample with its label."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = LabelTable(num_classes, hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class LabelTable(nn.Embedding):
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return small_normal(tuple(self.weight.shape), generator)
+
+
+class TimestepEmbedder(nn.Module):
+    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened."""
+
+    NUM_FREQUENCIES = 128
+    MAX_PERIOD = 10_000
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            Linear(2 * self.NUM_FREQUENCIES, hidden_size, start=small_normal),
+            nn.SiLU(),
+            Linear(hidden_size, hidden_size, start=small_normal),
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        index = torch.arange(self.NUM_FREQUENCIES, dtype=torch.float32, device=t.device)
+        frequencies = torch.exp(-math.log(self.MAX_PERIOD) * index / self.NUM_FREQUENCIES)
+        angles = (1000 * t.float())[:, None] * frequencies  # [B, 128]
+        sinusoids = torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1)
+        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+
+
+class HeadNorm(nn.LayerNorm):
+    """LayerNorm over one attention head's width, for QK-norm."""
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return torch.ones(self.normalized_shape) if name == "weight" else torch.zeros(self.normalized_shape)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over [B, N, d], with query, key and value in one projection."""
+
+    def __init__(self, hidden_size: int, num_heads: int, *, qk_norm: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        head_size = hidden_size // num_heads
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.q_norm = HeadNorm(head_size, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(head_size, eps=1e-6) if qk_norm else nn.Identity()
+        self.proj = Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, heads, d / heads]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, Linear."""
+
+    def __init__(self, hidden_size: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.fc1 = Linear(hidden_size, ratio * hidden_size)
+        self.fc2 = Linear(ratio * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def sincos_positions(hidden_size: int, height: int, width: int) -> Tensor:
+    """Fixed 2-D positional embedding, [1, height * width, d]: half of the width codes the column, half the row."""
+
+    def one_axis(position: Tensor) -> Tensor:
+        quarter = hidden_size // 4
+        frequencies = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+        angles = position.flatten()[:, None] * frequencies
+        return torch.cat((torch.sin(angles), torch.cos(angles)), dim=1)
+
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+    )
+    return torch.cat((one_axis(columns), one_axis(rows)), dim=1)[None].float()

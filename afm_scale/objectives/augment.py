@@ -1,0 +1,87 @@
+"""Discriminator augmentation (paper Algorithm 1): translation and erasing, the same draw for a real and a fake.
+
+Each operation happens to each sample with the scheduled probability, by itself: one integer translation, then three
+erasings. Both are linear in the sample, so gradients pass through them to the generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.random import Draws
+from ..core.schedules import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    probability: Schedule  # of each operation for each sample; 0.4 in the published guidance phase
+    translation: float = 0.3  # largest shift along each axis, as a share of it; whole pixels, zeros move in
+    num_erasings: int = 3
+    erased_low: float = 0.1  # least and most area one erasing sets to zero, as a share
+    erased_high: float = 0.5
+    aspect: float = 3.3  # height / width of an erased rectangle is log-uniform between 1 / aspect and aspect
+
+
+Augment = Callable[[Tensor], Tensor]
+
+
+def paired_augmentation(
+    config: AugmentationConfig | None, draws: Draws, shape: tuple[int, int], step: int
+) -> Augment:
+    """One turn's augmentation of [B, C, H, W] with (H, W) = shape: call it on real and on fake, it is the same."""
+    probability = config.probability(step) if config else 0.0
+    if config is None or probability == 0:
+        return lambda x: x
+    rows, columns, inside = _translation(config, draws, shape, probability)
+    keep = inside * _kept_by_erasing(config, draws, shape, probability)  # [B, H, W]
+
+    def augment(x: Tensor) -> Tensor:
+        x = x.gather(2, rows[:, None, :, None].expand_as(x))
+        x = x.gather(3, columns[:, None, None, :].expand_as(x))
+        return x * keep[:, None].to(x.dtype)
+
+    return augment
+
+
+def _translation(
+    config: AugmentationConfig, draws: Draws, shape: tuple[int, int], probability: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Source row [B, H] and column [B, W] of every pixel, clamped, and whether it lay inside [B, H, W]."""
+    happens = draws.uniform("translate") < probability
+    sources, valid = [], []
+    for axis, size in zip(("y", "x"), shape):
+        largest = math.floor(config.translation * size)
+        shift = torch.floor(draws.uniform(f"translate {axis}") * (2 * largest + 1)).long() - largest
+        index = torch.arange(size, device=shift.device) - (shift * happens)[:, None]
+        valid.append((index >= 0) & (index < size))
+        sources.append(index.clamp(0, size - 1))
+    return sources[0], sources[1], valid[0][:, :, None] & valid[1][:, None, :]
+
+
+def _kept_by_erasing(
+    config: AugmentationConfig, draws: Draws, shape: tuple[int, int], probability: float
+) -> Tensor:
+    """[B, H, W] bool: pixels that no erasing hit."""
+    height, width = shape
+    kept = torch.ones((draws.positions.count, height, width), dtype=torch.bool)
+    for number in range(config.num_erasings):
+        happens, area, ratio, top, left = draws.uniform(f"erase {number}", shape=(5,)).unbind(1)
+        area = (config.erased_low + (config.erased_high - config.erased_low) * area) * height * width
+        ratio = torch.exp((2 * ratio - 1) * math.log(config.aspect))
+        in_rows = _interval(torch.sqrt(area * ratio).round().clamp(1, height), top, height)  # [B, H]
+        in_columns = _interval(torch.sqrt(area / ratio).round().clamp(1, width), left, width)  # [B, W]
+        erased = in_rows[:, :, None] & in_columns[:, None, :] & (happens < probability)[:, None, None]
+        kept = kept.to(erased.device) & ~erased
+    return kept
+
+
+def _interval(length: Tensor, place: Tensor, size: int) -> Tensor:
+    """[B, size] bool: an interval of `length` [B] pixels, placed uniformly by `place` [B] in [0, 1)."""
+    first = torch.floor(place * (size - length + 1))
+    pixel = torch.arange(size, device=length.device)
+    return (pixel >= first[:, None]) & (pixel < (first + length)[:, None])

@@ -1,0 +1,1 @@
+"""How players are laid over ranks. Nothing outside this package asks which plan runs."""

@@ -1,0 +1,44 @@
+"""Whole copies of every network on each rank; gradients are averaged while the backward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .plan import Player
+from .replicated import ReplicatedPlan
+
+
+class _DDPNetwork:
+    """Calls the wrapper while its player learns, the bare module otherwise.
+
+    The wrapper prepares for a backward in each forward; one that a frozen network never gets would upset it.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        ids = [device.index] if device.type == "cuda" else None
+        self.module = module
+        self.wrapper = DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+        )
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and next(self.module.parameters()).requires_grad
+        return (self.wrapper if learns else self.module)(*inputs)
+
+
+class DDPPlan(ReplicatedPlan):
+    def _network(self, module: nn.Module) -> Callable[..., Tensor]:
+        return _DDPNetwork(module, self.device) if self.world_size > 1 else module
+
+    @contextmanager
+    def _reducing(self, player: Player, last: bool) -> Iterator[None]:
+        if self.world_size == 1 or last:
+            yield
+        else:
+            with player.network.wrapper.no_sync():
+                yield

@@ -1,0 +1,208 @@
+"""Which rank this process is, the process group it shares with the others, and words exchanged before training.
+
+Works under torchrun, deepspeed and srun, and without a launcher as one rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from ..core.errors import ConfigError, UserError
+from .plan import ParallelConfig
+
+DEFAULT_MASTER_PORT = 29500  # torchrun's
+
+
+@dataclass(frozen=True)
+class Ranks(AbstractContextManager["Ranks"]):
+    """This process among the others. Leaving the context, or `shutdown`, ends the process group."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    def shutdown(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What the launcher said about this process; `address` is None where no other process has to be found."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int | None  # None: the launcher does not say
+    address: tuple[str, int] | None
+
+
+def launch(config: ParallelConfig) -> Ranks:
+    """Joins the process group: gloo for tensors on the CPU and, with GPUs, NCCL for those on the GPU.
+
+    Sets this process's device and float32 precision. Raises ConfigError, the same one on every rank, if the device is
+    not there, and on its own rank if the launcher's variables make no sense.
+    """
+    place = place_of(os.environ)
+    _die_with_launcher()
+    timeout = timedelta(seconds=config.timeout_seconds)
+    store = _meet(place, timeout)
+    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    _agree_in(store, place, _gpu_error(place) if on_gpu else "")
+    _set_precision(config)
+    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size,
+        timeout=timeout, device_id=device if on_gpu else None,
+    )
+    return Ranks(place.rank, place.local_rank, place.world_size, device)
+
+
+def agree(error: UserError | None) -> None:
+    """Collective. If any rank has met a user's error, every rank raises that of the lowest such rank."""
+    errors: list[tuple[type[UserError], str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
+    for found in errors:
+        if found is not None:
+            kind, message = found
+            raise kind(message) from error
+
+
+def check_same_on_all_ranks(text: str, what: str) -> None:
+    """Collective. Raises ConfigError, the same on every rank, if ranks disagree on `text` (`what`: its name)."""
+    texts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    others = [rank for rank, other in enumerate(texts) if other != texts[0]]
+    if not others:
+        return
+    ours, theirs = texts[0].splitlines(), texts[others[0]].splitlines()
+    length = max(len(ours), len(theirs))
+    ours += ["(nothing)"] * (length - len(ours))
+    theirs += ["(nothing)"] * (length - len(theirs))
+    differing = [(mine, other) for mine, other in zip(ours, theirs, strict=True) if mine != other]
+    mine, other = differing[0] if differing else ("other line ends", "these")
+    raise ConfigError(
+        f"the ranks disagree on {what}: rank 0 has {mine.strip()!r} where rank {others[0]} has {other.strip()!r} "
+        f"(ranks that differ from rank 0: {', '.join(map(str, others))}); start every rank with the same recipe, "
+        f"overrides and code"
+    )
+
+
+def place_of(environment: Mapping[str, str]) -> Place:
+    """Reads the variables of torchrun and deepspeed (RANK, ...), else those of Slurm, else takes one rank alone.
+
+    Raises ConfigError if they are incomplete or not numbers.
+    """
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    elif "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "")
+    else:
+        return Place(rank=0, local_rank=0, world_size=1, local_world_size=1, address=None)
+    rank, local_rank, world_size = (_number(environment, name) for name in names[:3])
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"{names[0]}={rank} and {names[2]}={world_size}: a rank is from 0 to {names[2]} - 1")
+    address = None
+    if world_size > 1:
+        if "MASTER_ADDR" not in environment:
+            raise ConfigError(
+                f"{names[2]}={world_size} but MASTER_ADDR is not set, so the ranks cannot find each other: set it to "
+                f"the host of rank 0 (Slurm: the first of `scontrol show hostnames`), or unset {names[0]} and "
+                f"{names[2]} to run one process alone"
+            )
+        port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_MASTER_PORT
+        address = (environment["MASTER_ADDR"], port)
+    local_world_size = _number(environment, names[3]) if names[3] in environment else None
+    return Place(
+        rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size, address=address
+    )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    found = environment.get(name)
+    if found is None or not found.isdecimal():
+        raise ConfigError(
+            f"the environment variable {name} is {'not set' if found is None else repr(found)}, wanted a number; "
+            f"start the job with torchrun, deepspeed or srun, or without a launcher and its variables"
+        )
+    return int(found)
+
+
+def _meet(place: Place, timeout: timedelta) -> dist.Store:
+    if place.address is None:
+        return dist.HashStore()  # in memory: one rank needs neither port nor file
+    host, port = place.address
+    host = f"[{host}]" if ":" in host else host  # IPv6
+    store, _, _ = next(rendezvous(f"tcp://{host}:{port}", place.rank, place.world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    return store
+
+
+def _gpu_error(place: Place) -> str:
+    """What is wrong with this host's GPUs, or an empty string."""
+    available = torch.cuda.device_count()
+    if available == 0:
+        return "parallel.device is cuda but torch sees no GPU here; set parallel.device=cpu or use a host with GPUs"
+    wanted = max(place.local_world_size or 0, place.local_rank + 1)
+    if wanted > available:
+        return (
+            f"{wanted} processes on a host with {available} GPU(s); start at most one process per GPU "
+            f"(torchrun: --nproc-per-node {available}), or set parallel.device=cpu"
+        )
+    return ""
+
+
+def _agree_in(store: dist.Store, place: Place, error: str) -> None:
+    """`agree` for the time before there is a process group: one rank's error would leave the others waiting for it."""
+    store.set(f"launch/error/{place.rank}", error)
+    if place.rank == 0:
+        errors = [store.get(f"launch/error/{rank}").decode() for rank in range(place.world_size)]
+        store.set("launch/verdict", next(filter(None, errors), ""))
+    verdict = store.get("launch/verdict").decode()
+    if not verdict:
+        return
+    store.add("launch/read", 1)
+    while place.rank == 0 and store.add("launch/read", 0) < place.world_size:
+        time.sleep(0.01)  # the store may live in this process, and has to outlive the others' reading
+    raise ConfigError(verdict)
+
+
+def _set_precision(config: ParallelConfig) -> None:
+    precision = "tf32" if config.precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+
+
+def _die_with_launcher() -> None:
+    """Ends this process when launchers/torchrun.py is killed (SIGKILL).
+
+    Workers are in sessions of their own: without this they would train on, unseen, in the folder of the next run.
+    """
+    launcher = os.environ.get("AFM_SCALE_LAUNCHER_PID")
+    if launcher is None or sys.platform != "linux":
+        return
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it died before we asked
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,140 @@
+"""What DDP and FSDP2 share: filling modules, moving one player at a time, clipping, stepping, listing state.
+
+The optimizer works on this rank's shards as plain tensors (`_Shard`), whatever the parameters are wrapped in: the same
+arithmetic under every plan, and no dispatch cost for each small tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..core.types import Role
+from .launch import Ranks
+from .optim import OptimizerConfig, build_optimizer
+from .plan import ParallelConfig, Player, Weights
+
+
+class ReplicatedPlan:
+    """Every rank computes its share of the batch with whole networks; subclasses say how weights are kept."""
+
+    def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
+        self.rank = ranks.rank
+        self.world_size = ranks.world_size
+        self.device = ranks.device
+        self.dtype = config.dtype
+        self._players: list[Player] = []
+        self._mover: Player | None = None
+
+    def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
+        """As the protocol says."""
+        module = self._materialise(module, weights)
+        shards = [nn.Parameter(_local(parameter)) for parameter in module.parameters()]
+        player = Player(
+            role=role, module=module, network=self._network(module), optimizer=build_optimizer(shards, optimizer),
+            max_grad_norm=optimizer.max_grad_norm, learning_rate=optimizer.learning_rate,
+        )
+        self._players.append(player)
+        return player
+
+    def frozen(self, module: nn.Module, weights: Weights) -> nn.Module:
+        return self._materialise(module, weights).requires_grad_(False)
+
+    @contextmanager
+    def moving(self, player: Player, *, last: bool) -> Iterator[None]:
+        if player is not self._mover:
+            for other in self._players:
+                self._rest(other.module)
+                other.module.requires_grad_(other is player)
+            self._mover = player
+        with self._reducing(player, last):
+            yield
+
+    def backward(self, player: Player, loss: Tensor) -> None:
+        loss.backward()
+
+    @torch.no_grad()
+    def step(self, player: Player, step: int) -> Tensor:
+        self._rest(player.module)
+        (group,) = player.optimizer.param_groups
+        for shard, parameter in zip(group["params"], player.module.parameters()):
+            shard.grad = None if parameter.grad is None else _local(parameter.grad)
+            parameter.grad = None
+        gradients = [shard.grad for shard in group["params"] if shard.grad is not None]
+        squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        norm = self._sum_over_shards_(squares).sqrt()
+        torch._foreach_mul_(gradients, (player.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        group["lr"] = player.learning_rate(step)
+        player.optimizer.step()
+        player.optimizer.zero_grad()
+        return norm
+
+    @torch.no_grad()
+    def fill(self, module: nn.Module, weights: Weights) -> None:
+        targets = self.tensors(module)
+        for name, value in weights:
+            self._fill(targets.pop(name), value)
+        assert not targets, f"no weights were given for {sorted(targets)}"
+
+    def mean_(self, value: Tensor) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(value)  # gloo has no AVG
+            value /= self.world_size
+        return value
+
+    def shards(self, module: nn.Module) -> dict[str, Tensor]:
+        return {name: _local(tensor) for name, tensor in self.tensors(module).items()}
+
+    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        self._rest(module)
+        return module.state_dict()
+
+    def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
+        (group,) = player.optimizer.param_groups
+        named = zip(player.module.named_parameters(), group["params"])
+        return {
+            f"{name}.{key}": self._like(parameter, value)
+            for (name, parameter), shard in named
+            for key, value in player.optimizer.state[shard].items()
+        }
+
+    def _materialise(self, module: nn.Module, weights: Weights) -> nn.Module:
+        module = self._lay_out(module.to(self.dtype)).to_empty(device=self.device)
+        self.fill(module, weights)
+        return module
+
+    def _lay_out(self, module: nn.Module) -> nn.Module:
+        """Wraps a module on the meta device."""
+        return module
+
+    def _fill(self, target: Tensor, full: Tensor) -> None:
+        target.copy_(full)
+
+    def _like(self, parameter: nn.Parameter, local: Tensor) -> Tensor:
+        """A local optimizer tensor as a checkpoint stores it, sharing storage."""
+        return local
+
+    def _network(self, module: nn.Module) -> Any:
+        """What objectives call."""
+        return module
+
+    def _rest(self, module: nn.Module) -> None:
+        """Brings parameters to their resting place before they are read, written or toggled."""
+
+    def _reducing(self, player: Player, last: bool) -> AbstractContextManager[None]:
+        """Around a microbatch: whether its backward reduces gradients over the ranks."""
+        return nullcontext()
+
+    def _sum_over_shards_(self, value: Tensor) -> Tensor:
+        return value
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its storage."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, dist.tensor.DTensor) else tensor

@@ -1,0 +1,92 @@
+"""The configuration of a run, composed of those beside the parts, and the tables of parts to choose from.
+
+Adding an objective, a source or a plan is one line in the table here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+from ..checkpoint.manager import CheckpointConfig
+from ..data.digits import DigitsConfig, DigitsSource
+from ..data.mixture import Mixture1DConfig, Mixture1DSource
+from ..data.synthetic import SyntheticLatents, SyntheticLatentsConfig
+from ..models.classifier import ClassifierConfig
+from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
+from ..models.generator import DiTGenerator, GeneratorConfig
+from ..models.mlp import MLPConfig, MLPDiscriminator, MLPGenerator
+from ..objectives.afm import AdversarialFlow, AFMConfig
+from ..objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from ..parallel.ddp import DDPPlan
+from ..parallel.fsdp2 import FSDP2Plan
+from ..parallel.optim import OptimizerConfig
+from ..parallel.plan import ParallelConfig
+from ..sampling.sampler import SamplingConfig
+from ..train.average import AverageConfig
+from ..train.hooks.console import ConsoleConfig
+from ..train.hooks.divergence import DivergenceConfig
+from ..train.hooks.metrics import MetricsConfig
+from ..train.hooks.samples import SamplesConfig
+from ..train.loop import LoopConfig
+from .report import DigitsReport, MixtureReport, ReportConfig
+
+OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching}
+SOURCES = {DigitsConfig: DigitsSource, Mixture1DConfig: Mixture1DSource, SyntheticLatentsConfig: SyntheticLatents}
+GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
+DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
+PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
+
+AnyObjective = Union[tuple(OBJECTIVES)]
+AnySource = Union[tuple(SOURCES)]
+AnyGenerator = Union[tuple(GENERATORS)]
+AnyDiscriminator = Union[tuple(DISCRIMINATORS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """Where a run lives, and what a new run starts from (its own checkpoints always come first)."""
+
+    folder: Path
+    resume_from: Path | None = None  # a checkpoint to continue, state and step count included
+    initialise_from: Path | None = None  # a checkpoint whose weights alone are taken; the run starts at step 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    generator: AnyGenerator
+    discriminator: AnyDiscriminator | None = None
+    classifier: ClassifierConfig | None = None  # frozen, for guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizersConfig:
+    generator: OptimizerConfig
+    discriminator: OptimizerConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HooksConfig:
+    console: ConsoleConfig = ConsoleConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
+    samples: SamplesConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One recipe, resolved."""
+
+    run: FolderConfig
+    loop: LoopConfig
+    data: AnySource
+    model: ModelConfig
+    objective: AnyObjective
+    optimizer: OptimizersConfig
+    average: AverageConfig
+    parallel: ParallelConfig
+    checkpoint: CheckpointConfig
+    hooks: HooksConfig = HooksConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    report: ReportConfig | None = None

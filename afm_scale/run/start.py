@@ -1,0 +1,62 @@
+"""Where a run starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoint.manager import CheckpointManager
+from ..checkpoint.manifest import resolve_checkpoint
+from ..checkpoint.tensors import load_into, read_tensors
+from ..core.errors import CheckpointError
+from ..parallel.plan import ParallelPlan
+from ..train.hooks.events import EventLog
+from ..train.state import TrainState
+from .config import FolderConfig
+
+
+def start(
+    state: TrainState, plan: ParallelPlan, manager: CheckpointManager, config: FolderConfig, events: EventLog
+) -> str:
+    """Puts the state where the run goes on, and says in one line where that is. In this order:
+
+    1. this run's own newest complete checkpoint;
+    2. `resume_from`: the whole state of another run's checkpoint;
+    3. `initialise_from`: the weights alone, at step 0;
+    4. scratch.
+
+    Raises CheckpointError if the checkpoint chosen is torn or of another model.
+    """
+    torn: list[str] = []
+    own = manager.latest(on_torn=lambda path, reason: torn.append(f"{path.name}: {reason}"))
+    for reason in torn:
+        events.write("torn_checkpoint", checkpoint=reason)
+    if own is not None:
+        state.load_scalars(load_into(own, state.tensors(plan)))
+        where = f"resumed at step {state.step} from {own}"
+    elif config.resume_from is not None:
+        checkpoint = resolve_checkpoint(config.resume_from)
+        state.load_scalars(load_into(checkpoint, state.tensors(plan)))
+        where = f"resumed at step {state.step} from {checkpoint}"
+    elif config.initialise_from is not None:
+        checkpoint = resolve_checkpoint(config.initialise_from)
+        _load_weights(state, plan, checkpoint)
+        where = f"new run with the weights of {checkpoint}"
+    else:
+        where = "new run from scratch"
+    events.write("start", step=state.step, where=where, world_size=plan.world_size)
+    return where + "".join(f"; passed over torn {reason}" for reason in torn)
+
+
+def _load_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
+    modules = {role.value: player.module for role, player in state.players.items()}
+    for part, module in {**modules, "average": state.average.network}.items():
+        given = {name.removeprefix(f"{part}."): t for name, t in read_tensors(checkpoint, f"{part}.").items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in plan.tensors(module).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        if found != wanted:
+            name = next(name for name in sorted(wanted | found) if wanted.get(name) != found.get(name))
+            raise CheckpointError(
+                f"{checkpoint} is of another model: {part}.{name} is {found.get(name, 'missing')} there, "
+                f"{wanted.get(name, 'not wanted')} in this recipe; change run.initialise_from or the model"
+            )
+        plan.fill(module, given.items())

@@ -1,0 +1,1 @@
+"""From noise to images, and from images to files."""

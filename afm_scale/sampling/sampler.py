@@ -1,0 +1,132 @@
+"""Sampling: deterministic transport of noise by a generator, in one or a few steps.
+
+Image number i is a function of (weights, seed, i) alone, bit for bit. Its noise is keyed by i. That is not enough,
+because a matrix product rounds differently for another batch size; so the network always sees tiles of 32 consecutive
+numbers that start at a multiple of 32, whatever was asked for and however many ranks share the work. (On one kind of
+machine: other processors round differently, and so may another number of CPU threads.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.random import KeyedDraws, Positions
+from ..core.types import Generator
+from ..flow.path import Prediction, move
+
+TILE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How samples are drawn wherever a run draws some."""
+
+    num_steps: int = 1  # network evaluations for one image
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ConfigError(f"sampling.num_steps must be at least 1, found {self.num_steps}")
+
+
+@torch.no_grad()
+def trajectory(
+    generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction
+) -> Iterator[Tensor]:
+    """Yields the samples [B, C, H, W] at the num_steps + 1 times 1, 1 - 1/num_steps, ..., 0 ([P] Eq. 39).
+
+    Args:
+        noise: [B, C, H, W], standard normal, on the generator's device and in its dtype.
+        labels: [B] int64.
+    """
+    times = torch.linspace(1, 0, num_steps + 1)  # float32, on the CPU so that every device gets the same
+    x = noise
+    yield x
+    for source, target in zip(times[:-1], times[1:], strict=True):
+        s, t = source.to(x.device).expand(len(x)), target.to(x.device).expand(len(x))
+        x = move(prediction, generator(x, s, t, labels), x, s, t)
+        yield x
+
+
+def sample(
+    generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction
+) -> Tensor:
+    """The end of `trajectory`: images or latents, [B, C, H, W]."""
+    *_, x = trajectory(generator, noise, labels, num_steps=num_steps, prediction=prediction)
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleStream:
+    """An endless numbered row of images. Image i has class labels[i mod len(labels)]: all classes give balanced ones."""
+
+    seed: int
+    shape: tuple[int, int, int]  # (C, H, W) of one image
+    labels: tuple[int, ...]
+    num_steps: int
+    prediction: Prediction
+    dtype: torch.dtype = torch.float32  # the generator's
+
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """The classes of images, [N] int64, on the device of `indices` [N] int64."""
+        return torch.tensor(self.labels, device=indices.device)[indices % len(self.labels)]
+
+    def tile(self, generator: Generator, number: int, device: torch.device) -> Tensor:
+        """Images 32 number ... 32 number + 31, [32, C, H, W]."""
+        positions = Positions(number * TILE, 1, TILE)
+        # Drawn on the CPU: the logarithm and cosine of a GPU differ in the last bit, and it is little work.
+        noise = KeyedDraws(self.seed, "sample", positions=positions).normal("noise", self.shape)
+        labels = self.labels_of(torch.arange(positions.offset, positions.offset + TILE))
+        return sample(
+            generator, noise.to(device, self.dtype), labels.to(device),
+            num_steps=self.num_steps, prediction=self.prediction,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The wanted images of one tile."""
+
+    indices: Tensor  # [N] int64, N <= 32, on the CPU
+    images: Tensor  # [N, C, H, W], on the device
+    labels: Tensor  # [N] int64, on the CPU
+
+
+def generate(
+    generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
+    device: torch.device,
+) -> Iterator[Tile]:
+    """Yields this rank's share of images start ... start + count - 1, in order, a tile at a time.
+
+    Every rank calls the network equally often, because a sharded network gathers its weights from all of them. So
+    every rank must take all it is given; a rank with less to do throws some away.
+    """
+    first, end = start // TILE, -(-(start + count) // TILE)
+    for round_start in range(first, end, world_size):
+        number = round_start + rank
+        images = stream.tile(generator, number, device)
+        low, high = max(start, number * TILE), min(start + count, (number + 1) * TILE)
+        if low < high:
+            indices = torch.arange(low, high)
+            yield Tile(indices, images[low - number * TILE : high - number * TILE], stream.labels_of(indices))
+
+
+def generate_together(
+    generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Images [count, C, H, W] and labels [count], on the CPU of every rank. For as many as fit into memory."""
+    images = torch.zeros(count, *stream.shape, dtype=stream.dtype, device=device)
+    tiles = generate(
+        generator, stream, start=start, count=count, rank=rank, world_size=world_size, device=device
+    )
+    for tile in tiles:
+        images[tile.indices.to(device) - start] = tile.images
+    if world_size > 1:
+        dist.all_reduce(images)  # every image is zero on all ranks but one, so the sum is exact
+    return images.cpu(), stream.labels_of(torch.arange(start, start + count))

@@ -1,0 +1,1 @@
+"""The loop, the state it advances, the average, and the hooks that watch."""

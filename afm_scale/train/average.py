@@ -1,0 +1,38 @@
+"""The average of the generator's weights (EMA): what is sampled, evaluated and published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..parallel.plan import ParallelPlan, Player
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """average <- decay average + (1 - decay) weights, once per generator update, in the weights' precision."""
+
+    decay: float  # 0.9999 as published; 0 copies the weights
+    warm_up: bool = False  # use min(decay, (1 + k) / (10 + k)) at update k = 0, 1, ...: forgets the start sooner
+
+    def decay_at(self, step: int) -> float:
+        return min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
+
+
+class Average:
+    """An exponential moving average laid over the ranks exactly as the generator, so updating it communicates nothing."""
+
+    def __init__(self, network: nn.Module, config: AverageConfig, plan: ParallelPlan) -> None:
+        self.network = network
+        self._config = config
+        self._plan = plan
+
+    @torch.no_grad()
+    def update(self, generator: Player, step: int) -> None:
+        """Moves the average after generator update number `step` (counted from 0)."""
+        average, weights = self._plan.shards(self.network), self._plan.shards(generator.module)
+        names = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        weight = 1 - self._config.decay_at(step)
+        torch._foreach_lerp_([average[name] for name in names], [weights[name] for name in names], weight)

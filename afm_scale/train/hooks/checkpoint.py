@@ -1,0 +1,52 @@
+"""Saving: every k steps and at the end, in the background."""
+
+from __future__ import annotations
+
+import time
+
+from ...checkpoint.manager import CheckpointConfig, CheckpointManager
+from ...core.errors import DivergenceError
+from ...parallel.plan import ParallelPlan
+from ..state import TrainState
+from .divergence import DivergenceGuard
+from .events import EventLog
+from .hook import QuietHook, StepReport
+from .stop import StopHook
+
+
+class CheckpointHook(QuietHook):
+    """Saves the state with the manager. A save that failed stops all ranks, with its message and exit code 2."""
+
+    def __init__(
+        self, plan: ParallelPlan, config: CheckpointConfig, manager: CheckpointManager, *, guard: DivergenceGuard,
+        stop: StopHook, events: EventLog,
+    ) -> None:
+        self._plan = plan
+        self._config = config
+        self._manager = manager
+        self._guard = guard
+        self._stop = stop
+        self._events = events
+        self._saved_step: int | None = None
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        with self._stop.together():
+            self._manager.poll()
+        if state.step % self._config.every_steps == 0:
+            self._save(state)
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        if error is None and self._saved_step != state.step:
+            self._save(state)
+        # After a divergence, which all ranks raise together, a save that is under way is of a good step: finish it.
+        if error is None or isinstance(error, DivergenceError):
+            with self._stop.together():
+                self._manager.wait()
+
+    def _save(self, state: TrainState) -> None:
+        self._guard.look()
+        began = time.monotonic()
+        with self._stop.together():
+            self._manager.save(state.step, state.tensors(self._plan), state.scalars())
+            self._saved_step = state.step
+            self._events.write("save", step=state.step, seconds_waited=round(time.monotonic() - began, 3))

@@ -1,0 +1,86 @@
+"""What a person at the terminal sees: a bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+from tqdm import tqdm
+
+from ...core.errors import ConfigError
+from ..state import TrainState
+from .hook import QuietHook, StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleConfig:
+    """Losses are read, which waits for the device, only this often."""
+
+    bar_every_seconds: float = 1.0  # on a terminal
+    line_every_seconds: float = 10.0  # elsewhere
+
+    def __post_init__(self) -> None:
+        if min(self.bar_every_seconds, self.line_every_seconds) < 0:
+            raise ConfigError("hooks.console.bar_every_seconds and line_every_seconds must not be negative")
+
+
+class ConsoleHook(QuietHook):
+    """Shows the step, every player's total loss on this rank, images per second and the time left.
+
+    Build it on rank 0 only. Rates are of the time since the last line, saving and sampling included.
+    """
+
+    def __init__(self, config: ConsoleConfig, *, total_steps: int, stream: TextIO = sys.stderr) -> None:
+        self._total_steps = total_steps
+        self._stream = stream
+        self._show_bar = stream.isatty()
+        self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
+        self._bar: tqdm | None = None
+        self._images = self._steps = 0
+        self._since = 0.0
+
+    def on_start(self, state: TrainState) -> None:
+        self._since = time.monotonic()
+        if self._show_bar:
+            self._bar = tqdm(
+                total=self._total_steps, initial=state.step, file=self._stream, dynamic_ncols=True, unit="step",
+                bar_format="{percentage:3.0f}%|{bar}| {desc}",
+            )
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self._images += report.images
+        self._steps += 1
+        seconds = time.monotonic() - self._since
+        if seconds >= self._every_seconds or report.step == self._total_steps:
+            self._show(report, seconds)
+            self._images = self._steps = 0
+            self._since += seconds
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self, report: StepReport, seconds: float) -> None:
+        losses = [
+            f"{name.removesuffix('/total')} {float(value):.4f}"
+            for name, value in report.terms.items() if name.endswith("/total")
+        ]
+        seconds_left = (self._total_steps - report.step) * seconds / self._steps
+        text = "  ".join([
+            f"step {report.step}/{self._total_steps}", *losses, f"{self._images / max(seconds, 1e-9):,.0f} images/s",
+            f"{_clock(seconds_left)} left",
+        ])
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.n = report.step
+            self._bar.set_description_str(text)
+
+
+def _clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

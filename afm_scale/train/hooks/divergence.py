@@ -1,0 +1,92 @@
+"""The divergence guard: a loss term or gradient norm that is not finite, on any rank, ends the run on all of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigError, DivergenceError
+from ...parallel.plan import ParallelPlan
+from ..state import TrainState
+from .events import EventLog
+from .hook import QuietHook, StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergenceConfig:
+    """Every step is checked on the device; the host looks every `every_steps` and before every save."""
+
+    every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"hooks.divergence.every_steps must be at least 1, found {self.every_steps}")
+
+
+class DivergenceGuard(QuietHook):
+    """Remembers, on the device, the first step at which each value was not finite.
+
+    Stands before the checkpoint hook, which calls `look` itself before it saves: no checkpoint holds the result of a
+    step that was not finite, so the newest complete one is always good.
+    """
+
+    def __init__(self, plan: ParallelPlan, config: DivergenceConfig, events: EventLog) -> None:
+        self._plan = plan
+        self._config = config
+        self._events = events
+        self._names: tuple[str, ...] = ()
+        self._first: Tensor | None = None  # [num_values] float64: first step that was not finite, infinity if none
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        values = _in_order_of_play(report)
+        if tuple(values) != self._names:
+            self.look()
+            self._names = tuple(values)
+        finite = torch.isfinite(torch.stack(list(values.values())))
+        first = torch.where(finite, math.inf, float(report.step)).double()
+        self._first = first if self._first is None else torch.minimum(self._first, first)
+        if report.step % self._config.every_steps == 0:
+            self.look()
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        if error is None:
+            self.look()
+
+    def look(self) -> None:
+        """Reads what was remembered since the last look. All ranks call it at the same step; waits for the device.
+
+        Raises DivergenceError, the same on every rank, naming the first value that was not finite.
+        """
+        if self._first is None:
+            return
+        world_size = self._plan.world_size
+        table = self._first.new_zeros(world_size, len(self._names))
+        table[self._plan.rank] = self._first
+        self._first = None
+        found = [
+            (round(step), position, rank)
+            for rank, row in enumerate((self._plan.mean_(table) * world_size).tolist())
+            for position, step in enumerate(row)
+            if math.isfinite(step)
+        ]
+        if not found:
+            return
+        step, position, rank = min(found)
+        player, term = self._names[position].split("/", 1)
+        self._events.write("divergence", step=step, player=player, term=term, rank=rank)
+        raise DivergenceError(
+            f"the {player}'s {term} was not finite at step {step} on rank {rank}; the newest checkpoint is from before "
+            f"it. Lower optimizer.{player}.learning_rate or max_grad_norm and run the same command again to go on"
+        )
+
+
+def _in_order_of_play(report: StepReport) -> dict[str, Tensor]:
+    """Every value by name, in the order a step computes them: a player's terms, then its gradient norm."""
+    values: dict[str, Tensor] = {}
+    for player, norm in report.grad_norms.items():
+        values |= {name: value for name, value in report.terms.items() if name.startswith(f"{player}/")}
+        values[f"{player}/gradient norm"] = norm
+    return values

@@ -1,0 +1,28 @@
+"""The event log: what happened to a run, one JSON line each (starts, saves, signals, divergence)."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ...core.files import explained_write
+
+
+class EventLog:
+    """Appends to one file; only on the rank where it is enabled."""
+
+    def __init__(self, path: Path, *, enabled: bool) -> None:
+        self._path = path
+        self._enabled = enabled
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Appends {"time": ISO 8601 in UTC, "kind": kind, **fields}. Raises UserError if the file cannot be written."""
+        if not self._enabled:
+            return
+        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        with explained_write(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time, "kind": kind, **fields}) + "\n")

@@ -1,0 +1,92 @@
+"""The protocol of a hook, the report it reads, and the list the loop talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..state import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One completed step. Tensors are scalars on the device, of this rank; reading them waits for the device."""
+
+    step: int  # completed generator updates, this one included
+    images: int  # samples the generator saw in this step, over all ranks
+    terms: Mapping[str, Tensor]  # "generator/transport" -> [], mean over this rank's microbatches
+    grad_norms: Mapping[str, Tensor]  # "generator" -> [], before clipping, the same on every rank
+    learning_rates: Mapping[str, float]  # "generator" -> the rate this step used
+    seconds: float  # wall-clock time of the step as the host saw it
+    data_seconds: float  # of which the loop waited for data
+
+
+class Hook(Protocol):
+    def on_start(self, state: TrainState) -> None:
+        """Once, before the first step (state may be a resumed one)."""
+        ...
+
+    def after_step(self, state: TrainState, report: StepReport) -> None: ...
+
+    def wants_stop(self) -> bool:
+        """Asked after every step; must answer the same on every rank."""
+        ...
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        """Once, whatever happened. With an error the other ranks may be gone: no collectives then."""
+        ...
+
+
+class QuietHook:
+    """Does nothing at each of the four moments; hooks override the ones they need."""
+
+    def on_start(self, state: TrainState) -> None:
+        pass
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        pass
+
+    def wants_stop(self) -> bool:
+        return False
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        pass
+
+
+class HookList:
+    """Hooks in the order they run."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self._hooks = tuple(hooks)
+
+    def __iter__(self) -> Iterator[Hook]:
+        return iter(self._hooks)
+
+    @contextmanager
+    def running(self, state: TrainState) -> Iterator[None]:
+        """on_start ... on_end. Every on_end runs; the first error raised wins."""
+        error: BaseException | None = None
+        try:
+            for hook in self._hooks:
+                hook.on_start(state)
+            yield
+        except BaseException as caught:
+            error = caught
+        for hook in self._hooks:
+            try:
+                hook.on_end(state, error)
+            except BaseException as caught:
+                error = error or caught
+        if error is not None:
+            raise error
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        for hook in self._hooks:
+            hook.after_step(state, report)
+
+    def wants_stop(self) -> bool:
+        return any([hook.wants_stop() for hook in self._hooks])  # a list: every hook is asked, on every rank

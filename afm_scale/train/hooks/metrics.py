@@ -1,0 +1,160 @@
+"""Metrics: one row of numbers every k steps, averaged over the ranks and those steps, to any number of writers."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TextIO
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigError
+from ...core.files import explained_write, write_atomically
+from ...parallel.plan import ParallelPlan
+from ..state import TrainState
+from .hook import QuietHook, StepReport
+from .stop import StopHook
+
+Row = Mapping[str, float]
+"""Numbers by name; "step" is among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases (its writer needs the package, so this stands here). `wandb sync` sends offline runs later."""
+
+    project: str
+    mode: Literal["offline", "online"] = "offline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """Writing a row waits for the device, so not every step."""
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb: WandbConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"hooks.metrics.every_steps must be at least 1, found {self.every_steps}")
+
+
+class MetricWriter(Protocol):
+    """Somewhere rows go. Errors of the file system are raised as UserError."""
+
+    def start(self, step: int) -> None:
+        """Before the first row; rows of later steps than `step`, from before a resume, are to be forgotten."""
+        ...
+
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsHook(QuietHook):
+    """Gathers steps and hands rows to the writers, of which every rank but 0 has none.
+
+    A row holds: step, images_seen; every term ("generator/transport", mean over the ranks and the steps since the last
+    row) and gradient norm ("generator/grad_norm"); learning rates ("generator/learning_rate", of the last step);
+    images_per_second, seconds_per_step (saving and sampling included), data_wait_share (of the time, spent waiting for
+    data on rank 0), seconds (since this process began to train).
+    """
+
+    def __init__(
+        self, plan: ParallelPlan, config: MetricsConfig, writers: Sequence[MetricWriter], stop: StopHook
+    ) -> None:
+        self._plan = plan
+        self._config = config
+        self._writers = tuple(writers)
+        self._stop = stop
+        self._reports: list[StepReport] = []  # since the last row
+        self._began = self._since = 0.0
+
+    def on_start(self, state: TrainState) -> None:
+        self._began = self._since = time.monotonic()
+        with self._stop.together():
+            for writer in self._writers:
+                writer.start(state.step)
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self._reports.append(report)
+        if report.step % self._config.every_steps == 0:
+            self._write_row(state)
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        if error is None and self._reports:
+            self._write_row(state)
+        with self._stop.together():
+            for writer in self._writers:
+                writer.close()
+
+    def _write_row(self, state: TrainState) -> None:
+        now = time.monotonic()
+        reports, seconds = self._reports, now - self._since
+        means = self._means(reports)  # a collective: every rank comes here, whether it writes or not
+        row = {
+            "step": state.step,
+            "images_seen": state.images_seen,
+            **means,
+            **{f"{player}/learning_rate": rate for player, rate in reports[-1].learning_rates.items()},
+            "images_per_second": sum(report.images for report in reports) / seconds,
+            "seconds_per_step": seconds / len(reports),
+            "data_wait_share": sum(report.data_seconds for report in reports) / seconds,
+            "seconds": now - self._began,
+        }
+        self._reports, self._since = [], now
+        with self._stop.together():
+            for writer in self._writers:
+                writer.write(row)
+
+    def _means(self, reports: Sequence[StepReport]) -> dict[str, float]:
+        """Of every value over the steps that had it, then over the ranks; one small reduction for all."""
+        values: dict[str, list[Tensor]] = {}
+        for report in reports:
+            norms = {f"{player}/grad_norm": norm for player, norm in report.grad_norms.items()}
+            for name, value in {**report.terms, **norms}.items():
+                values.setdefault(name, []).append(value)
+        means = self._plan.mean_(torch.stack([torch.stack(steps).mean() for steps in values.values()]))
+        return dict(zip(values, means.tolist(), strict=True))
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line, each step at most once; numbers that are not finite are null."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def start(self, step: int) -> None:
+        with explained_write(self._path):
+            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_atomically(self._path, lambda file: file.writelines(kept))
+        with explained_write(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        assert self._file is not None
+        with explained_write(self._path):
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with explained_write(self._path):
+                self._file.close()
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a row; infinity for one that a kill tore."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

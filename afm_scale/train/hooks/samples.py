@@ -1,0 +1,73 @@
+"""Sample sheets: every k steps, the same noise through the average network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ...core.errors import ConfigError
+from ...parallel.plan import ParallelPlan
+from ...sampling.pictures import image_grid, save_png
+from ...sampling.sampler import SampleStream, generate_together
+from ..state import TrainState
+from .hook import QuietHook, StepReport
+from .stop import StopHook
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """A sheet has one row per class and `images_per_class` columns."""
+
+    every_steps: int
+    images_per_class: int = 10
+    max_classes: int = 10
+    upscale: int = 4  # pixels per pixel
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "images_per_class", "max_classes", "upscale"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"hooks.samples.{name} must be at least 1, found {getattr(self, name)}")
+
+
+class SamplesHook(QuietHook):
+    """Writes samples/step_00001234.png. All ranks draw, rank 0 writes."""
+
+    def __init__(
+        self, plan: ParallelPlan, config: SamplesConfig, *, folder: Path, seed: int, num_steps: int, stop: StopHook
+    ) -> None:
+        self._plan = plan
+        self._config = config
+        self._folder = folder
+        self._seed = seed
+        self._num_steps = num_steps
+        self._stop = stop
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        if state.step % self._config.every_steps == 0:
+            self.draw(state, self._folder / f"step_{state.step:08d}.png")
+
+    def draw(self, state: TrainState, path: Path) -> None:
+        """Writes one sheet. All ranks must call it."""
+        images, classes = self._samples(state)
+        if self._plan.rank == 0:
+            grid = image_grid(
+                images, columns=self._config.images_per_class, upscale=self._config.upscale,
+                row_labels=[str(label) for label in classes],
+            )
+            with self._stop.together():
+                save_png(grid, path)
+
+    def _samples(self, state: TrainState) -> tuple[Tensor, range]:
+        """Images [classes * images_per_class, C, H, W], class by class, and the classes."""
+        classes = range(min(state.data.num_classes, self._config.max_classes))
+        stream = SampleStream(
+            seed=self._seed, shape=state.data.shape, labels=tuple(classes), num_steps=self._num_steps,
+            prediction=state.objective.prediction, dtype=self._plan.dtype,
+        )
+        images, _ = generate_together(
+            state.average.network, stream, start=0, count=len(classes) * self._config.images_per_class,
+            rank=self._plan.rank, world_size=self._plan.world_size, device=self._plan.device,
+        )
+        return images.unflatten(0, (-1, len(classes))).transpose(0, 1).flatten(0, 1), classes

@@ -1,0 +1,125 @@
+"""Stopping all ranks at the same step: for a signal that reached one of them, or an error that only one of them met.
+
+Each rank holds one number: 0 to go on, a signal's number, or `_FAILED`. After every step the largest one over the ranks
+is asked for, and read after the next step, so nothing waits for the network or the device. It travels over gloo and
+the CPU: the device's own queue may be many steps behind the host.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from ...core.errors import UserError
+from ...parallel.launch import agree
+from ...parallel.plan import ParallelPlan
+from ..state import TrainState
+from .events import EventLog
+from .hook import QuietHook, StepReport
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_FAILED = 1000  # above every signal's number: a failure wins
+
+# Schedulers signal a launcher and its workers, and the launcher passes it on: one wish that arrives twice.
+_SAME_WISH_SECONDS = 0.25
+
+
+class StopHook(QuietHook):
+    """The last hook of the list, so that it sees the errors the others met in this step.
+
+    The first signal only leaves a note; the loop ends at a step boundary and the checkpoint hook saves. A second one
+    (not an echo of the first) ends the process at once, with the exit code 128 + its number and without saving.
+    """
+
+    def __init__(self, plan: ParallelPlan, events: EventLog) -> None:
+        self._events = events
+        self._group = dist.new_group(backend="gloo") if plan.world_size > 1 else None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+        self._previous: dict[signal.Signals, object] = {}
+        self._received, self._received_at = 0, 0.0
+        self._failure: UserError | None = None
+        self._agreed = 0
+        self._told = False
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that all ranks stopped for: the process should exit with EXIT_STOPPED_BY_SIGNAL."""
+        return signal.Signals(self._agreed) if 0 < self._agreed < _FAILED else None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """For work of one rank (writing a file): a UserError inside does not end this rank alone, leaving the others to
+        wait for it; all ranks stop at the same step, each raising an error of the same kind and message."""
+        try:
+            yield
+        except UserError as error:
+            self._failure = self._failure or error
+
+    def on_start(self, state: TrainState) -> None:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._receive)
+        self._agree(state)  # the other hooks may have failed to start on one rank
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self._read()
+        if not self._agreed:
+            self._ask()
+        self._act(state)
+
+    def wants_stop(self) -> bool:
+        return self._agreed > 0
+
+    def on_end(self, state: TrainState, error: BaseException | None) -> None:
+        try:
+            if error is None:  # other hooks' on_end may have failed on one rank, and the last signal is not yet read
+                self._read()
+                self._agree(state)
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+            self._previous.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._received and now - self._received_at > _SAME_WISH_SECONDS:
+            os._exit(128 + number)
+        if not self._received:
+            self._received, self._received_at = number, now
+
+    def _agree(self, state: TrainState) -> None:
+        self._ask()
+        self._read()
+        self._act(state)
+
+    def _ask(self) -> None:
+        mine = _FAILED if self._failure else max(self._received, self._agreed)
+        if self._group is None:
+            self._agreed = mine
+            return
+        value = torch.tensor(mine)
+        self._pending = value, dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def _read(self) -> None:
+        if self._pending is not None:
+            value, work = self._pending
+            self._pending = None
+            work.wait()
+            self._agreed = int(value)
+
+    def _act(self, state: TrainState) -> None:
+        if self._agreed == _FAILED:
+            if self._group is not None:
+                agree(self._failure)
+            assert self._failure is not None
+            raise self._failure
+        if self.signal and not self._told:
+            self._told = True
+            with self.together():
+                self._events.write("signal", signal=self.signal.name, step=state.step)

@@ -1,0 +1,120 @@
+"""Training, for every objective: players take turns until enough steps are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.random import KeyedDraws, Positions
+from ..core.types import Batch, Loss, Role
+from ..objectives.objective import Objective
+from ..parallel.plan import ParallelPlan
+from .hooks.hook import HookList, StepReport
+from .state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """One step is one turn of every player, counted by generator updates."""
+
+    steps: int  # generator updates in the whole run
+    accumulation: int = 1  # microbatches that share one update
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.accumulation < 1:
+            raise ConfigError(f"steps {self.steps} must be >= 0 and accumulation {self.accumulation} must be >= 1")
+
+
+class ReportBuilder:
+    """Collects what a step did, without reading anything back from the device."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._data_seconds = 0.0
+        self._terms: dict[str, list[Tensor]] = {}
+        self._images = 0
+        self.grad_norms: dict[str, Tensor] = {}
+        self.learning_rates: dict[str, float] = {}
+
+    def batch(self, batches: Callable[[], Batch]) -> Batch:
+        """The next batch, with the wait for it measured."""
+        before = time.perf_counter()
+        batch = batches()
+        self._data_seconds += time.perf_counter() - before
+        return batch
+
+    def add(self, role: Role, loss: Loss, images: int) -> None:
+        for name, value in loss.terms.items():
+            self._terms.setdefault(f"{role.value}/{name}", []).append(value)
+        self._images += images if role is Role.GENERATOR else 0
+
+    def build(self, step: int, world_size: int) -> StepReport:
+        return StepReport(
+            step=step,
+            images=self._images * world_size,
+            terms={name: torch.stack(values).mean() for name, values in self._terms.items()},
+            grad_norms=self.grad_norms,
+            learning_rates=self.learning_rates,
+            seconds=time.perf_counter() - self._started,
+            data_seconds=self._data_seconds,
+        )
+
+
+def loss_of(role: Role, objective: Objective) -> Callable[..., Loss]:
+    """The loss of the player that moves."""
+    return objective.generator_loss if role is Role.GENERATOR else objective.discriminator_loss
+
+
+def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: HookList) -> None:
+    """Takes turns until `config.steps` generator updates are done or a hook wants to stop.
+
+    Each turn has fresh data, split into microbatches by position in the global batch. Random numbers depend on
+    (seed, step, role, position) alone. Saves nothing itself, reads no tensor back: those are hooks.
+    """
+    nets, next_batch = state.networks(), iter(state.data).__next__
+    with hooks.running(state):
+        while state.step < config.steps and not hooks.wants_stop():
+            report = ReportBuilder()
+            for role in state.objective.turns(state.step):  # AFM: discriminator, then generator; the others: generator
+                player = state.players[role]
+                batch = report.batch(next_batch)
+                micros = microbatches(batch, plan, config, state.step, role)
+                if len(micros) > 1:
+                    with plan.moving(player, last=False):
+                        for micro, draws in micros:
+                            state.objective.survey(role, nets, micro, draws, state.step)
+                for index, (micro, draws) in enumerate(micros):
+                    with plan.moving(player, last=index == len(micros) - 1):
+                        loss = loss_of(role, state.objective)(nets, micro, draws, state.step)
+                        plan.backward(player, loss.total / len(micros))
+                    report.add(role, loss, len(micro.y))
+                report.grad_norms[role.value] = plan.step(player, state.step)
+                report.learning_rates[role.value] = player.learning_rate(state.step)
+            state.average.update(state.players[Role.GENERATOR], state.step)
+            state.step += 1
+            completed = report.build(state.step, plan.world_size)
+            state.images_seen += completed.images
+            hooks.after_step(state, completed)
+
+
+def microbatches(
+    batch: Batch, plan: ParallelPlan, config: LoopConfig, step: int, role: Role
+) -> list[tuple[Batch, KeyedDraws]]:
+    """This rank's batch as `accumulation` interleaved parts, each with the random numbers of its samples.
+
+    Sources give float32; from here on samples are in the precision of the networks.
+    """
+    batch = Batch(batch.x.to(plan.dtype), batch.y)
+    positions = Positions(plan.rank, plan.world_size, len(batch.y))
+    parts = []
+    for index in range(config.accumulation):
+        part = positions.every(index, config.accumulation)
+        draws = KeyedDraws(config.seed, step, role.value, positions=part, device=batch.x.device)
+        parts.append((batch.every(index, config.accumulation), draws))
+    return parts

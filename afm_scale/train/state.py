@@ -1,0 +1,55 @@
+"""Everything a checkpoint holds, enumerated in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..core.types import Classifier, Networks, Role
+from ..data.source import DataSource
+from ..objectives.objective import Objective
+from ..parallel.plan import ParallelPlan, Player
+from .average import Average
+
+
+@dataclass
+class TrainState:
+    """The state of a run at a step boundary. Randomness needs none: it is a function of (seed, step, role, position)."""
+
+    players: Mapping[Role, Player]
+    average: Average
+    objective: Objective
+    data: DataSource
+    classifier: Classifier | None = None  # frozen: comes from its own file, not from the checkpoint
+    step: int = 0  # completed generator updates
+    images_seen: int = 0  # by the generator, over all ranks
+
+    def networks(self) -> Networks:
+        discriminator = self.players.get(Role.DISCRIMINATOR)
+        return Networks(
+            generator=self.players[Role.GENERATOR].network,
+            average=self.average.network,
+            discriminator=discriminator.network if discriminator else None,
+            classifier=self.classifier,
+        )
+
+    def tensors(self, plan: ParallelPlan) -> dict[str, Tensor]:
+        """All tensors by a name that does not depend on the plan; loading a checkpoint fills them in place."""
+        named = {f"average.{name}": tensor for name, tensor in plan.tensors(self.average.network).items()}
+        for role, player in self.players.items():
+            named |= {f"{role.value}.{name}": tensor for name, tensor in plan.tensors(player.module).items()}
+            optimizer = plan.optimizer_tensors(player)
+            named |= {f"optimizer.{role.value}.{name}": tensor for name, tensor in optimizer.items()}
+        return named | {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""
+        return {"step": self.step, "images_seen": self.images_seen, "data": dict(self.data.state_dict())}
+
+    def load_scalars(self, scalars: Mapping[str, Any]) -> None:
+        self.step = scalars["step"]
+        self.images_seen = scalars["images_seen"]
+        self.data.load_state_dict(scalars["data"])

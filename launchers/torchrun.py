@@ -1,0 +1,161 @@
+"""torchrun that ends as its workers end and lets them save first: `python launchers/torchrun.py [torchrun options] ...`
+
+The command line is torchrun's, and so are the agent, the rendezvous and the restarts. What differs:
+
+- Exit code: 0 done, 2 a user's mistake, 75 stopped by a signal after saving, 1 anything else. torchrun always ends with
+  1 and a traceback of its own.
+- SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 are passed to every worker once, and the workers then have the time of
+  --shutdown-timeout or TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds, here 300 by default) to save before they are killed. A
+  second signal is passed on too: workers exit at once. --signals-to-handle has no effect.
+- Workers that ended with 2 or 75 are not restarted.
+- The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.agent.server import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher import api as launcher
+
+DONE, FAILURE, USER_ERROR, STOPPED_BY_SIGNAL = 0, 1, 2, 75  # as in afm_scale/core/errors.py
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+DEFAULT_GRACE_SECONDS = 300
+
+
+class Workers:
+    """The processes of this node, and the signals that were passed on to them."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        self._pids: list[int] = []
+        self._first_signal_at = 0.0
+        self._lock = threading.RLock()  # reentrant: a handler may interrupt another handler
+
+    def started(self, pids: list[int]) -> None:
+        with self._lock:
+            self._pids = pids
+            for signum in self.signals:  # those that came while the workers were being started
+                self._send(signum)
+
+    def forward(self, signum: int, frame: FrameType | None) -> None:
+        with self._lock:
+            if not self.signals:
+                self._first_signal_at = time.monotonic()
+            self.signals.append(signum)
+            self._send(signum)
+
+    def kill_after(self, grace_seconds: float) -> None:
+        with self._lock:
+            if self.signals and time.monotonic() - self._first_signal_at > grace_seconds:
+                self._send(signal.SIGKILL)
+
+    def _send(self, signum: int) -> None:
+        for pid in self._pids:
+            try:
+                os.killpg(pid, signum)  # torch starts every worker in a session of its own
+            except ProcessLookupError:
+                pass
+
+
+def signal_of(code: int) -> int | None:
+    """The signal a worker died of: -N as subprocess reports it, or 128 + N as a handler or a shell may put it."""
+    if code < 0:
+        return -code
+    return code - 128 if code > 128 else None
+
+
+def exit_code(codes: list[int], signals: list[int]) -> int:
+    """The job's exit code from those of its failed workers and the signals passed on to them.
+
+    When one worker ends, torch sends the others SIGTERM, so a death by a signal says little beside a code of 2 or 75.
+    Workers that died of the first and only signal passed on had not begun to train, and have nothing to save.
+    """
+    if USER_ERROR in codes:
+        return USER_ERROR
+    deaths = [signal_of(code) for code in codes if code != STOPPED_BY_SIGNAL]
+    stopped = STOPPED_BY_SIGNAL in codes and None not in deaths
+    never_began = len(signals) == 1 and set(deaths) == set(signals)
+    return STOPPED_BY_SIGNAL if stopped or never_began else FAILURE
+
+
+def agent_class(workers: Workers) -> type[LocalElasticAgent]:
+    """The agent of torchrun, which tells `workers` whom it started."""
+
+    class Agent(LocalElasticAgent):
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
+            pids = super()._start_workers(worker_group)
+            workers.started(list(pids.values()))
+            return pids
+
+        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            result = super()._monitor_workers(worker_group)
+            codes = [failure.exitcode for failure in result.failures.values()]
+            if codes and exit_code(codes, workers.signals) != FAILURE:
+                self._remaining_restarts = 0
+            return result
+
+    return Agent
+
+
+def main(arguments: list[str]) -> int:
+    args = torchrun.parse_args(arguments)
+    # Only torch of at least 2.13 has the option; in 2.11 the agent's own 30 s do not matter, since the agent, being in
+    # a thread, never handles a signal itself.
+    grace_seconds = vars(args).get("shutdown_timeout")
+    if grace_seconds is None:
+        grace_seconds = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", DEFAULT_GRACE_SECONDS))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets the same, with a warning
+    os.environ["AFM_SCALE_LAUNCHER_PID"] = str(os.getpid())
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # `describe` says it
+
+    workers = Workers()
+    for signum in FORWARDED:
+        signal.signal(signum, workers.forward)
+    launcher.LocalElasticAgent = agent_class(workers)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            torchrun.run(args)
+        except BaseException as error:  # raised again in the main thread
+            failures.append(error)
+
+    # In a thread, because torch then leaves signals alone; in the main thread it would raise from a handler wherever it
+    # happens to be, between the starts of two workers too, and forget the exit codes.
+    agent = threading.Thread(target=run)
+    agent.start()
+    while agent.is_alive():
+        agent.join(timeout=1)
+        workers.kill_after(grace_seconds)
+    if not failures:
+        return DONE
+    if not isinstance(failures[0], ChildFailedError):
+        raise failures[0]
+    codes = {rank: failure.exitcode for rank, failure in sorted(failures[0].failures.items())}
+    code = exit_code(list(codes.values()), workers.signals)
+    if code == FAILURE:
+        print(describe(codes), file=sys.stderr)
+    return code
+
+
+def describe(codes: dict[int, int]) -> str:
+    """One line, such as 'the job failed: rank 0 ended with 1, rank 1 by SIGKILL'."""
+    ends = [f"with {code}" if code > 0 else f"by {signal.Signals(-code).name}" for code in codes.values()]
+    return "the job failed: " + ", ".join(
+        f"rank {rank} ended {end}" if index == 0 else f"rank {rank} {end}"
+        for index, (rank, end) in enumerate(zip(codes, ends, strict=True))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

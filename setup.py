@@ -1,0 +1,28 @@
+"""The package and what it needs. Versions known to work together are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="afm_scale",
+    version="0.1.0",
+    description="Distributed pretraining of one- and few-step image generators: adversarial flow models at scale",
+    license="Apache-2.0",
+    packages=find_packages(include=["afm_scale", "afm_scale.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=1.26",
+        "PyYAML>=6",
+        "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "Pillow>=10",
+        "matplotlib>=3.8",
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+        "rich>=13",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
+        "wandb": ["wandb>=0.17"],
+    },
+)

@@ -1,0 +1,18 @@
+"""One thread per process, here and in every process a test starts; GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if item not in for_a_gpu]
+    config.hook.pytest_deselected(items=for_a_gpu)

@@ -1,0 +1,184 @@
+"""The launcher ends as its workers end, and gives them time to save."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCHER = Path(__file__).parents[2] / "launchers" / "torchrun.py"
+
+ENDS_WITH = "import os, sys; sys.exit(int(sys.argv[1 + int(os.environ['RANK'])]))"
+
+RESTARTED = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], os.environ["RANK"]).open("a").write("started ")
+sys.exit(int(sys.argv[2]))
+"""
+
+WAITS_FOR_A_SIGNAL = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, seconds_to_save = Path(sys.argv[1]), float(sys.argv[2])
+got = []
+
+def note(number, frame):
+    got.append(signal.Signals(number).name)
+    if len(got) == 2:
+        os._exit(128 + number)
+
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, note)
+(folder / ("ready" + os.environ["RANK"])).write_text(str(os.getpid()))
+while not got:
+    time.sleep(0.02)
+time.sleep(seconds_to_save)
+(folder / ("saved" + os.environ["RANK"])).write_text(" ".join(got))
+time.sleep(1)  # so that the end of one worker does not reach the other before it has written
+sys.exit(75)
+"""
+
+TRAINS_FOREVER = """
+import os, sys, time
+from pathlib import Path
+from afm_scale.parallel.launch import launch
+from afm_scale.parallel.plan import ParallelConfig
+
+launch(ParallelConfig(plan="ddp", device="cpu"))
+Path(sys.argv[1], "ready" + os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(100)
+"""
+
+
+def load():
+    specification = importlib.util.spec_from_file_location("launchers_torchrun", LAUNCHER)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def start(folder: Path, script: str, *arguments: object, options: tuple[str, ...] = (), **environment: str):
+    (folder / "worker.py").write_text(script)
+    command = [sys.executable, LAUNCHER, "--standalone", "--nproc-per-node", "2", *options, folder / "worker.py"]
+    return subprocess.Popen(
+        [str(word) for word in (*command, *arguments)], env=os.environ | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+
+
+def start_waiting(folder: Path, seconds_to_save: float, **environment: str) -> subprocess.Popen:
+    process = start(folder, WAITS_FOR_A_SIGNAL, folder, seconds_to_save, **environment)
+    pids_of_workers(folder)
+    return process
+
+
+def pids_of_workers(folder: Path) -> list[int]:
+    """Of both workers, once they are ready."""
+    files = [folder / f"ready{rank}" for rank in range(2)]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    return [int(file.read_text()) for file in files]
+
+
+def wait_until(condition, seconds: float = 100) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting after {seconds} seconds"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("codes, signals, wanted", [
+    ([2, 2], [], 2),
+    ([1, 2], [], 2),  # the others fail when one ends with its user's mistake
+    ([2, -signal.SIGTERM], [], 2),
+    ([75, 75], [signal.SIGTERM], 75),
+    ([75], [], 75),  # the signal reached the workers alone, and the other one ended with 0
+    ([75, -signal.SIGTERM], [signal.SIGUSR1], 75),  # torch ends the others when one has ended
+    ([75, 128 + signal.SIGTERM], [signal.SIGUSR1], 75),
+    ([75, 1], [signal.SIGTERM], 1),
+    ([-signal.SIGUSR1, -signal.SIGUSR1], [signal.SIGUSR1], 75),  # before they had begun
+    ([-signal.SIGKILL, -signal.SIGKILL], [signal.SIGTERM], 1),  # they did not save in time
+    ([128 + signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGTERM], 1),  # ended at once by the second
+    ([-signal.SIGKILL, -signal.SIGTERM], [], 1),
+    ([1, -signal.SIGTERM], [], 1),
+    ([1], [signal.SIGTERM], 1),
+])
+def test_the_exit_code_tells_why_the_workers_ended(codes, signals, wanted):
+    assert load().exit_code(codes, signals) == wanted
+
+
+@pytest.mark.parametrize("codes, wanted, told", [
+    ((0, 0), 0, ""),
+    ((2, 2), 2, ""),
+    ((75, 75), 75, ""),
+    ((0, 3), 1, "the job failed: rank 1 ended with 3\n"),
+])
+def test_the_launcher_ends_as_its_workers_and_says_no_more_than_needed(tmp_path, codes, wanted, told):
+    process = start(tmp_path, ENDS_WITH, *codes)
+    output, errors = process.communicate(timeout=100)
+    assert (process.returncode, output, errors) == (wanted, "", told)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_each_worker_once_and_is_waited_for(tmp_path, number):
+    process = start_waiting(tmp_path, 2)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=100)
+    assert (process.returncode, output, errors) == (75, "", "")
+    assert [(tmp_path / f"saved{rank}").read_text() for rank in range(2)] == [number.name] * 2
+
+
+def test_a_signal_to_the_workers_alone_ends_the_job_with_75(tmp_path):
+    process = start_waiting(tmp_path, 0)
+    for pid in pids_of_workers(tmp_path):
+        os.kill(pid, signal.SIGUSR1)
+    assert process.wait(timeout=100) == 75
+
+
+def test_a_second_signal_is_passed_on_and_ends_the_job_at_once(tmp_path):
+    process = start_waiting(tmp_path, 90)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "ended with 130" in errors and "Traceback" not in errors
+    assert not list(tmp_path.glob("saved*"))
+
+
+def test_workers_that_do_not_save_in_time_are_killed(tmp_path):
+    process = start_waiting(tmp_path, 90, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert "SIGKILL" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("code, starts", [(2, 1), (75, 1), (3, 2)])
+def test_only_a_failure_is_restarted(tmp_path, code, starts):
+    process = start(tmp_path, RESTARTED, tmp_path, code, options=("--max-restarts", "1"))
+    assert process.wait(timeout=100) == {2: 2, 75: 75, 3: 1}[code]
+    assert (tmp_path / "0").read_text() == "started " * starts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_no_worker_outlives_a_launcher_that_is_killed(tmp_path):
+    process = start(tmp_path, TRAINS_FOREVER, tmp_path)
+    workers = pids_of_workers(tmp_path)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(is_running(pid) for pid in workers), seconds=30)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs every test that this machine can run: bash tests/run.sh [pytest options]
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/../launchers/environment.sh"
+cd "$root"
+
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest -q tests "$@"

@@ -1,0 +1,232 @@
+"""The shape of the package, read from its sources: who imports whom (architecture.md 3), and how long files are."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "afm_scale"
+
+Sources = dict[str, str]
+"""Source text by module name, such as 'afm_scale.core.errors'; a package goes by its own name."""
+
+MAY_IMPORT = {
+    "core": set(),
+    "ops": {"core"},
+    "flow": {"core"},
+    "models": {"core", "ops"},
+    "data": {"core"},
+    "parallel": {"core", "ops"},
+    "sampling": {"core", "flow"},
+    "objectives": {"core", "flow"},
+    "checkpoint": {"core", "parallel"},
+    "evaluation": {"core", "flow", "models", "data", "parallel", "sampling"},
+    "estimate": {"core", "flow", "models", "data", "parallel", "sampling"},
+    # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error (parallel.launch).
+    "train": {
+        "core", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.launch", "data.source",
+        "checkpoint.manager", "checkpoint.manifest", "sampling",
+    },
+    "run": {
+        "core", "ops", "flow", "models", "data", "parallel", "sampling", "objectives", "checkpoint", "evaluation",
+        "estimate", "train",
+    },
+    "__main__": {"run", "core"},
+    "": set(),  # afm_scale/__init__.py
+}
+KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
+OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity"}
+LINES = 300
+LINES_OF_LOOP = 150
+LINES_OF_OBJECTIVE = 180
+
+
+def package_sources() -> Sources:
+    sources = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        sources[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return sources
+
+
+def part_of(module: str) -> str:
+    """'train' for 'afm_scale.train.hooks.hook'; an empty string for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(module: str, sources: Sources) -> Iterator[tuple[str, int]]:
+    """Every module that `module` imports, anywhere in it, by full name, with the line."""
+    is_package = any(other.startswith(module + ".") for other in sources)
+    for node in ast.walk(ast.parse(sources[module])):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                above = parents[:len(parents) - node.level + is_package]
+                base = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"  # a module of ours, of torch.distributed, or a name in `base`
+                yield (inner if inner in sources or inner == "torch.distributed" else base), node.lineno
+
+
+def arrows_that_point_up(sources: Sources) -> list[str]:
+    found = []
+    for module in sources:
+        part = part_of(module)
+        if part not in MAY_IMPORT:
+            found.append(f"{module}: {part!r} is not a package of the architecture")
+            continue
+        for target, line in imports(module, sources):
+            top, _, inside = target.partition(".")
+            if top == "tools":
+                found.append(f"{module}:{line} imports {target}: tools are imported by nothing")
+            if top != PACKAGE or part_of(target) == part or target == PACKAGE:
+                continue
+            allowed = MAY_IMPORT[part]
+            if inside.split(".")[0] not in allowed and inside not in allowed:
+                found.append(f"{module}:{line} imports {target}; {part} may import {sorted(allowed)}")
+    return found
+
+
+def ranks_where_none_are_known(sources: Sources) -> list[str]:
+    found = []
+    for module in sources:
+        if part_of(module) not in KNOW_NO_RANKS:
+            continue
+        lines = [line for target, line in imports(module, sources) if f"{target}.".startswith("torch.distributed.")]
+        lines += [
+            node.lineno for node in ast.walk(ast.parse(sources[module]))
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"
+        ]
+        found += [f"{module}:{line} uses torch.distributed" for line in lines]
+    return found
+
+
+def foreign_packages_in_core(sources: Sources) -> list[str]:
+    known = sys.stdlib_module_names | {"torch", PACKAGE}
+    return [
+        f"{module}:{line} imports {target}; core imports the standard library and torch"
+        for module in sources if part_of(module) == "core"
+        for target, line in imports(module, sources) if target.split(".")[0] not in known
+    ]
+
+
+def optional_packages_out_of_place(sources: Sources) -> list[str]:
+    """An optional package belongs at the top of one module, which is imported only when the configuration names it."""
+    found = []
+    owner: dict[str, str] = {}
+    for module, source in sources.items():
+        top_lines = {node.lineno for node in ast.parse(source).body}
+        for target, line in imports(module, sources):
+            name = target.split(".")[0]
+            if name not in OPTIONAL:
+                continue
+            if line not in top_lines:
+                found.append(f"{module}:{line} imports {name} below the top of the module")
+            if owner.setdefault(name, module) != module:
+                found.append(f"{module}:{line} imports {name}, which is the matter of {owner[name]}")
+    return found
+
+
+def import_errors_caught(sources: Sources) -> list[str]:
+    return [
+        f"{module}:{node.lineno} catches {name.id}; only ops probes for packages"
+        for module, source in sources.items() if part_of(module) != "ops"
+        for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler) and node.type is not None
+        for name in ast.walk(node.type)
+        if isinstance(name, ast.Name) and name.id in {"ImportError", "ModuleNotFoundError"}
+    ]
+
+
+def refused_calls(sources: Sources) -> list[str]:
+    return [
+        f"{module}:{node.lineno} calls {node.func.id}"
+        for module, source in sources.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"eval", "hasattr"}
+    ]
+
+
+def files_too_long(sources: Sources) -> list[str]:
+    found = []
+    for module, source in sources.items():
+        limit = LINES_OF_OBJECTIVE if part_of(module) == "objectives" else LINES
+        limit = LINES_OF_LOOP if module == f"{PACKAGE}.train.loop" else limit
+        length = len(source.splitlines())
+        if length > limit:
+            found.append(f"{module} has {length} lines, at most {limit} are wanted: split it where two things live")
+    return found
+
+
+CHECKS = [
+    arrows_that_point_up, ranks_where_none_are_known, foreign_packages_in_core, optional_packages_out_of_place,
+    import_errors_caught, refused_calls, files_too_long,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_package_keeps_its_layers(check):
+    found = check(package_sources())
+    assert not found, "\n".join(found)
+
+
+def test_the_whole_package_is_read():
+    sources = package_sources()
+    assert {"afm_scale", "afm_scale.core.errors", "afm_scale.train.hooks.hook", "afm_scale.parallel"} <= set(sources)
+    read = set(imports("afm_scale.parallel.plan", sources))
+    assert {"afm_scale.core.schedules", "afm_scale.parallel.optim", "torch"} <= {target for target, _ in read}
+
+
+OURS = {"afm_scale.parallel": "", "afm_scale.parallel.plan": "", "afm_scale.parallel.ddp": "", "afm_scale.core": ""}
+VIOLATIONS = [
+    (arrows_that_point_up, {"afm_scale.core.types": "from ..parallel.plan import Player"}),
+    (arrows_that_point_up, {"afm_scale.core.types": "from .. import parallel"}),
+    (arrows_that_point_up, {"afm_scale.models.dit": "def f():\n    from afm_scale.flow import path"}),
+    (arrows_that_point_up, {"afm_scale.models.dit": "import afm_scale.parallel.ddp"}),
+    (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel.ddp import DDP"}),
+    (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel import ddp"}),
+    (arrows_that_point_up, {"afm_scale.train.hooks.samples": "from ...objectives.afm import AFM"}),
+    (arrows_that_point_up, {"afm_scale.objectives.afm": "from ..parallel.plan import Player"}),
+    (arrows_that_point_up, {"afm_scale.run.build": "from tools import convert"}),
+    (arrows_that_point_up, {"afm_scale.misc.odd": ""}),
+    (ranks_where_none_are_known, {"afm_scale.models.dit": "import torch.distributed as dist"}),
+    (ranks_where_none_are_known, {"afm_scale.models.dit": "from torch import distributed"}),
+    (ranks_where_none_are_known, {"afm_scale.objectives.afm": "import torch\ntorch.distributed.get_rank()"}),
+    (ranks_where_none_are_known, {"afm_scale.data.digits": "from torch.distributed.fsdp import fully_shard"}),
+    (foreign_packages_in_core, {"afm_scale.core.types": "import numpy as np"}),
+    (optional_packages_out_of_place, {"afm_scale.data.a": "def f():\n    import webdataset"}),
+    (optional_packages_out_of_place, {"afm_scale.data.a": "import nvidia.dali", "afm_scale.data.b": "import nvidia"}),
+    (import_errors_caught, {"afm_scale.data.a": "try:\n    import x\nexcept (OSError, ImportError):\n    x = None"}),
+    (refused_calls, {"afm_scale.train.state": "def f(x):\n    return hasattr(x, 'y')"}),
+    (refused_calls, {"afm_scale.run.load": "eval('1')"}),
+    (files_too_long, {"afm_scale.data.a": "\n" * 301}),
+    (files_too_long, {"afm_scale.train.loop": "\n" * 151}),
+    (files_too_long, {"afm_scale.objectives.afm": "\n" * 181}),
+]
+
+
+@pytest.mark.parametrize("check, sources", VIOLATIONS)
+def test_a_violation_is_found(check, sources):
+    assert check(OURS | sources)
+
+
+@pytest.mark.parametrize("check, sources", [
+    (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel.plan import Player\nfrom ..core import types"}),
+    (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel import plan\nfrom .state import TrainState"}),
+    (arrows_that_point_up, {"afm_scale.run.build": "from ..parallel.ddp import DDP"}),
+    (ranks_where_none_are_known, {"afm_scale.parallel.ddp": "import torch.distributed as dist"}),
+    (optional_packages_out_of_place, {"afm_scale.data.a": "import webdataset"}),
+    (import_errors_caught, {"afm_scale.ops.norm": "try:\n    import apex\nexcept ImportError:\n    pass"}),
+    (refused_calls, {"afm_scale.train.state": "model.eval()"}),
+    (files_too_long, {"afm_scale.objectives.afm": "\n" * 180, "afm_scale.train.loop": "\n" * 150}),
+])
+def test_what_is_allowed_is_not_found(check, sources):
+    assert check(OURS | sources) == []

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from afm_scale.core.errors import UserError
+from afm_scale.train.hooks.events import EventLog
+
+
+def test_every_event_is_one_line_with_its_time_and_later_runs_append(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "events.jsonl"
+    EventLog(path, enabled=True).write("start", step=0)
+    EventLog(path, enabled=True).write("save", step=5, seconds_waited=0.1)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [datetime.fromisoformat(event.pop("time")).tzinfo is not None for event in events] == [True, True]
+    assert events == [{"kind": "start", "step": 0}, {"kind": "save", "step": 5, "seconds_waited": 0.1}]
+
+
+def test_the_other_ranks_write_nothing(tmp_path: Path) -> None:
+    EventLog(tmp_path / "events.jsonl", enabled=False).write("start")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_explained() -> None:
+    with pytest.raises(UserError, match="could not write /dev/full: No space left on device; free some space"):
+        EventLog(Path("/dev/full"), enabled=True).write("start")
