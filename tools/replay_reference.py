@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from afm_scale.core.errors import UserError
 from afm_scale.run.replay import replay
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Union
+from typing import ClassVar, Literal
 
 from .errors import ConfigError
 
@@ -75,4 +75,4 @@ class Piecewise:
         return low + (high - low) * (step - left) / (right - left)
 
 
-Schedule = Union[Constant, Cosine, Piecewise]
+Schedule = Constant | Cosine | Piecewise

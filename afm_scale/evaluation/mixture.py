@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.errors import DivergenceError
+from ..core.files import write_atomically
 from ..data.mixture import GaussianMixture
 from .statistics import Array, wasserstein1
 
@@ -101,7 +102,7 @@ def draw_flow(path: Path, *, times: Tensor, lines: Tensor, samples: Tensor, mixt
     noise_side.invert_xaxis()
     data_side.set_xlim(0, 1.3 * float(data_density.max()))
     noise_side.set_ylabel("x")
-    figure.savefig(path, dpi=160, format="png")
+    write_atomically(path, lambda file: figure.savefig(file, dpi=160, format="png"))
 
 
 def _density(knots: Array, flow: Array, edges: Array, num_columns: int = 240) -> Array:

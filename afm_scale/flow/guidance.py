@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +41,7 @@ class PlainGuidance:
         return x, t
 
 
-Guidance = Union[FlowGuidance, PlainGuidance]
+Guidance = FlowGuidance | PlainGuidance
 
 
 def guidance_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,4 +40,4 @@ class AnyTimes:
         return s, s * draws.uniform("target time")
 
 
-TimeSampler = Union[GridTimes, AnyTimes]
+TimeSampler = GridTimes | AnyTimes

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .dit import Backbone, BackboneConfig
 from .discriminator import cls_head, prepend
+from .dit import Backbone, BackboneConfig
 from .layers import TimestepEmbedder, small_normal
 
 

@@ -30,8 +30,8 @@ class GeneratorConfig(BackboneConfig):
             raise ConfigError(f"repetitions is {self.repetitions}; it must be 1 or more")
         if self.repetitions > 1 and self.times != "none":
             raise ConfigError(
-                f"repetitions {self.repetitions} needs times 'none', found {self.times!r}: a deep generator is one-step, "
-                "its time embedding tells the repetitions apart"
+                f"repetitions {self.repetitions} needs times 'none', found {self.times!r}: "
+                "a deep generator is one-step, its time embedding tells the repetitions apart"
             )
 
 

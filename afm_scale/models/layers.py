@@ -1,6 +1,6 @@
 """Building blocks of the diffusion transformer (DiT, arXiv 2212.09748), each of which knows how its tensors start.
 
-Modules are built on the meta device. `initial_weights` yields the starting value of every parameter and persistent
+Modules are built on the meta device. `initial_weights` yields the starting value of every parameter and
 buffer by name, each from its own random generator, so a network starts the same however it is sharded.
 Parameter names are those of the published DiT and AFM checkpoints.
 
@@ -37,13 +37,13 @@ def small_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def initial_weights(network: nn.Module, *context: object) -> Iterator[tuple[str, Tensor]]:
-    """(name, full float32 CPU tensor) of every parameter and persistent buffer, as a function of context and name.
+    """(name, full float32 CPU tensor) of every parameter and buffer, as a function of context and name.
 
     Every module that owns tensors directly has `initial(name, generator) -> Tensor`.
     """
     for prefix, module in network.named_modules():
         own = [name for name, _ in module.named_parameters(recurse=False)]
-        own += [name for name, _ in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set]
+        own += [name for name, _ in module.named_buffers(recurse=False)]
         for name in own:
             full_name = f"{prefix}.{name}" if prefix else name
             yield full_name, module.initial(name, tensor_generator("weights", *context, full_name))

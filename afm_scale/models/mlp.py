@@ -56,7 +56,7 @@ class MLPGenerator(_MLP):
         super().__init__(3, config.width)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.evaluate(x.flatten(), s, t).view_as(x)
+        return self.evaluate(x.flatten(), s, t).view_as(x).clone()  # no view as output: see DiTDiscriminator
 
 
 class MLPDiscriminator(_MLP):
@@ -66,4 +66,4 @@ class MLPDiscriminator(_MLP):
         super().__init__(2, config.width)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.evaluate(x.flatten(), t)
+        return self.evaluate(x.flatten(), t).clone()

@@ -54,7 +54,7 @@ def _translation(
     """Source row [B, H] and column [B, W] of every pixel, clamped, and whether it lay inside [B, H, W]."""
     happens = draws.uniform("translate") < probability
     sources, valid = [], []
-    for axis, size in zip(("y", "x"), shape):
+    for axis, size in zip(("y", "x"), shape, strict=True):
         largest = math.floor(config.translation * size)
         shift = torch.floor(draws.uniform(f"translate {axis}") * (2 * largest + 1)).long() - largest
         index = torch.arange(size, device=shift.device) - (shift * happens)[:, None]

@@ -22,9 +22,8 @@ class _DDPNetwork:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         ids = [device.index] if device.type == "cuda" else None
         self.module = module
-        self.wrapper = DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
-        )
+        self.wrapper = DistributedDataParallel(module, device_ids=ids, init_sync=False, gradient_as_bucket_view=True)
+        self.wrapper.broadcast_buffers = False  # afterwards: torch 2.13 renamed the argument and warns of the old one
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         learns = torch.is_grad_enabled() and next(self.module.parameters()).requires_grad

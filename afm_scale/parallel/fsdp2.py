@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,7 +31,8 @@ class FSDP2Plan(ReplicatedPlan):
         if isinstance(target, DTensor):
             full = full.to(target.device, target.dtype)
             # src_data_rank=None: every rank has the full tensor, nothing needs to be sent.
-            target.to_local().copy_(distribute_tensor(full, self._mesh, target.placements, src_data_rank=None).to_local())
+            sharded = distribute_tensor(full, self._mesh, target.placements, src_data_rank=None)
+            target.to_local().copy_(sharded.to_local())
         else:
             target.copy_(full)
 

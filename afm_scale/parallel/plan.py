@@ -98,7 +98,7 @@ class ParallelPlan(Protocol):
         ...
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """Every parameter and persistent buffer by its unsharded name, as a checkpoint stores it (DTensor if sharded)."""
+        """Every parameter and buffer by its unsharded name, as a checkpoint stores it (DTensor if sharded)."""
         ...
 
     def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ class ReplicatedPlan:
     def step(self, player: Player, step: int) -> Tensor:
         self._rest(player.module)
         (group,) = player.optimizer.param_groups
-        for shard, parameter in zip(group["params"], player.module.parameters()):
+        for shard, parameter in zip(group["params"], player.module.parameters(), strict=True):
             shard.grad = None if parameter.grad is None else _local(parameter.grad)
             parameter.grad = None
         gradients = [shard.grad for shard in group["params"] if shard.grad is not None]
@@ -96,7 +96,7 @@ class ReplicatedPlan:
 
     def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
         (group,) = player.optimizer.param_groups
-        named = zip(player.module.named_parameters(), group["params"])
+        named = zip(player.module.named_parameters(), group["params"], strict=True)
         return {
             f"{name}.{key}": self._like(parameter, value)
             for (name, parameter), shard in named

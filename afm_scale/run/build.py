@@ -31,7 +31,7 @@ from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
 from . import check
 from .config import DISCRIMINATORS, GENERATORS, OBJECTIVES, PLANS, SOURCES, RunConfig
-from .load import to_mapping
+from .typed import to_mapping
 
 
 def build_networks(config: RunConfig) -> dict[Role, nn.Module]:

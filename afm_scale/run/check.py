@@ -44,7 +44,7 @@ def check_batch(config: RunConfig, world_size: int) -> None:
 def check_adversarial(config: RunConfig, objective: AFMConfig) -> None:
     generator, discriminator = config.model.generator, config.model.discriminator
     if discriminator is None or config.optimizer.discriminator is None:
-        raise ConfigError("objective.kind 'afm' needs model.discriminator and optimizer.discriminator; neither may be null")
+        raise ConfigError("objective.kind 'afm' needs model.discriminator and optimizer.discriminator; describe both")
     if objective.guidance is not None and config.model.classifier is None:
         raise ConfigError("objective.guidance needs a classifier; describe it under model.classifier")
     any_pair = isinstance(objective.times, AnyTimes)

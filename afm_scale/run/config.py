@@ -30,7 +30,7 @@ from ..train.hooks.divergence import DivergenceConfig
 from ..train.hooks.metrics import MetricsConfig
 from ..train.hooks.samples import SamplesConfig
 from ..train.loop import LoopConfig
-from .report import DigitsReport, MixtureReport, ReportConfig
+from .report import ReportConfig
 
 OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching}
 SOURCES = {DigitsConfig: DigitsSource, Mixture1DConfig: Mixture1DSource, SyntheticLatentsConfig: SyntheticLatents}
@@ -38,10 +38,10 @@ GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
 DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 
-AnyObjective = Union[tuple(OBJECTIVES)]
-AnySource = Union[tuple(SOURCES)]
-AnyGenerator = Union[tuple(GENERATORS)]
-AnyDiscriminator = Union[tuple(DISCRIMINATORS)]
+AnyObjective = Union[tuple(OBJECTIVES)]  # noqa: UP007
+AnySource = Union[tuple(SOURCES)]  # noqa: UP007
+AnyGenerator = Union[tuple(GENERATORS)]  # noqa: UP007
+AnyDiscriminator = Union[tuple(DISCRIMINATORS)]  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)

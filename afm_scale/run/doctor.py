@@ -13,7 +13,9 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-_BASE = ("torch", "numpy", "PyYAML", "safetensors", "scikit-learn", "Pillow", "matplotlib", "tensorboard", "tqdm", "rich")
+_BASE = (
+    "torch", "numpy", "PyYAML", "safetensors", "scikit-learn", "Pillow", "matplotlib", "tensorboard", "tqdm", "rich",
+)
 _OPTIONAL = {"wandb": "metrics to Weights & Biases (pip install afm_scale[wandb])"}
 
 

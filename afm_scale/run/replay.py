@@ -7,6 +7,7 @@ NAME.safetensors (initial weights, every random draw, predictions, final weights
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class _Replay:
                 classifier = DiTClassifier(ClassifierConfig(**size, weights=None), self._shape, classes)
         optimizer = OptimizerConfig(
             learning_rate=Constant(value=case["lr"]), betas=tuple(case["betas"]), eps=case["eps"],
-            weight_decay=case["weight_decay"], max_grad_norm=case["clip"],
+            weight_decay=case["weight_decay"], max_grad_norm=math.inf if case["clip"] is None else case["clip"],
         )
         prefix = {Role.GENERATOR: "init.gen.", Role.DISCRIMINATOR: "init.dis."}
         self._players = {

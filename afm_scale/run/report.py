@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Union
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,4 +73,4 @@ class MixtureReport:
         return asdict(quality)
 
 
-ReportConfig = Union[DigitsReport, MixtureReport]
+ReportConfig = DigitsReport | MixtureReport

@@ -21,7 +21,7 @@ from ..sampling.pictures import image_grid, save_png, to_uint8
 from ..sampling.sampler import TILE, SampleStream, Tile, generate
 from . import build
 from .config import RunConfig
-from .load import from_mapping
+from .typed import from_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _draw(request: SampleRequest, network: nn.Module, stream: SampleStream, rank
         )
         for tile in tiles:
             pixels = to_uint8(tile.images).cpu()
-            for index, image in zip(tile.indices.tolist(), pixels):
+            for index, image in zip(tile.indices.tolist(), pixels, strict=True):
                 save_png(_picture(image), request.out / f"{index:06d}.png")
             if request.grid or request.npz:
                 kept.append(Tile(tile.indices, pixels, tile.labels))

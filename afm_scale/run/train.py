@@ -48,15 +48,16 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
         train(state, plan, config.loop, observers.hooks)
         seconds = time.monotonic() - began
         state.data.close()
-        if observers.stop.signal is not None:
-            if plan.rank == 0:
+        stopped_by = observers.stop.signal
+        with _agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
+            if stopped_by is None:
+                _report(config, ranks, plan, state, seconds, state.step - first_step)
+            elif plan.rank == 0:
                 print(
-                    f"stopped by {observers.stop.signal.name} and saved at step {state.step}; "
-                    "run the same command again to go on", file=sys.stderr,
+                    f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on",
+                    file=sys.stderr, flush=True,
                 )
-            return EXIT_STOPPED_BY_SIGNAL
-        _report(config, ranks, plan, state, seconds, state.step - first_step)
-    return EXIT_DONE
+    return EXIT_DONE if stopped_by is None else EXIT_STOPPED_BY_SIGNAL
 
 
 @contextmanager
@@ -80,21 +81,11 @@ def _report(
         "training_seconds": round(seconds, 1), "ranks": ranks.world_size, "plan": config.parallel.plan,
     }
     if config.report is not None:
-        with _agreed():
-            if plan.rank == 0:
-                _make_folder(picture.parent)
         summary["quality"] = dict(config.report(state, plan, picture, config.sampling.num_steps))
     if plan.rank == 0:
         text = json.dumps(summary, indent=2) + "\n"
         write_atomically(folder / "summary.json", lambda file: file.write(text.encode()))
         _print_table(summary, folder, picture if config.report is not None else None)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made: {error.strerror}; choose another run.folder") from error
 
 
 def _print_table(summary: dict[str, Any], folder: Path, picture: Path | None) -> None:

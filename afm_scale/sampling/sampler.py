@@ -63,7 +63,7 @@ def sample(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStream:
-    """An endless numbered row of images. Image i has class labels[i mod len(labels)]: all classes give balanced ones."""
+    """An endless numbered row of images. Image i has class labels[i mod len(labels)]: all classes, balanced."""
 
     seed: int
     shape: tuple[int, int, int]  # (C, H, W) of one image

@@ -22,7 +22,7 @@ class AverageConfig:
 
 
 class Average:
-    """An exponential moving average laid over the ranks exactly as the generator, so updating it communicates nothing."""
+    """An exponential moving average, laid over the ranks exactly as the generator: updating it communicates nothing."""
 
     def __init__(self, network: nn.Module, config: AverageConfig, plan: ParallelPlan) -> None:
         self.network = network

@@ -17,7 +17,7 @@ from .average import Average
 
 @dataclass
 class TrainState:
-    """The state of a run at a step boundary. Randomness needs none: it is a function of (seed, step, role, position)."""
+    """The state of a run at a step boundary. Randomness has none: it is a function of (seed, step, role, position)."""
 
     players: Mapping[Role, Player]
     average: Average

@@ -65,13 +65,28 @@ def load():
     return module
 
 
-def start(folder: Path, script: str, *arguments: object, options: tuple[str, ...] = (), **environment: str):
+JOBS: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def no_job_outlives_its_test():
+    yield
+    while JOBS:
+        with JOBS.pop() as process:  # closes its pipes
+            process.kill()
+
+
+def start(
+    folder: Path, script: str, *arguments: object, options: tuple[str, ...] = (), **environment: str
+) -> subprocess.Popen:
     (folder / "worker.py").write_text(script)
     command = [sys.executable, LAUNCHER, "--standalone", "--nproc-per-node", "2", *options, folder / "worker.py"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [str(word) for word in (*command, *arguments)], env=os.environ | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
+    JOBS.append(process)
+    return process
 
 
 def start_waiting(folder: Path, seconds_to_save: float, **environment: str) -> subprocess.Popen:
@@ -170,7 +185,7 @@ def test_only_a_failure_is_restarted(tmp_path, code, starts):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_no_worker_outlives_a_launcher_that_is_killed(tmp_path):
-    process = start(tmp_path, TRAINS_FOREVER, tmp_path)
+    process = start(tmp_path, TRAINS_FOREVER, tmp_path, PYTHONPATH=str(LAUNCHER.parents[1]))
     workers = pids_of_workers(tmp_path)
     process.kill()
     process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from ...checkpoint.manager import CheckpointConfig, CheckpointManager
+from ...checkpoint.manifest import read_manifest
 from ...core.errors import DivergenceError
 from ...parallel.plan import ParallelPlan
 from ..state import TrainState
@@ -28,6 +29,10 @@ class CheckpointHook(QuietHook):
         self._stop = stop
         self._events = events
         self._saved_step: int | None = None
+
+    def on_start(self, state: TrainState) -> None:
+        newest = self._manager.latest()  # a finished run that is started again has nothing to save
+        self._saved_step = None if newest is None else read_manifest(newest).step
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         with self._stop.together():

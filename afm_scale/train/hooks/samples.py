@@ -46,10 +46,9 @@ class SamplesHook(QuietHook):
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if state.step % self._config.every_steps == 0:
-            self.draw(state, self._folder / f"step_{state.step:08d}.png")
+            self._draw(state, self._folder / f"step_{state.step:08d}.png")
 
-    def draw(self, state: TrainState, path: Path) -> None:
-        """Writes one sheet. All ranks must call it."""
+    def _draw(self, state: TrainState, path: Path) -> None:
         images, classes = self._samples(state)
         if self._plan.rank == 0:
             grid = image_grid(

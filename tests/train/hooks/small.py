@@ -39,7 +39,7 @@ class SmallGenerator(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         tokens = torch.cat((x.flatten(1), (s - t).to(x.dtype)[:, None]), dim=1)
-        return (self.mix(tokens) + self.labels(y)).view_as(x)
+        return self.mix(tokens).view_as(x) + self.labels(y).view_as(x)  # a sum: FSDP2 warns of views
 
 
 def small_weights(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -61,7 +61,7 @@ def small_state(plan: ParallelPlan) -> TrainState:
         generator, average = SmallGenerator(), SmallGenerator()
     weights = small_weights(generator)
     optimizer = OptimizerConfig(learning_rate=Constant(value=1e-3))
-    data = SyntheticLatentsConfig(global_batch=8, shape=SHAPE, num_classes=NUM_CLASSES)
+    data = SyntheticLatentsConfig(global_batch=12, shape=SHAPE, num_classes=NUM_CLASSES)
     return TrainState(
         players={Role.GENERATOR: plan.player(Role.GENERATOR, generator, weights, optimizer)},
         average=Average(plan.frozen(average, weights), AverageConfig(decay=0.5), plan),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 from pathlib import Path
 
@@ -23,12 +22,17 @@ from tests.ranks import run_ranks
 from tests.train.hooks.small import run, small_plan, small_state
 
 
-def hooks(folder: Path, config: CheckpointConfig) -> list[Hook]:
+def checkpoints(folder: Path, config: CheckpointConfig) -> CheckpointManager:
     plan = small_plan()
-    events = EventLog(folder / "events.jsonl", enabled=plan.rank == 0)
-    manager = CheckpointManager(
+    return CheckpointManager(
         folder / "checkpoints", config, rank=plan.rank, world_size=plan.world_size, description={}
     )
+
+
+def hooks(folder: Path, config: CheckpointConfig, manager: CheckpointManager | None = None) -> list[Hook]:
+    plan = small_plan()
+    events = EventLog(folder / "events.jsonl", enabled=plan.rank == 0)
+    manager = manager or checkpoints(folder, config)
     guard = DivergenceGuard(plan, DivergenceConfig(every_steps=1000), events)
     stop = StopHook(plan, events)
     return [guard, CheckpointHook(plan, config, manager, guard=guard, stop=stop, events=events), stop]
@@ -92,15 +96,18 @@ def test_a_divergence_of_one_rank_lets_the_save_under_way_finish_and_saves_no_mo
 def _fill_the_disk(folder: Path, asynchronous: bool) -> tuple[int, str]:
     plan = small_plan()
     state = small_state(plan)
-    run_hooks = hooks(folder, CheckpointConfig(every_steps=2, keep_last=9, asynchronous=asynchronous))
+    config = CheckpointConfig(every_steps=2, keep_last=9, asynchronous=asynchronous)
+    manager = checkpoints(folder, config)
 
     class FullOnRank1(QuietHook):
         def after_step(self, state: TrainState, report: StepReport) -> None:
-            if report.step == 3 and int(os.environ["RANK"]) == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            if report.step == 3 and plan.rank == 1:
+                manager.wait()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 
     with pytest.raises(CheckpointError) as caught:
-        run(state, plan, [FullOnRank1(), *run_hooks], steps=2000)
+        run(state, plan, [FullOnRank1(), *hooks(folder, config, manager)], steps=2000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return state.step, str(caught.value)
 
 

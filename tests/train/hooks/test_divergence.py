@@ -55,9 +55,9 @@ def test_the_first_value_of_the_step_that_was_not_finite_is_named(
     tmp_path: Path, terms: dict[str, torch.Tensor], norms: dict[str, torch.Tensor], named: str
 ) -> None:
     checker, state = guard(tmp_path), small_state(small_plan())
-    checker.after_step(state, report(1, terms={name: GOOD for name in terms}, grad_norms={name: GOOD for name in norms}))
+    checker.after_step(state, report(1, terms=dict.fromkeys(terms, GOOD), grad_norms=dict.fromkeys(norms, GOOD)))
     checker.after_step(state, report(2, terms=terms, grad_norms=norms))
-    checker.after_step(state, report(3, terms={name: NAN for name in terms}, grad_norms=norms))
+    checker.after_step(state, report(3, terms=dict.fromkeys(terms, NAN), grad_norms=norms))
     with pytest.raises(DivergenceError, match=f"the {named} was not finite at step 2 on rank 0"):
         checker.look()
     (event,) = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())

@@ -23,7 +23,7 @@ def draw(folder: Path, *, steps: int, **changes: int) -> int:
     state = small_state(plan)
     stop = StopHook(plan, EventLog(Path("unused"), enabled=False))
     config = SamplesConfig(**{"every_steps": 2, "images_per_class": 15, "upscale": 3, **changes})
-    run(state, plan, [SamplesHook(plan, config, folder=folder, seed=7, stop=stop), stop], steps=steps)
+    run(state, plan, [SamplesHook(plan, config, folder=folder, seed=7, num_steps=1, stop=stop), stop], steps=steps)
     return state.step
 
 
@@ -55,7 +55,8 @@ def test_every_row_of_a_sheet_is_one_class(tmp_path: Path) -> None:
 
 def test_at_most_max_classes_are_shown(tmp_path: Path) -> None:
     draw(tmp_path, steps=2, max_classes=2, images_per_class=1)
-    assert Image.open(tmp_path / "step_00000002.png").height == 2 + 2 * (3 * 4 + 2)
+    with Image.open(tmp_path / "step_00000002.png") as sheet:
+        assert sheet.height == 2 + 2 * (3 * 4 + 2)
 
 
 def test_two_ranks_draw_the_sheet_of_one(tmp_path: Path) -> None:

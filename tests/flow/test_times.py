@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from afm_scale.core.errors import ConfigError
+from afm_scale.core.random import KeyedDraws, Positions
+from afm_scale.flow.times import AnyTimes, GridTimes
+
+
+def draws(count: int) -> KeyedDraws:
+    return KeyedDraws(0, 3, "generator", positions=Positions(0, 1, count))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7])
+def test_grid_times_are_the_fractions_of_k_correctly_rounded(steps: int) -> None:
+    s, t = GridTimes(steps=steps)(draws(500))
+    grid = torch.tensor([float(Fraction(k, steps)) for k in range(steps + 1)], dtype=torch.float64).float()
+    upper = torch.bucketize(s, grid)  # index of s in the grid
+    assert torch.equal(s, grid[upper])
+    assert torch.equal(t, grid[upper - 1])
+    assert upper.unique().tolist() == list(range(1, steps + 1))
+    assert (t[s == grid[1]] == 0).all()  # exactly: not 1e-8
+    assert (s[t == grid[-2]] == 1).all()
+
+
+def test_every_step_of_a_grid_is_equally_likely() -> None:
+    _, t = GridTimes(steps=4)(draws(4000))
+    counts = torch.stack([(t == k / 4).sum() for k in range(4)]).double()
+    assert ((counts - 1000).abs() < 4 * (4000 * 0.25 * 0.75) ** 0.5).all()
+
+
+def test_any_times_are_ordered_and_inside_the_unit_interval() -> None:
+    s, t = AnyTimes()(draws(4000))
+    assert (t >= 0).all() and (t <= s).all() and (s <= 1).all()
+
+
+def test_any_times_are_uniform_below_one_and_uniform_below_the_source() -> None:
+    s, t = AnyTimes()(draws(4000))
+    for values in (s, t / s):
+        deciles = torch.histc(values, bins=10, min=0, max=1)
+        assert ((deciles - 400).square() / 400).sum() < 27.9  # chi squared, 9 degrees of freedom, 0.1%
+    correlation = torch.corrcoef(torch.stack((s, t / s)))[0, 1]
+    assert abs(correlation) < 4 / 4000**0.5
+
+
+def test_times_are_float32() -> None:
+    for sampler in (GridTimes(steps=3), AnyTimes()):
+        assert {time.dtype for time in sampler(draws(4))} == {torch.float32}
+
+
+def test_a_grid_without_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match="steps >= 1, found 0"):
+        GridTimes(steps=0)

@@ -1,0 +1,83 @@
+"""environment.sh finds a Python that runs, and does nothing twice."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ["launchers/environment.sh", "launchers/local.sh", "tests/run.sh", ".ci/run"]
+TOOLS = ["bash", "cat", "cksum", "dirname"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what the environment is made from, and a PATH with a few tools and no Python."""
+    (tmp_path / "launchers").mkdir()
+    (tmp_path / "bin").mkdir()
+    for name in ("launchers/environment.sh", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in TOOLS:
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    return tmp_path
+
+
+def put(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+def bash(tree: Path, line: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [tree / "bin" / "bash", "-c", f"set -euo pipefail; {line}"], cwd=tree, env={"PATH": str(tree / "bin")},
+        text=True, capture_output=True, timeout=60,
+    )
+
+
+def stamped(tree: Path) -> str:
+    """A line that marks .venv as installed from the tree as it stands."""
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    (tree / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    return 'echo "$(cat setup.py constraints.txt | cksum) $PWD" >.venv/installed'
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_scripts_are_bash(script):
+    assert subprocess.run(["bash", "-n", ROOT / script], capture_output=True, timeout=60).stderr == b""
+
+
+def test_without_a_suitable_python_one_line_says_what_to_do(tree):
+    put(tree / "bin" / "python3", "exit 1")  # another version
+    ended = bash(tree, "source launchers/environment.sh")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("found no Python 3.10, 3.11 or 3.12") and ended.stderr.count("\n") == 1
+
+
+def test_a_python_that_does_not_run_is_passed_over(tree):
+    bash(tree, stamped(tree))
+    put(tree / "bin" / "python3.12", "echo 'not installed' >&2; exit 127")
+    put(tree / "bin" / "python3.10", f'exec {sys.executable} "$@"')
+    ended = bash(tree, "source launchers/environment.sh; find_python")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "python3.10\n", "")
+
+
+def test_an_environment_that_is_up_to_date_is_left_alone(tree):
+    bash(tree, stamped(tree))
+    ended = bash(tree, 'source launchers/environment.sh; echo "$python"')
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{tree}/.venv/bin/python\n", "")
+
+
+def test_a_changed_pin_is_installed(tree):
+    """The interpreter of this .venv cannot install, so that the attempt is seen and its failure is passed on."""
+    bash(tree, stamped(tree))
+    (tree / ".venv" / "bin" / "python").unlink()
+    put(tree / ".venv" / "bin" / "python", f'case "$*" in *"pip install"*) exit 9;; esac; exec {sys.executable} "$@"')
+    (tree / "constraints.txt").write_text("numpy==1\n")
+    ended = bash(tree, "source launchers/environment.sh; echo not reached")
+    assert (ended.returncode, ended.stdout) == (9, "")
+    assert ended.stderr.startswith("installing what constraints.txt pins")

@@ -1,0 +1,153 @@
+"""The same training whatever the number of ranks, the number of microbatches and the plan.
+
+Every layout below takes ten updates in float64 from the same recipe, with other samples on every rank. Only the order
+of sums may differ, so everything that a step leaves behind must agree to 1e-9.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from afm_scale.parallel.launch import Ranks
+from afm_scale.run.build import build_plan, build_state
+from afm_scale.run.check import check
+from afm_scale.run.config import RunConfig
+from afm_scale.run.load import load
+from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
+from afm_scale.train.loop import train
+from afm_scale.train.state import TrainState
+
+from .ranks import run_ranks
+
+TOLERANCE = 1e-9
+
+_SMALL = (
+    "run.folder=unused", "data.global_batch=8", "parallel.precision=fp64", "parallel.device=cpu", "report=null",
+    "model.generator.hidden_size=16", "model.generator.depth=2", "model.generator.num_heads=2",
+    "optimizer.generator.learning_rate=1e-3",
+)
+_SMALL_GAME = (
+    *_SMALL, "model.discriminator.hidden_size=16", "model.discriminator.depth=2", "model.discriminator.num_heads=2",
+    "optimizer.discriminator.learning_rate=1e-3", "objective.penalty.share=0.25", "loop.steps=10",
+)
+GAMES = {
+    "one step": ("digits_afm", _SMALL_GAME),
+    "deep": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2")),
+    "any step, augmented": ("digits_afm", (
+        *_SMALL_GAME, "model.generator.times=both", "model.discriminator.target_time=true", "objective.prediction=v",
+        "objective.times={kind: any}", "objective.augmentation={probability: 0.5}",
+    )),
+    "flow matching": ("digits_flow_matching", (*_SMALL, "loop.steps=3")),
+}
+
+
+class Layout(NamedTuple):
+    plan: str
+    ranks: int
+    accumulation: int
+
+
+REFERENCE = Layout("ddp", 1, 1)
+LAYOUTS = (
+    Layout("ddp", 1, 4),
+    Layout("fsdp2", 1, 1),
+    Layout("ddp", 2, 1),
+    Layout("ddp", 2, 2),
+    Layout("fsdp2", 2, 1),
+    Layout("fsdp2", 2, 2),
+    Layout("fsdp2", 4, 1),
+)
+
+
+@dataclass
+class Outcome:
+    """What a run left behind: the tensors of a checkpoint, whole, and what each step reported."""
+
+    tensors: dict[str, Tensor]
+    reported: dict[str, Tensor]  # losses (means over the ranks) and gradient norms, [steps]
+    counted: tuple[int, int, Mapping[str, int]]  # steps, images, the position of the data
+
+
+class _Recorder(QuietHook):
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self.reports.append(report)
+
+
+def _train(game: str, layout: Layout) -> Outcome:
+    recipe, overrides = GAMES[game]
+    layout_overrides = (f"parallel.plan={layout.plan}", f"loop.accumulation={layout.accumulation}")
+    config = load(RunConfig, recipe, (*overrides, *layout_overrides))
+    rank = int(os.environ["RANK"])
+    ranks = Ranks(rank=rank, local_rank=rank, world_size=layout.ranks, device=torch.device("cpu"))
+    check(config, ranks.world_size)
+    plan = build_plan(config, ranks)
+    state, recorder = build_state(config, ranks, plan), _Recorder()
+    train(state, plan, config.loop, HookList([recorder]))
+    terms = {
+        name: plan.mean_(torch.stack([report.terms[name] for report in recorder.reports]))
+        for name in recorder.reports[0].terms
+    }
+    norms = {
+        f"{name}/gradient norm": torch.stack([report.grad_norms[name] for report in recorder.reports])
+        for name in recorder.reports[0].grad_norms
+    }
+    tensors = {name: _whole(tensor).clone() for name, tensor in state.tensors(plan).items()}
+    return Outcome(tensors, terms | norms, (state.step, state.images_seen, state.data.state_dict()))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _train_all(layouts: list[Layout]) -> dict[tuple[str, Layout], Outcome]:
+    return {(game, layout): _train(game, layout) for layout in layouts for game in GAMES}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[tuple[str, Layout], list[Outcome]]:
+    """Of every game and layout, on every rank: the processes are started once for each number of ranks."""
+    found: dict[tuple[str, Layout], list[Outcome]] = {}
+    for num_ranks in (1, 2, 4):
+        layouts = [layout for layout in (REFERENCE, *LAYOUTS) if layout.ranks == num_ranks]
+        of_ranks = run_ranks(num_ranks, _train_all, layouts, timeout=200)
+        found |= {key: [outcomes[key] for outcomes in of_ranks] for key in of_ranks[0]}
+    return found
+
+
+def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    assert found.keys() == wanted.keys()
+    return {name: float((found[name].double() - wanted[name].double()).abs().max()) for name in wanted}
+
+
+@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_ten_updates_do_not_depend_on_the_layout(outcomes: dict, game: str, layout: Layout) -> None:
+    reference = outcomes[game, REFERENCE][0]
+    for outcome in outcomes[game, layout]:
+        assert outcome.counted == reference.counted
+        differences = _differences(outcome.tensors, reference.tensors)
+        differences |= _differences(outcome.reported, reference.reported)
+        too_large = {name: value for name, value in differences.items() if not value <= TOLERANCE}
+        assert not too_large
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_updates_compared_moved_every_tensor(outcomes: dict, game: str) -> None:
+    """Else agreeing would say little: weights and optimizer state are far from where they started."""
+    outcome = outcomes[game, REFERENCE][0]
+    assert {name for name, tensor in outcome.tensors.items() if not tensor.any()} <= {"objective.none"}
+    assert all(values.isfinite().all() for values in outcome.reported.values())
+    for name, tensor in outcome.tensors.items():
+        if name.startswith("generator."):
+            assert (tensor - outcome.tensors[name.replace("generator.", "average.", 1)]).abs().max() > 1e-4, name

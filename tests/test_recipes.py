@@ -1,0 +1,246 @@
+"""Every recipe loads, builds and takes a step; those of ImageNet-256 say what the paper's Table 11 says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from afm_scale.core.errors import ConfigError
+from afm_scale.core.schedules import Constant, Cosine
+from afm_scale.core.types import Role
+from afm_scale.data.synthetic import SyntheticLatentsConfig
+from afm_scale.flow.guidance import FlowGuidance, PlainGuidance
+from afm_scale.flow.path import Prediction
+from afm_scale.flow.times import AnyTimes, GridTimes
+from afm_scale.models.layers import initial_weights
+from afm_scale.parallel.launch import Ranks
+from afm_scale.run import build
+from afm_scale.run.check import check
+from afm_scale.run.config import RunConfig
+from afm_scale.run.load import RECIPES, dump_yaml, load
+from afm_scale.run.show import show_command
+from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
+from afm_scale.train.loop import train
+from afm_scale.train.state import TrainState
+from tests.ranks import run_ranks
+
+NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+class Row(NamedTuple):
+    """One line of Table 11: phase 1 of an unguided recipe, phase 4 of a guided one."""
+
+    size: tuple[int, int, int]  # depth, width, heads
+    num_steps: int
+    repetitions: int
+    epochs: int  # that the phase lasts
+    learning_rates: tuple[float, float]  # generator, discriminator
+    transport: tuple[float, float] | float  # cosine from, to; or constant
+    max_grad_norm: float
+    fid: str  # at the end of the phase
+    guidance: FlowGuidance | PlainGuidance | None = None
+
+
+B, M, L, XL = (12, 768, 12), (16, 1024, 16), (24, 1024, 16), (28, 1152, 16)
+ONE_STEP = FlowGuidance(weight=0.003, low=0.0, high=0.1)
+FEW_STEPS = PlainGuidance(weight=0.02, low=0.0, high=0.49)  # target times 0 of two steps, 0 and 0.25 of four
+TABLE_11 = {
+    "afm_1step_b2": Row(B, 1, 1, 150, (1e-4, 1e-4), (0.2, 0.01), 50.0, "7.30"),
+    "afm_1step_m2": Row(M, 1, 1, 100, (1e-4, 1e-4), (0.2, 0.005), 50.0, "6.19"),
+    "afm_1step_l2": Row(L, 1, 1, 85, (1e-4, 1e-4), (0.2, 0.005), 50.0, "6.26"),
+    "afm_1step_xl2": Row(XL, 1, 1, 90, (1e-4, 1e-4), (0.2, 0.005), 50.0, "5.88"),
+    "afm_2step_xl2": Row(XL, 2, 1, 75, (1e-4, 1e-4), (0.25, 0.005), 5.0, "4.79"),
+    "afm_4step_xl2": Row(XL, 4, 1, 130, (1e-4, 1e-4), (0.25, 0.005), 5.0, "5.28"),
+    "afm_deep56": Row(XL, 1, 2, 75, (5e-5, 1e-4), (0.2, 0.005), 5.0, "4.16"),
+    "afm_deep112": Row(XL, 1, 4, 90, (2.5e-5, 1e-4), (0.2, 0.005), 5.0, "3.78"),
+    "afm_1step_b2_guided": Row(B, 1, 1, 30, (5e-5, 5e-5), 0.001, 50.0, "3.05", ONE_STEP),
+    "afm_1step_m2_guided": Row(M, 1, 1, 10, (5e-5, 5e-5), 0.001, 50.0, "2.82", ONE_STEP),
+    "afm_1step_l2_guided": Row(L, 1, 1, 10, (5e-5, 5e-5), 0.001, 50.0, "2.63", ONE_STEP),
+    "afm_1step_xl2_guided": Row(XL, 1, 1, 5, (5e-5, 5e-5), 0.001, 50.0, "2.38", ONE_STEP),
+    "afm_2step_xl2_guided": Row(XL, 2, 1, 5, (3e-5, 3e-5), 0.001, 5.0, "2.11", FEW_STEPS),
+    "afm_4step_xl2_guided": Row(XL, 4, 1, 5, (3e-5, 3e-5), 0.001, 5.0, "2.02", FEW_STEPS),
+    "afm_deep56_guided": Row(XL, 1, 2, 10, (1e-5, 2e-5), 0.001, 5.0, "2.08", ONE_STEP),
+    "afm_deep112_guided": Row(XL, 1, 4, 20, (5e-6, 2e-5), 0.001, 5.0, "1.94", ONE_STEP),
+}
+GUIDED = [name for name, row in TABLE_11.items() if row.guidance]
+OTHERS = {
+    "digits_afm", "digits_flow_matching", "mixture1d_afm", "afm_anystep_xl2", "afm_1step_tiny", "flow_matching_xl2",
+}
+
+
+def recipe(name: str, *overrides: str) -> RunConfig:
+    return load(RunConfig, name, overrides)
+
+
+def header(name: str) -> str:
+    """The comment a recipe starts with, on one line."""
+    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return " ".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def test_the_names_others_build_on_are_there() -> None:
+    assert TABLE_11.keys() | OTHERS <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_short_and_says_first_what_it_is(name: str) -> None:
+    assert len((RECIPES / f"{name}.yaml").read_text().splitlines()) <= 35
+    assert header(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_fits_one_rank_and_eight(name: str) -> None:
+    for world_size in (1, 8):
+        check(recipe(name), world_size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_show_prints_loads_as_the_same_recipe(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show_command(name, []) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    again = load(RunConfig, tmp_path / "shown.yaml")
+    assert again == recipe(name) and dump_yaml(again) == dump_yaml(recipe(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_builds_its_networks_without_storage(name: str) -> None:
+    config = recipe(name)
+    networks, classifier = build.build_networks(config), build.build_classifier(config)
+    assert (Role.DISCRIMINATOR in networks) == (config.objective.kind == "afm")
+    assert (classifier is not None) == (name in GUIDED)
+    for network in [*networks.values(), *filter(None, [classifier])]:
+        tensors = [*network.parameters(), *network.buffers()]
+        assert tensors and all(tensor.is_meta for tensor in tensors)
+
+
+def test_every_run_has_a_folder_named_after_its_recipe() -> None:
+    folders = {name: recipe(name).run.folder for name in NAMES}
+    assert len(set(folders.values())) == len(NAMES)
+    assert {name: folders[name] for name in TABLE_11} == {name: Path("runs", name) for name in TABLE_11}
+
+
+@pytest.mark.parametrize("name", TABLE_11)
+def test_a_recipe_is_its_row_of_table_11(name: str) -> None:
+    row, config = TABLE_11[name], recipe(name)
+    generator, discriminator = config.model.generator, config.model.discriminator
+    for network in (generator, discriminator):
+        assert (network.depth, network.hidden_size, network.num_heads) == row.size
+        assert network.patch_size == 2 and not network.qk_norm
+    one_step = row.num_steps == 1
+    assert generator.times == ("none" if one_step else "source") and generator.repetitions == row.repetitions
+    assert discriminator.target_time is not one_step
+    assert config.objective.times == GridTimes(steps=row.num_steps) and config.sampling.num_steps == row.num_steps
+    assert config.objective.prediction is (Prediction.X if one_step else Prediction.V)
+    assert config.loop.steps == round(row.epochs * 1_281_167 / 256)
+    expected = Constant(value=row.transport) if row.guidance else Cosine(
+        start=row.transport[0], end=row.transport[1], steps=500_000  # published: a million half-steps
+    )
+    assert config.objective.transport_weight == expected
+    optimizers = (config.optimizer.generator, config.optimizer.discriminator)
+    assert tuple(optimizer.learning_rate(0) for optimizer in optimizers) == row.learning_rates
+    assert config.objective.guidance == row.guidance
+
+
+@pytest.mark.parametrize("name", [*TABLE_11, "afm_anystep_xl2"])
+def test_a_recipe_has_the_constants_of_table_10(name: str) -> None:
+    config = recipe(name)
+    assert config.data == SyntheticLatentsConfig(global_batch=256) and config.loop.accumulation == 1
+    clip = TABLE_11[name].max_grad_norm if name in TABLE_11 else 5.0
+    for optimizer in (config.optimizer.generator, config.optimizer.discriminator):
+        assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.0, 0.9), 1e-8, 0.01)
+        assert optimizer.max_grad_norm == clip and isinstance(optimizer.learning_rate, Constant)
+    penalty, scale = config.objective.penalty, config.objective.gradient_scale
+    assert (penalty.weight, penalty.share, penalty.epsilon) == (0.25, 0.25, 0.01)
+    assert config.objective.centring_weight == 0.01
+    assert scale is not None and (scale.decay, scale.target) == (0.9, 1.0)
+    assert (config.average.decay, config.average.warm_up) == (0.9999, False)
+    assert config.parallel.precision == "tf32"
+    assert (config.objective.augmentation is not None) == (name in GUIDED)
+
+
+@pytest.mark.parametrize("name", TABLE_11)
+def test_the_header_cites_the_row_and_admits_that_it_was_not_run(name: str) -> None:
+    text = header(name)
+    for words in ("2511.22475", "Table 11", TABLE_11[name].fid, "has not run it", "synthetic"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_guided_recipe_takes_the_weights_of_the_unguided_one(name: str) -> None:
+    config, before = recipe(name), recipe(name.removesuffix("_guided"))
+    assert (config.model.generator, config.model.discriminator) == (before.model.generator, before.model.discriminator)
+    assert config.run.initialise_from is None and config.objective.augmentation.probability == Constant(value=0.4)
+    with pytest.raises(ConfigError, match="model.classifier.weights=FILE"):
+        build.check.check_weights_are_named(config.model.classifier)
+
+
+def test_the_any_step_recipe_is_told_both_times() -> None:
+    config = recipe("afm_anystep_xl2")
+    assert config.objective.times == AnyTimes() and config.objective.prediction is Prediction.V
+    assert config.model.generator.times == "both" and config.model.discriminator.target_time
+    assert config.objective.transport_weight == Cosine(start=0.25, end=0.005, steps=500_000)
+
+
+def test_flow_matching_has_the_optimizer_of_its_own_paper() -> None:
+    config = recipe("flow_matching_xl2")
+    afm, optimizer = recipe("afm_2step_xl2").model.generator, config.optimizer.generator
+    assert config.model.generator == afm and config.model.discriminator is None
+    assert optimizer.learning_rate == Constant(value=1e-4)
+    assert (optimizer.betas, optimizer.weight_decay) == ((0.9, 0.999), 0.0)
+    assert config.parallel.precision == "tf32" and config.data.global_batch == 256
+
+
+class LastReport(QuietHook):
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self.report = report
+
+
+def take_a_step(recipes: dict[str, list[str]]) -> dict[str, tuple[bool, dict[str, float]]]:
+    """Whether the generator moved, and all terms of the losses and gradient norms."""
+    results = {}
+    for name, overrides in recipes.items():
+        config = recipe(name, *overrides)
+        ranks = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+        plan = build.build_plan(config, ranks)
+        state, last = build.build_state(config, ranks, plan), LastReport()
+        generator = state.players[Role.GENERATOR].module
+        before = {key: tensor.clone() for key, tensor in plan.shards(generator).items()}
+        train(state, plan, config.loop, HookList([last]))
+        moved = any(not torch.equal(before[key], tensor) for key, tensor in plan.shards(generator).items())
+        numbers = {key: float(value) for key, value in {**last.report.terms, **last.report.grad_norms}.items()}
+        results[name] = (moved, numbers)
+    return results
+
+
+def shrunk(name: str, tmp_path: Path) -> list[str]:
+    """Overrides that make a recipe a second's work: everything as it is, but narrow networks and two samples."""
+    config = recipe(name)
+    parts = {part: getattr(config.model, part) for part in ("generator", "discriminator", "classifier")}
+    overrides = ["data.global_batch=2", "loop.steps=1", f"run.folder={tmp_path / name}"]
+    for part, network in parts.items():
+        if network is not None and network != config.model.classifier and network.kind == "mlp":
+            overrides.append(f"model.{part}.width=8")
+        elif network is not None:
+            overrides += [f"model.{part}.{size}" for size in ("depth=1", "hidden_size=16", "num_heads=2")]
+    if config.model.classifier is not None:
+        classifier = build.build_classifier(recipe(name, *overrides))
+        file = tmp_path / "classifier.safetensors"
+        save_file(dict(initial_weights(classifier, 0, "classifier")), file)
+        overrides.append(f"model.classifier.weights={file}")
+    return overrides
+
+
+def test_every_recipe_takes_a_step_with_narrow_networks(tmp_path: Path) -> None:
+    (results,) = run_ranks(1, take_a_step, {name: shrunk(name, tmp_path) for name in NAMES}, timeout=240)
+    assert results.keys() == set(NAMES)
+    for name, (moved, numbers) in results.items():
+        assert moved and numbers and all(map(math.isfinite, numbers.values())), f"{name}: {numbers}"
+        assert ("generator/guidance" in numbers) == (name in GUIDED), name
