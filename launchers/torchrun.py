@@ -108,7 +108,9 @@ def agent_class(workers: Workers) -> type[LocalElasticAgent]:
 
 
 def main(arguments: list[str]) -> int:
-    args = torchrun.parse_args(arguments)
+    parser = torchrun.get_args_parser()
+    parser.allow_abbrev = False  # else an option of the script, `sample --num`, is taken for a short --numa-binding
+    args = parser.parse_args(arguments)
     # Only torch of at least 2.13 has the option; in 2.11 the agent's own 30 s do not matter, since the agent, being in
     # a thread, never handles a signal itself.
     grace_seconds = vars(args).get("shutdown_timeout")

@@ -1,4 +1,4 @@
-"""The shape of the package, read from its sources: who imports whom (architecture.md 3), and how long files are."""
+"""The shape of the package, read from its sources: who imports whom, and how long files are."""
 
 from __future__ import annotations
 

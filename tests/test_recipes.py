@@ -20,7 +20,7 @@ from afm_scale.flow.times import AnyTimes, GridTimes
 from afm_scale.models.layers import initial_weights
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run import build
-from afm_scale.run.check import check
+from afm_scale.run.check import check, check_weights_are_named
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import RECIPES, dump_yaml, load
 from afm_scale.run.show import show_command
@@ -179,7 +179,7 @@ def test_a_guided_recipe_takes_the_weights_of_the_unguided_one(name: str) -> Non
     assert (config.model.generator, config.model.discriminator) == (before.model.generator, before.model.discriminator)
     assert config.run.initialise_from is None and config.objective.augmentation.probability == Constant(value=0.4)
     with pytest.raises(ConfigError, match="model.classifier.weights=FILE"):
-        build.check.check_weights_are_named(config.model.classifier)
+        check_weights_are_named(config.model.classifier)
 
 
 def test_the_any_step_recipe_is_told_both_times() -> None:

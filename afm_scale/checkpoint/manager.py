@@ -170,11 +170,11 @@ class CheckpointManager:
         partial: Path | None = None
         try:
             partial = self._on_rank_0(lambda: self._create_partial(step))
-            metadata = dcp.save(
-                tensors, storage_writer=_Writer(partial), process_group=self._group, no_dist=self._group is None
+            writer = _Writer(partial)
+            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            self._on_rank_0(
+                lambda: self._publish(partial, self._manifest(step, tensors, scalars, partial, writer.written))
             )
-            written = {info.relative_path for info in metadata.storage_data.values()}
-            self._on_rank_0(lambda: self._publish(partial, self._manifest(step, tensors, scalars, partial, written)))
         except BaseException as error:
             if partial is not None and self._rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -238,12 +238,18 @@ class _Writer(dcp.FileSystemWriter):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, per_thread_copy_ahead=0)  # tensors are on the CPU already: no device stream
+        self.written: set[str] = set()  # on rank 0, after the save: the files of all ranks
 
     def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
         try:
             return super().write_data(plan, planner)
         except Exception as error:
             raise _system_error(error) or error from None
+
+    def finish(self, metadata: dcp.Metadata, results: list[list[Any]]) -> None:
+        # Kept here because the metadata that dcp.save returns lists no files on torch 2.11.
+        self.written = {item.storage_data.relative_path for of_one_rank in results for item in of_one_rank}
+        super().finish(metadata, results)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

@@ -1,4 +1,4 @@
-"""The 1-D mixture of afm.md 7.1, endless, with what is known of it exactly: cdf, quantiles, optimal transport."""
+"""The mixture of AFM's 1-D experiment, endless, with what is known of it exactly: cdf, quantiles, optimal transport."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near a learned 1-D map is to the optimal transport, as numbers and as the paper's picture (afm.md 7.1)."""
+"""How near a learned 1-D map is to the optimal transport, as numbers and as the paper's picture (the 1-D experiment)."""
 
 from __future__ import annotations
 

@@ -99,6 +99,9 @@ class LabelEmbedder(nn.Module):
 
 
 class LabelTable(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing: `initial` decides; and on the meta device torch's own start would import its compiler, a second."""
+
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         return small_normal(tuple(self.weight.shape), generator)
 

@@ -38,7 +38,7 @@ def paired_augmentation(
     if config is None or probability == 0:
         return lambda x: x
     rows, columns, inside = _translation(config, draws, shape, probability)
-    keep = inside * _kept_by_erasing(config, draws, shape, probability)  # [B, H, W]
+    keep = _without_erased(inside, config, draws, probability)  # [B, H, W]
 
     def augment(x: Tensor) -> Tensor:
         x = x.gather(2, rows[:, None, :, None].expand_as(x))
@@ -63,12 +63,9 @@ def _translation(
     return sources[0], sources[1], valid[0][:, :, None] & valid[1][:, None, :]
 
 
-def _kept_by_erasing(
-    config: AugmentationConfig, draws: Draws, shape: tuple[int, int], probability: float
-) -> Tensor:
-    """[B, H, W] bool: pixels that no erasing hit."""
-    height, width = shape
-    kept = torch.ones((draws.positions.count, height, width), dtype=torch.bool)
+def _without_erased(kept: Tensor, config: AugmentationConfig, draws: Draws, probability: float) -> Tensor:
+    """[B, H, W] bool: those of the `kept` pixels [B, H, W] that no erasing hits."""
+    height, width = kept.shape[1:]
     for number in range(config.num_erasings):
         happens, area, ratio, top, left = draws.uniform(f"erase {number}", shape=(5,)).unbind(1)
         area = (config.erased_low + (config.erased_high - config.erased_low) * area) * height * width
@@ -76,7 +73,7 @@ def _kept_by_erasing(
         in_rows = _interval(torch.sqrt(area * ratio).round().clamp(1, height), top, height)  # [B, H]
         in_columns = _interval(torch.sqrt(area / ratio).round().clamp(1, width), left, width)  # [B, W]
         erased = in_rows[:, :, None] & in_columns[:, None, :] & (happens < probability)[:, None, None]
-        kept = kept.to(erased.device) & ~erased
+        kept = kept & ~erased
     return kept
 
 

@@ -16,7 +16,7 @@ from ..core.schedules import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW on all parameters without exclusions (afm.md 3.1)."""
+    """AdamW on all parameters without exclusions (AFM paper, Table 10)."""
 
     learning_rate: Schedule
     betas: tuple[float, float] = (0.0, 0.9)

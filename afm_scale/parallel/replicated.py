@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..core.types import Role
 from .launch import Ranks
@@ -137,4 +138,4 @@ class ReplicatedPlan:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its storage."""
     tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, dist.tensor.DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,9 +77,10 @@ def replay(case_file: Path) -> dict[str, float]:
         run = _Replay(json.loads(case_file.read_text()), load_file(tensors_file))
         errors: dict[str, float] = {}
         for kind, error in run.errors():
-            errors[kind] = max(errors.get(kind, 0.0), error)
+            # max(0.0, nan) is 0.0: what is not a number must not pass for agreement
+            errors[kind] = math.inf if math.isnan(error) else max(errors.get(kind, 0.0), error)
         return errors
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{case_file}: not a case of the golden format: {error!r} is missing or malformed") from error
 
 

@@ -9,7 +9,7 @@ from afm_scale.core.schedules import Constant, Cosine, Piecewise
 
 
 def published_cosine(half_step: int, num_half_steps: int, start: float, end: float) -> float:
-    """afm.md 3.1, which counts discriminator and generator updates."""
+    """The published schedule, which counts discriminator and generator updates."""
     if half_step >= num_half_steps:
         return end
     return end + (start - end) * (1 + math.cos(math.pi * half_step / (num_half_steps - 1))) / 2

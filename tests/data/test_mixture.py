@@ -51,7 +51,7 @@ def test_the_optimal_cost_is_the_one_known_for_the_published_mixture() -> None:
     density = [math.exp(-(b**2) / 2) / math.sqrt(2 * math.pi) for b in (0.0, 0.6744897501960817)]
     without_width = 1.25 + 1 - 2 * 2 * (0.5 * (density[0] - density[1]) + 1.5 * density[1])
     assert without_width - 2 * 0.05 * math.sqrt(2 / math.pi) < cost < without_width + 0.05**2
-    assert cost == pytest.approx(0.150, abs=1e-3)  # afm.md 7.3
+    assert cost == pytest.approx(0.150, abs=1e-3)  # the exact optimum
 
 
 def test_samples_have_the_distribution() -> None:

@@ -66,8 +66,7 @@ def test_flow_guidance_reaches_the_sample_through_its_share_of_the_mixture() -> 
 
 @pytest.mark.parametrize("kind", [FlowGuidance, PlainGuidance])
 def test_twice_the_weight_is_twice_the_loss(kind: type) -> None:
-    one, two = (
-        guidance_loss(kind(weight=weight, low=0.0, high=0.1), linear_classifier, X, T, Y, DRAWS) for weight in (1.0, 2.0)
-    )
+    guidances = [kind(weight=weight, low=0.0, high=0.1) for weight in (1.0, 2.0)]
+    one, two = (guidance_loss(guidance, linear_classifier, X, T, Y, DRAWS) for guidance in guidances)
     assert one > 0
     torch.testing.assert_close(two, 2 * one, rtol=1e-14, atol=0)
