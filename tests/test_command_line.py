@@ -84,7 +84,7 @@ CLASSIFIER = "model.classifier={patch_size: 2, hidden_size: 16, depth: 1, num_he
     (["digits_afm", GUIDANCE, CLASSIFIER], ["model.classifier.weights=FILE.safetensors"]),
     (["digits_afm", GUIDANCE, CLASSIFIER, "model.classifier.weights=absent.safetensors"], ["absent.safetensors"]),
     (["digits_afm", "model.discriminator=null"], ["model.discriminator", "optimizer.discriminator"]),
-    (["digits_afm", "model.generator.num_heads=5"], ["hidden_size 48", "num_heads 5"]),
+    (["digits_afm", "model.generator.num_heads=7"], ["hidden_size", "num_heads 7"]),
     (["digits_afm", "objective.times={kind: any}"], ["model.generator.times"]),
     (["digits_flow_matching", "model.generator.times=none"], ["model.generator.times"]),
     (["digits_afm", "run.resume_from=absent"], ["absent"]),

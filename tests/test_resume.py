@@ -24,7 +24,7 @@ from .commands import SMALL_AFM, SMALL_FLOW_MATCHING, end, train
 
 pytestmark = pytest.mark.slow
 
-ALONE = ("loop.steps=120", "checkpoint.every_steps=10", "checkpoint.keep_last=3", "hooks.metrics.every_steps=1")
+ALONE = ("loop.steps=80", "checkpoint.every_steps=10", "checkpoint.keep_last=3", "hooks.metrics.every_steps=1")
 TOGETHER = (
     "loop.steps=30", "checkpoint.every_steps=5", "checkpoint.keep_last=100", "hooks.metrics.every_steps=1",
     "parallel.precision=fp64",
@@ -124,7 +124,7 @@ def test_killed_and_stopped_at_any_instant_an_adversarial_run_ends_the_same(tmp_
     assert_stopped_and_saved(process, folder)
 
     finish(train(SMALL_AFM, folder, *ALONE))
-    assert_same_run(folder, tmp_path / "undisturbed", steps=120)
+    assert_same_run(folder, tmp_path / "undisturbed", steps=80)
     assert not list((folder / "checkpoints").glob(".step_*"))
 
 
@@ -139,7 +139,7 @@ def test_killed_while_it_saves_a_flow_matching_run_ends_the_same(tmp_path: Path)
     end(process)
 
     finish(train(SMALL_FLOW_MATCHING, folder, *ALONE))
-    assert_same_run(folder, tmp_path / "undisturbed", steps=120)
+    assert_same_run(folder, tmp_path / "undisturbed", steps=80)
 
 
 @pytest.fixture(scope="module")

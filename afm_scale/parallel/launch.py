@@ -59,7 +59,7 @@ class Place:
 def launch(config: ParallelConfig) -> Ranks:
     """Joins the process group: gloo for tensors on the CPU and, with GPUs, NCCL for those on the GPU.
 
-    Sets this process's device and float32 precision. Raises ConfigError, the same one on every rank, if the device is
+    Sets this process's device and its arithmetic (TF32, deterministic kernels). Raises ConfigError, the same one on every rank, if the device is
     not there, and on its own rank if the launcher's variables make no sense.
     """
     place = place_of(os.environ)
@@ -68,7 +68,7 @@ def launch(config: ParallelConfig) -> Ranks:
     store = _meet(place, timeout)
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     _agree_in(store, place, _gpu_error(place) if on_gpu else "")
-    _set_precision(config)
+    _set_arithmetic(config)
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -188,10 +188,13 @@ def _agree_in(store: dist.Store, place: Place, error: str) -> None:
     raise ConfigError(verdict)
 
 
-def _set_precision(config: ParallelConfig) -> None:
+def _set_arithmetic(config: ParallelConfig) -> None:
     precision = "tf32" if config.precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+    torch.use_deterministic_algorithms(config.deterministic)
 
 
 def _die_with_launcher() -> None:

@@ -36,6 +36,7 @@ class ParallelConfig:
     plan: Literal["ddp", "fsdp2"]
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is a GPU
     precision: Literal["fp32", "tf32", "fp64"] = "fp32"  # tf32: fp32 with TF32 matrix products; fp64: for checks
+    deterministic: bool = False  # on a GPU: only kernels that give the same bits every time; the CPU's always do
     timeout_seconds: int = 600  # a collective that waits longer ends the run
     fsdp2: FSDP2Config = FSDP2Config()
 
