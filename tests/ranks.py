@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import sys
 import tempfile
 import time
 import traceback
@@ -96,6 +97,9 @@ def _rank(rank: int, world_size: int, folder: str, call: bytes, timeout: float) 
         if dist.is_initialized():
             dist.destroy_process_group()
         Path(folder, f"result_{rank}").write_bytes(pickle.dumps(result))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # the interpreter's clean-up once aborted in gloo's threads ("terminate called ...")
     except BaseException:
         Path(folder, f"error_{rank}").write_text(traceback.format_exc())
         raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""How near a learned 1-D map is to the optimal transport, as numbers and as the paper's picture (the 1-D experiment)."""
+"""How near a learned 1-D map is to the optimal transport: numbers, and the picture of the paper's 1-D experiment."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     x_s = (1 - s) x + s z        source, noise z
     x_t = (1 - t) x + t z'       real: the target of the move, noise z' of its own
     g   = G moved from x_s to t  fake                                               flow.path.move
-    f(a) = softplus(-a) = -log sigmoid(a),  w = max(|s - t|, 0.001),  n = C H W,  rho: augmentation,  phi: gradient scale
+    f(a) = softplus(-a) = -log sigmoid(a),  w = max(|s - t|, 0.001),  n = C H W,  rho: augmentation, phi: gradient scale
 
     L_D = f(D(rho x_t) - D(rho g)) + l_gp (R1 + R2) + l_cp (D(rho x_t) + D(rho g))^2                  (Eq. 1, 7, 13)
     R1  = w (D(a + eps e) - D(a))^2 / eps^2  at a = rho x_t,  e ~ N(0, I);   R2: the same at rho g    (Eq. 3-6, 18, 19)

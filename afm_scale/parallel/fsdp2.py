@@ -19,13 +19,17 @@ from .replicated import ReplicatedPlan
 class FSDP2Plan(ReplicatedPlan):
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
         super().__init__(ranks, config)
+        self._sharded_parts: dict[nn.Module, list[FSDPModule]] = {}
+        self._by_block = config.fsdp2.policy == "full"
         self._mesh = init_device_mesh(self.device.type, (self.world_size,))
 
     def _lay_out(self, module: nn.Module) -> nn.Module:
-        # Blocks first: the root then takes only what is left (embedders, final layer).
-        for block in module.shardable_blocks():
-            fully_shard(block, mesh=self._mesh, reshard_after_forward=True)
-        return fully_shard(module, mesh=self._mesh)
+        parts = self._sharded_parts[module] = []
+        # Blocks first: the root then takes only what is left (embedders, final layer), or everything.
+        for block in module.shardable_blocks() if self._by_block else ():
+            parts.append(fully_shard(block, mesh=self._mesh, reshard_after_forward=True))
+        parts.append(fully_shard(module, mesh=self._mesh, reshard_after_forward=False))
+        return module
 
     def _fill(self, target: Tensor, full: Tensor) -> None:
         if isinstance(target, DTensor):
@@ -44,12 +48,11 @@ class FSDP2Plan(ReplicatedPlan):
             shape=parameter.shape, stride=parameter.stride(),
         )
 
-    def _rest(self, module: nn.Module) -> None:
+    def rest(self, module: nn.Module) -> None:
         # After a forward without a backward the root stays gathered, and its gathered copies are what
         # named_parameters, requires_grad_ and in-place updates would reach: stale weights, without an error.
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
+        for part in self._sharded_parts[module]:
+            part.reshard()
 
     @contextmanager
     def _reducing(self, player: Player, last: bool) -> Iterator[None]:

@@ -59,8 +59,8 @@ class Place:
 def launch(config: ParallelConfig) -> Ranks:
     """Joins the process group: gloo for tensors on the CPU and, with GPUs, NCCL for those on the GPU.
 
-    Sets this process's device and its arithmetic (TF32, deterministic kernels). Raises ConfigError, the same one on every rank, if the device is
-    not there, and on its own rank if the launcher's variables make no sense.
+    Sets this process's device and its arithmetic (TF32, deterministic kernels). Raises ConfigError, the same one on
+    every rank, if the device is not there, and on its own rank if the launcher's variables make no sense.
     """
     place = place_of(os.environ)
     _die_with_launcher()

@@ -24,9 +24,13 @@ Weights = Iterable[tuple[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class FSDP2Config:
-    """`full`: every block is gathered again for each use and dropped after it (least memory)."""
+    """What is gathered when.
 
-    policy: Literal["full"] = "full"
+    full: every block for each of its uses, dropped after it; least memory.
+    whole: the network at once, and kept until its turn ends; fewest collectives, for small networks.
+    """
+
+    policy: Literal["full", "whole"] = "full"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,8 @@ class Player:
     """A network and what moves it."""
 
     role: Role
-    module: nn.Module  # its parameters are what is trained and saved; may be sharded
+    module: nn.Module  # what is saved; may be sharded
+    parameters: tuple[nn.Parameter, ...]  # of the module, as they lie at rest
     network: Callable[..., Tensor]  # what objectives call
     optimizer: torch.optim.Optimizer  # over this rank's shards
     max_grad_norm: float
@@ -96,6 +101,10 @@ class ParallelPlan(Protocol):
 
     def shards(self, module: nn.Module) -> dict[str, Tensor]:
         """This rank's part of every parameter and persistent buffer, by name; plain tensors that share storage."""
+        ...
+
+    def rest(self, module: nn.Module) -> None:
+        """Before `shards` are written to outside `step`: drops gathered copies, which a forward would go on using."""
         ...
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:

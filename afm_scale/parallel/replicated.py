@@ -35,9 +35,11 @@ class ReplicatedPlan:
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""
         module = self._materialise(module, weights)
-        shards = [nn.Parameter(_local(parameter)) for parameter in module.parameters()]
+        parameters = tuple(module.parameters())
+        shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
         player = Player(
-            role=role, module=module, network=self._network(module), optimizer=build_optimizer(shards, optimizer),
+            role=role, module=module, parameters=parameters, network=self._network(module),
+            optimizer=build_optimizer(shards, optimizer),
             max_grad_norm=optimizer.max_grad_norm, learning_rate=optimizer.learning_rate,
         )
         self._players.append(player)
@@ -50,8 +52,9 @@ class ReplicatedPlan:
     def moving(self, player: Player, *, last: bool) -> Iterator[None]:
         if player is not self._mover:
             for other in self._players:
-                self._rest(other.module)
-                other.module.requires_grad_(other is player)
+                self.rest(other.module)
+                for parameter in other.parameters:
+                    parameter.requires_grad_(other is player)
             self._mover = player
         with self._reducing(player, last):
             yield
@@ -61,9 +64,9 @@ class ReplicatedPlan:
 
     @torch.no_grad()
     def step(self, player: Player, step: int) -> Tensor:
-        self._rest(player.module)
+        self.rest(player.module)
         (group,) = player.optimizer.param_groups
-        for shard, parameter in zip(group["params"], player.module.parameters(), strict=True):
+        for shard, parameter in zip(group["params"], player.parameters, strict=True):
             shard.grad = None if parameter.grad is None else _local(parameter.grad)
             parameter.grad = None
         gradients = [shard.grad for shard in group["params"] if shard.grad is not None]
@@ -91,8 +94,11 @@ class ReplicatedPlan:
     def shards(self, module: nn.Module) -> dict[str, Tensor]:
         return {name: _local(tensor) for name, tensor in self.tensors(module).items()}
 
+    def rest(self, module: nn.Module) -> None:
+        """Nothing: parameters never move."""
+
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        self._rest(module)
+        self.rest(module)
         return module.state_dict()
 
     def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
@@ -124,9 +130,6 @@ class ReplicatedPlan:
         """What objectives call."""
         return module
 
-    def _rest(self, module: nn.Module) -> None:
-        """Brings parameters to their resting place before they are read, written or toggled."""
-
     def _reducing(self, player: Player, last: bool) -> AbstractContextManager[None]:
         """Around a microbatch: whether its backward reduces gradients over the ranks."""
         return nullcontext()
@@ -137,5 +140,4 @@ class ReplicatedPlan:
 
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its storage."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()

@@ -28,11 +28,12 @@ class Average:
         self.network = network
         self._config = config
         self._plan = plan
+        self._shards = plan.shards(network)
 
     @torch.no_grad()
     def update(self, generator: Player, step: int) -> None:
         """Moves the average after generator update number `step` (counted from 0)."""
-        average, weights = self._plan.shards(self.network), self._plan.shards(generator.module)
-        names = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        self._plan.rest(self.network)  # samples may have been drawn since
+        weights = self._plan.shards(generator.module)
         weight = 1 - self._config.decay_at(step)
-        torch._foreach_lerp_([average[name] for name in names], [weights[name] for name in names], weight)
+        torch._foreach_lerp_(list(self._shards.values()), [weights[name] for name in self._shards], weight)
