@@ -19,17 +19,14 @@ from .replicated import ReplicatedPlan
 class FSDP2Plan(ReplicatedPlan):
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
         super().__init__(ranks, config)
-        self._sharded_parts: dict[nn.Module, list[FSDPModule]] = {}
         self._by_block = config.fsdp2.policy == "full"
         self._mesh = init_device_mesh(self.device.type, (self.world_size,))
 
     def _lay_out(self, module: nn.Module) -> nn.Module:
-        parts = self._sharded_parts[module] = []
         # Blocks first: the root then takes only what is left (embedders, final layer), or everything.
         for block in module.shardable_blocks() if self._by_block else ():
-            parts.append(fully_shard(block, mesh=self._mesh, reshard_after_forward=True))
-        parts.append(fully_shard(module, mesh=self._mesh, reshard_after_forward=False))
-        return module
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=True)
+        return fully_shard(module, mesh=self._mesh, reshard_after_forward=False)
 
     def _fill(self, target: Tensor, full: Tensor) -> None:
         if isinstance(target, DTensor):
@@ -51,8 +48,9 @@ class FSDP2Plan(ReplicatedPlan):
     def rest(self, module: nn.Module) -> None:
         # After a forward without a backward the root stays gathered, and its gathered copies are what
         # named_parameters, requires_grad_ and in-place updates would reach: stale weights, without an error.
-        for part in self._sharded_parts[module]:
-            part.reshard()
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     @contextmanager
     def _reducing(self, player: Player, last: bool) -> Iterator[None]:

@@ -151,12 +151,9 @@ def _read_classifier(classifier: nn.Module, config: ClassifierConfig) -> list[tu
     if not config.weights.is_file():
         raise ConfigError(f"model.classifier.weights {config.weights}: no such file; give a safetensors file")
     given = load_file(config.weights)
-    wanted = {name: tuple(tensor.shape) for name, tensor in classifier.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
-    if found != wanted:
-        name = next(name for name in sorted(wanted | found) if wanted.get(name) != found.get(name))
+    mismatch = check.first_mismatch(given, classifier.state_dict())
+    if mismatch is not None:
         raise ConfigError(
-            f"{config.weights} holds another classifier: {name} is {found.get(name, 'missing')} there, "
-            f"{wanted.get(name, 'not wanted')} in model.classifier; change model.classifier or the file"
+            f"{config.weights} holds another classifier: {mismatch}; change model.classifier or the file"
         )
     return list(given.items())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from ..core.errors import ConfigError
-from ..core.types import Role
 from ..flow.times import AnyTimes
 from ..models.classifier import ClassifierConfig
 from ..models.discriminator import DiscriminatorConfig
@@ -71,6 +74,11 @@ def check_weights_are_named(classifier: ClassifierConfig | None) -> None:
         )
 
 
-def roles(config: RunConfig) -> tuple[Role, ...]:
-    """Whose networks and optimizers the recipe describes."""
-    return (Role.GENERATOR,) if config.model.discriminator is None else (Role.GENERATOR, Role.DISCRIMINATOR)
+def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """The first name at which weights do not fit a network, and how; None if all fit."""
+    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    for name in sorted(found | needed):
+        if found.get(name) != needed.get(name):
+            return f"{name} is {found.get(name, 'missing')} there, {needed.get(name, 'not wanted')} here"
+    return None

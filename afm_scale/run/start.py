@@ -11,6 +11,7 @@ from ..core.errors import CheckpointError
 from ..parallel.plan import ParallelPlan
 from ..train.hooks.events import EventLog
 from ..train.state import TrainState
+from .check import first_mismatch
 from .config import FolderConfig
 
 
@@ -28,8 +29,6 @@ def start(
     """
     torn: list[str] = []
     own = manager.latest(on_torn=lambda path, reason: torn.append(f"{path.name}: {reason}"))
-    for reason in torn:
-        events.write("torn_checkpoint", checkpoint=reason)
     if own is not None:
         state.load_scalars(load_into(own, state.tensors(plan)))
         where = f"resumed at step {state.step} from {own}"
@@ -43,7 +42,8 @@ def start(
         where = f"new run with the weights of {checkpoint}"
     else:
         where = "new run from scratch"
-    events.write("start", step=state.step, where=where, world_size=plan.world_size)
+    # Loading was collective; only now may rank 0 fail by itself, at a file of its own.
+    events.write("start", step=state.step, where=where, world_size=plan.world_size, torn=torn)
     return where + "".join(f"; passed over torn {reason}" for reason in torn)
 
 
@@ -51,12 +51,9 @@ def _load_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> No
     modules = {role.value: player.module for role, player in state.players.items()}
     for part, module in {**modules, "average": state.average.network}.items():
         given = {name.removeprefix(f"{part}."): t for name, t in read_tensors(checkpoint, f"{part}.").items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in plan.tensors(module).items()}
-        found = {name: tuple(tensor.shape) for name, tensor in given.items()}
-        if found != wanted:
-            name = next(name for name in sorted(wanted | found) if wanted.get(name) != found.get(name))
+        mismatch = first_mismatch(given, plan.tensors(module))
+        if mismatch is not None:
             raise CheckpointError(
-                f"{checkpoint} is of another model: {part}.{name} is {found.get(name, 'missing')} there, "
-                f"{wanted.get(name, 'not wanted')} in this recipe; change run.initialise_from or the model"
+                f"{checkpoint} is of another model: {part}.{mismatch}; change run.initialise_from or the model"
             )
         plan.fill(module, given.items())

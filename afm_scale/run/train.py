@@ -41,6 +41,7 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
             if plan.rank == 0:
                 text = dump_yaml(config)
                 write_atomically(config.run.folder / "config.yaml", lambda file: file.write(text.encode()))
+        with _agreed():
             where = start(state, plan, manager, config.run, observers.events)
         if plan.rank == 0:
             print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
