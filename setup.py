@@ -2,6 +2,13 @@
 
 from setuptools import find_packages, setup
 
+DATA = {
+    "dali": ["nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"],  # data.kind dali
+    "latents": ["diffusers>=0.31"],  # encoding images into latents
+    "parquet": ["pyarrow>=15"],  # packing parquet files
+    "webdataset": ["webdataset>=1.0"],  # only what the data benchmark compares with; data.kind webdataset needs none
+}
+
 setup(
     name="afm_scale",
     version="0.1.0",
@@ -24,5 +31,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
         "wandb": ["wandb>=0.17"],
+        **DATA,
+        "data": [requirement for requirements in DATA.values() for requirement in requirements],
     },
 )

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from .core.errors import RunError, UserError
 from .run.doctor import doctor_command
+from .run.doctor_data import doctor_data_command
 from .run.sample import SampleRequest, sample_command
 from .run.show import show_command
 from .run.train import train_command
@@ -33,6 +34,8 @@ def _run(options: argparse.Namespace) -> int:
         return train_command(options.recipe, options.overrides)
     if options.command == "show":
         return show_command(options.recipe, options.overrides)
+    if options.command == "doctor" and options.data is not None:
+        return doctor_data_command(options.data, as_json=options.json)
     if options.command == "doctor":
         return doctor_command(as_json=options.json)
     if options.command == "sample":
@@ -61,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--batch-size", type=int, default=256, help="images held at once; changes no image")
     sample.add_argument("--grid", type=Path, metavar="FILE.png", help="one sheet of all images")
     sample.add_argument("--npz", type=Path, metavar="FILE.npz", help="arr_0 [N, H, W, C] uint8 and the labels")
-    doctor = commands.add_parser("doctor", help="what this machine has")
+    doctor = commands.add_parser("doctor", help="what this machine has, or whether a packed data set is whole")
+    doctor.add_argument("--data", type=Path, metavar="PATH", help="compare every byte of this folder of shards")
     doctor.add_argument("--json", action="store_true")
     for name in ("evaluate", "plan"):
         later = commands.add_parser(name, help="not there yet")

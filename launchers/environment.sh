@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes .venv what setup.py and constraints.txt ask for, and leaves $python in the caller.
+# Sourced by the other scripts, with the extras of setup.py that they need: source environment.sh test,data
+# Makes .venv what setup.py and constraints.txt ask for, and leaves $root and $python in the caller.
 # shellcheck shell=bash
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -20,22 +21,35 @@ find_python() {
     return 2
 }
 
-prepare_environment() {
-    local stamp="$root/.venv/installed" wanted base
-    wanted="$(cat "$root/setup.py" "$root/constraints.txt" | cksum) $root"
-    if [[ -x "$python" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
-        return
+covers() {  # HAVE WANTED: comma-separated extras
+    local extra
+    for extra in ${2//,/ }; do
+        [[ ",$1," == *",$extra,"* ]] || return
+    done
+}
+
+prepare_environment() {  # EXTRAS
+    local stamp="$root/.venv/installed" extras="$1" sources base line_1="" line_2="" installed=""
+    sources="$(cat "$root/setup.py" "$root/constraints.txt" | cksum) $root"
+    if [[ -x "$python" && -f "$stamp" ]]; then
+        { read -r line_1 && read -r line_2; } <"$stamp" || true
+        [[ "$line_1" != "$sources" ]] || installed="$line_2"
+        if [[ -n "$installed" ]] && covers "$installed" "$extras"; then
+            return
+        fi
     fi
     if ! suitable "$python"; then
         base="$(find_python)" || return
         echo "making .venv with $("$base" --version)" >&2
         rm -rf "$root/.venv"
         "$base" -m venv "$root/.venv" || return
+        installed=""
     fi
+    extras="${installed:+$installed,}$extras"  # what one script has asked for stays, so that two do not take turns
     echo "installing what constraints.txt pins into .venv (a few minutes the first time)" >&2
     "$python" -m pip install --quiet --disable-pip-version-check \
-        -c "$root/constraints.txt" -e "$root[test]" >&2 || return
-    echo "$wanted" >"$stamp"
+        -c "$root/constraints.txt" -e "$root[$extras]" >&2 || return
+    printf '%s\n' "$sources" "$extras" >"$stamp"
 }
 
-prepare_environment
+prepare_environment "$1"

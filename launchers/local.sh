@@ -3,7 +3,7 @@
 # One process per GPU, or two on the CPU. Ends with the exit code of the training.
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 
 recipe="configs/recipes/digits_afm.yaml"
 if [[ $# -gt 0 && "$1" != *=* ]]; then

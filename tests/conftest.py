@@ -1,10 +1,11 @@
-"""One thread per process, here and in every process a test starts; GPU tests only where there is a GPU."""
+"""One thread per process and no model hub, here and in what the tests start; GPU tests only where there is one."""
 
 from __future__ import annotations
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is: what is not on this machine is an error at once
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "": set(),  # afm_scale/__init__.py
 }
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
-OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity"}
+OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity",
+            "pyarrow"}
 LINES = 300
 LINES_OF_LOOP = 150
 LINES_OF_OBJECTIVE = 180

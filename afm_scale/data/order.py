@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..core.errors import CheckpointError, ConfigError
 from ..core.random import Positions, permutation
 from ..core.types import Batch
+from .source import Skipped
 
 
 class EpochOrder:
@@ -64,10 +66,15 @@ class StreamCursor:
 
     def take(self) -> Positions:
         """This rank's positions of the next turn; they count as consumed from now on."""
-        count = self._global_batch // self._world_size
-        positions = Positions(self.consumed + self._rank, self._world_size, count)
+        positions = next(self.upcoming())
         self.consumed += self._global_batch
         return positions
+
+    def upcoming(self) -> Iterator[Positions]:
+        """This rank's positions of all turns from the next one on, for reading ahead; nothing counts as consumed."""
+        count = self._global_batch // self._world_size
+        for first in itertools.count(self.consumed, self._global_batch):
+            yield Positions(first + self._rank, self._world_size, count)
 
     def state_dict(self) -> dict[str, int]:
         return {"consumed": self.consumed}
@@ -105,6 +112,9 @@ class PositionedSource(ABC):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self._cursor.load_state_dict(state)
+
+    def take_skipped(self) -> Sequence[Skipped]:
+        return ()
 
     def close(self) -> None:  # noqa: B027  (the protocol asks for it; nothing is held)
         pass

@@ -7,7 +7,7 @@ in order, whatever W is. So the position is one number, and it survives a change
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,15 @@ class SourceConfig:
     """What every source's configuration holds; each also has `shape` (C, H, W) and `num_classes`, as a source has."""
 
     global_batch: int  # samples per turn (one update of one player), over all ranks and microbatches
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that could not be read, and what its place in the batch was filled with (`data.on_error: skip`)."""
+
+    place: str  # shard and key
+    reason: str
+    substitute: str  # shard and key
 
 
 class DataSource(Protocol):
@@ -34,5 +43,9 @@ class DataSource(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...
+
+    def take_skipped(self) -> Sequence[Skipped]:
+        """What this rank had to skip since the last call, in order."""
+        ...
 
     def close(self) -> None: ...

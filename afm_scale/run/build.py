@@ -26,11 +26,13 @@ from ..train.hooks.events import EventLog
 from ..train.hooks.hook import Hook, HookList
 from ..train.hooks.metrics import JsonLines, MetricsHook, MetricWriter
 from ..train.hooks.samples import SamplesHook
+from ..train.hooks.skipped import SkippedHook
 from ..train.hooks.stop import StopHook
 from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
 from . import check
-from .config import DISCRIMINATORS, GENERATORS, OBJECTIVES, PLANS, SOURCES, RunConfig
+from .config import DISCRIMINATORS, GENERATORS, OBJECTIVES, PLANS, RunConfig
+from .sources import build_source
 from .typed import to_mapping
 
 
@@ -85,7 +87,7 @@ def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainSta
         players=players,
         average=Average(frozen_average, config.average, plan),
         objective=OBJECTIVES[type(config.objective)](config.objective, plan.mean_, plan.device),
-        data=SOURCES[type(config.data)](
+        data=build_source(
             config.data, seed=seed, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
         ),
         classifier=classifier and plan.frozen(classifier, _read_classifier(classifier, config.model.classifier)),
@@ -111,6 +113,7 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
     if first:
         hooks.append(ConsoleHook(chosen.console, total_steps=config.loop.steps))
     hooks.append(MetricsHook(plan, chosen.metrics, _metric_writers(config) if first else (), stop))
+    hooks.append(SkippedHook(folder / "skipped", rank=plan.rank, world_size=plan.world_size, stop=stop))
     hooks.append(guard)
     if chosen.samples is not None:
         hooks.append(

@@ -1,6 +1,6 @@
 """The configuration of a run, composed of those beside the parts, and the tables of parts to choose from.
 
-Adding an objective, a source or a plan is one line in the table here.
+Adding an objective or a plan is one line in the table here; a source, in `sources.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Union
 
 from ..checkpoint.manager import CheckpointConfig
-from ..data.digits import DigitsConfig, DigitsSource
-from ..data.mixture import Mixture1DConfig, Mixture1DSource
-from ..data.synthetic import SyntheticLatents, SyntheticLatentsConfig
+from ..data.images import DaliConfig
+from ..data.images_to_latents import ImagesToLatentsConfig
 from ..models.classifier import ClassifierConfig
 from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
 from ..models.generator import DiTGenerator, GeneratorConfig
@@ -31,15 +30,15 @@ from ..train.hooks.metrics import MetricsConfig
 from ..train.hooks.samples import SamplesConfig
 from ..train.loop import LoopConfig
 from .report import ReportConfig
+from .sources import SOURCES
 
 OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching}
-SOURCES = {DigitsConfig: DigitsSource, Mixture1DConfig: Mixture1DSource, SyntheticLatentsConfig: SyntheticLatents}
 GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
 DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 
 AnyObjective = Union[tuple(OBJECTIVES)]  # noqa: UP007
-AnySource = Union[tuple(SOURCES)]  # noqa: UP007
+AnySource = Union[(*SOURCES, DaliConfig, ImagesToLatentsConfig)]  # noqa: UP007
 AnyGenerator = Union[tuple(GENERATORS)]  # noqa: UP007
 AnyDiscriminator = Union[tuple(DISCRIMINATORS)]  # noqa: UP007
 

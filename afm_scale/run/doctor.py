@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import fields
 from importlib import metadata
 from typing import Any
 
@@ -13,10 +14,24 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from ..core.errors import ConfigError
+from ..data.images import DaliConfig, WebDatasetConfig
+from ..data.images_to_latents import ImagesToLatentsConfig
+from ..data.latents import LatentsConfig
+from .sources import SOURCES, require
+
 _BASE = (
     "torch", "numpy", "PyYAML", "safetensors", "scikit-learn", "Pillow", "matplotlib", "tensorboard", "tqdm", "rich",
 )
-_OPTIONAL = {"wandb": "metrics to Weights & Biases (pip install afm_scale[wandb])"}
+_OPTIONAL = {
+    "nvidia-dali-cuda130": "data.kind dali (pip install 'afm_scale[dali]')",
+    "diffusers": "data.kind images_to_latents, tools/encode_latents.py (pip install 'afm_scale[latents]')",
+    "pyarrow": "packing parquet files (pip install 'afm_scale[parquet]')",
+    "webdataset": "what the data benchmark compares with (pip install 'afm_scale[webdataset]')",
+    "wandb": "metrics to Weights & Biases (pip install 'afm_scale[wandb]')",
+}
+
+_NEED_A_PACKAGE = {DaliConfig: ("nvidia.dali", "dali"), ImagesToLatentsConfig: ("diffusers", "latents")}
 
 
 def doctor_command(*, as_json: bool) -> int:
@@ -29,7 +44,7 @@ def doctor_command(*, as_json: bool) -> int:
         for name, value in section.items():
             table.add_row(name, str(value))
         table.add_section()
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False).print(table)  # [dali] is an extra, no colour
     return 0
 
 
@@ -49,9 +64,30 @@ def examine() -> dict[str, dict[str, Any]]:
             "parallel.device auto": "cuda" if gpus else "cpu",
             "fused operations": "torch (there are no others yet)",
             "attention": "torch scaled_dot_product_attention",
-            "data": "digits, mixture1d, synthetic (embedded)",
         },
+        "data": _sources(on_gpu=bool(gpus)),
     }
+
+
+def _sources(*, on_gpu: bool) -> dict[str, str]:
+    """Whether each data.kind can be used here, and if not, why."""
+    notes = {
+        WebDatasetConfig: "Pillow, in worker processes",
+        LatentsConfig: "read from the disk, nothing to decode",
+        DaliConfig: "nvJPEG, on the GPU" if on_gpu else "its CPU pipeline",
+        ImagesToLatentsConfig: "encoded on the GPU" if on_gpu else "encoded on the CPU, slowly",
+    }
+    usable = {}
+    for config in (*SOURCES, DaliConfig, ImagesToLatentsConfig):
+        kind = next(field.default for field in fields(config) if field.name == "kind")
+        try:
+            if config in _NEED_A_PACKAGE:
+                package, extra = _NEED_A_PACKAGE[config]
+                require(package, f"data.kind {kind!r}", extra)
+            usable[f"data.kind {kind}"] = f"yes: {notes.get(config, 'embedded')}"
+        except ConfigError as error:
+            usable[f"data.kind {kind}"] = f"no: {error}"
+    return usable
 
 
 def _version(package: str) -> str | None:

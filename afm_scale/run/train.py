@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, UserError
+from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, DataError, UserError
 from ..core.files import write_atomically
 from ..parallel.launch import Ranks, agree, check_same_on_all_ranks, launch
 from ..parallel.plan import ParallelPlan
@@ -35,30 +36,41 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
         plan = build.build_plan(config, ranks)
         with _agreed():
             state = build.build_state(config, ranks, plan)
-        manager = build.build_manager(config, ranks)
-        observers = build.build_observers(config, plan, manager)
-        with _agreed():
-            if plan.rank == 0:
-                text = dump_yaml(config)
-                write_atomically(config.run.folder / "config.yaml", lambda file: file.write(text.encode()))
-        with _agreed():
-            where = start(state, plan, manager, config.run, observers.events)
-        if plan.rank == 0:
-            print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
-        first_step, began = state.step, time.monotonic()
-        train(state, plan, config.loop, observers.hooks)
-        seconds = time.monotonic() - began
-        state.data.close()
-        stopped_by = observers.stop.signal
-        with _agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
-            if stopped_by is None:
-                _report(config, ranks, plan, state, seconds, state.step - first_step)
-            elif plan.rank == 0:
-                print(
-                    f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on",
-                    file=sys.stderr, flush=True,
-                )
+        with closing(state.data):  # its processes and threads end whatever happens
+            stopped_by = _run(config, ranks, plan, state)
     return EXIT_DONE if stopped_by is None else EXIT_STOPPED_BY_SIGNAL
+
+
+def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState) -> signal.Signals | None:
+    """From where the run starts to its report; the signal that stopped it, if one did."""
+    manager = build.build_manager(config, ranks)
+    observers = build.build_observers(config, plan, manager)
+    with _agreed():
+        if plan.rank == 0:
+            text = dump_yaml(config)
+            write_atomically(config.run.folder / "config.yaml", lambda file: file.write(text.encode()))
+    with _agreed():
+        where = start(state, plan, manager, config.run, observers.events)
+    if plan.rank == 0:
+        print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
+    first_step, began = state.step, time.monotonic()
+    try:
+        train(state, plan, config.loop, observers.hooks)
+    except DataError as error:  # met by this rank alone, where __main__ lets rank 0 speak for all
+        if plan.rank > 0:
+            print(f"error: rank {plan.rank}: {error}", file=sys.stderr, flush=True)
+        raise
+    seconds = time.monotonic() - began
+    stopped_by = observers.stop.signal
+    with _agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
+        if stopped_by is None:
+            _report(config, ranks, plan, state, seconds, state.step - first_step)
+        elif plan.rank == 0:
+            print(
+                f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on",
+                file=sys.stderr, flush=True,
+            )
+    return stopped_by
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch, Loss, Role
+from ..data.source import Skipped
 from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan
 from .hooks.hook import HookList, StepReport
@@ -54,7 +55,7 @@ class ReportBuilder:
             self._terms.setdefault(f"{role.value}/{name}", []).append(value)
         self._images += images if role is Role.GENERATOR else 0
 
-    def build(self, step: int, world_size: int) -> StepReport:
+    def build(self, step: int, world_size: int, skipped: Sequence[Skipped]) -> StepReport:
         return StepReport(
             step=step,
             images=self._images * world_size,
@@ -63,6 +64,7 @@ class ReportBuilder:
             learning_rates=self.learning_rates,
             seconds=time.perf_counter() - self._started,
             data_seconds=self._data_seconds,
+            skipped=skipped,
         )
 
 
@@ -98,7 +100,7 @@ def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: Hook
                 report.learning_rates[role.value] = player.learning_rate(state.step)
             state.average.update(state.players[Role.GENERATOR], state.step)
             state.step += 1
-            completed = report.build(state.step, plan.world_size)
+            completed = report.build(state.step, plan.world_size, state.data.take_skipped())
             state.images_seen += completed.images
             hooks.after_step(state, completed)
 

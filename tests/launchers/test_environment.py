@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ["launchers/environment.sh", "launchers/local.sh", "tests/run.sh", ".ci/run"]
@@ -39,11 +41,17 @@ def bash(tree: Path, line: str) -> subprocess.CompletedProcess:
     )
 
 
-def stamped(tree: Path) -> str:
-    """A line that marks .venv as installed from the tree as it stands."""
+def stamped(tree: Path, extras: str = "test") -> str:
+    """A line that marks .venv as installed, with these extras, from the tree as it stands."""
     (tree / ".venv" / "bin").mkdir(parents=True)
     (tree / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    return 'echo "$(cat setup.py constraints.txt | cksum) $PWD" >.venv/installed'
+    return f'printf "%s\\n" "$(cat setup.py constraints.txt | cksum) $PWD" "{extras}" >.venv/installed'
+
+
+def installer(tree: Path) -> Path:
+    """Makes the .venv's python one that notes what it is to install, and returns the file of those notes."""
+    put(tree / ".venv" / "bin" / "python", f'[ "$1" = -c ] || echo "$@" >>{tree}/asked')
+    return tree / "asked"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -53,7 +61,7 @@ def test_the_scripts_are_bash(script):
 
 def test_without_a_suitable_python_one_line_says_what_to_do(tree):
     put(tree / "bin" / "python3", "exit 1")  # another version
-    ended = bash(tree, "source launchers/environment.sh")
+    ended = bash(tree, "source launchers/environment.sh test")
     assert ended.returncode == 2
     assert ended.stderr.startswith("found no Python 3.10, 3.11 or 3.12") and ended.stderr.count("\n") == 1
 
@@ -62,13 +70,13 @@ def test_a_python_that_does_not_run_is_passed_over(tree):
     bash(tree, stamped(tree))
     put(tree / "bin" / "python3.12", "echo 'not installed' >&2; exit 127")
     put(tree / "bin" / "python3.10", f'exec {sys.executable} "$@"')
-    ended = bash(tree, "source launchers/environment.sh; find_python")
+    ended = bash(tree, "source launchers/environment.sh test; find_python")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "python3.10\n", "")
 
 
 def test_an_environment_that_is_up_to_date_is_left_alone(tree):
     bash(tree, stamped(tree))
-    ended = bash(tree, 'source launchers/environment.sh; echo "$python"')
+    ended = bash(tree, 'source launchers/environment.sh test; echo "$python"')
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{tree}/.venv/bin/python\n", "")
 
 
@@ -78,6 +86,48 @@ def test_a_changed_pin_is_installed(tree):
     (tree / ".venv" / "bin" / "python").unlink()
     put(tree / ".venv" / "bin" / "python", f'case "$*" in *"pip install"*) exit 9;; esac; exec {sys.executable} "$@"')
     (tree / "constraints.txt").write_text("numpy==1\n")
-    ended = bash(tree, "source launchers/environment.sh; echo not reached")
+    ended = bash(tree, "source launchers/environment.sh test; echo not reached")
     assert (ended.returncode, ended.stdout) == (9, "")
     assert ended.stderr.startswith("installing what constraints.txt pins")
+
+
+def test_each_set_of_extras_is_installed_once_and_both_stay(tree):
+    """Training with few packages and testing with many share one .venv without taking turns."""
+    asked = installer(tree)
+    for extras in ("test", "test,data", "test", "data", "data,test"):
+        ended = bash(tree, f"source launchers/environment.sh {extras}")
+        assert ended.returncode == 0, ended.stderr
+    first, second = asked.read_text().splitlines()
+    assert first.endswith(f"-e {tree}[test]")
+    assert second.endswith(f"-e {tree}[test,test,data]")
+
+
+def test_after_a_change_only_what_is_asked_for_counts_as_installed(tree):
+    asked = installer(tree)
+    bash(tree, "source launchers/environment.sh test,data")
+    (tree / "constraints.txt").write_text("numpy==1\n")
+    for extras in ("test", "test", "data"):
+        assert bash(tree, f"source launchers/environment.sh {extras}").returncode == 0
+    endings = [line.rpartition("[")[2] for line in asked.read_text().splitlines()]
+    assert endings == ["test,data]", "test]", "test,data]"]
+
+
+def test_a_stamp_of_another_kind_is_installed_over(tree):
+    asked = installer(tree)
+    bash(tree, 'echo "$(cat setup.py constraints.txt | cksum) $PWD" >.venv/installed')
+    assert bash(tree, "source launchers/environment.sh test").returncode == 0
+    assert asked.exists()
+
+
+def test_the_extras_that_the_scripts_ask_for_are_those_of_the_package(monkeypatch):
+    package = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **about: package.update(about))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    extras = package["extras_require"]
+    for script in SCRIPTS[1:3]:
+        (line,) = [line for line in (ROOT / script).read_text().splitlines() if line.startswith("source ")]
+        assert set(line.split()[-1].split(",")) <= extras.keys()
+    assert sorted(extras["data"]) == sorted(
+        requirement for name in ("dali", "latents", "parquet", "webdataset") for requirement in extras[name]
+    )

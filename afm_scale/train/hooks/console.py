@@ -27,7 +27,8 @@ class ConsoleConfig:
 
 
 class ConsoleHook(QuietHook):
-    """Shows the step, every player's total loss on this rank, images per second and the time left.
+    """Shows the step, every player's total loss on this rank, images per second, the share of the time that was spent
+    waiting for data, and the time left.
 
     Build it on rank 0 only. Rates are of the time since the last line, saving and sampling included.
     """
@@ -39,7 +40,7 @@ class ConsoleHook(QuietHook):
         self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
         self._bar: tqdm | None = None
         self._images = self._steps = 0
-        self._since = 0.0
+        self._data_seconds = self._since = 0.0
 
     def on_start(self, state: TrainState) -> None:
         self._since = time.monotonic()
@@ -52,10 +53,12 @@ class ConsoleHook(QuietHook):
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self._images += report.images
         self._steps += 1
+        self._data_seconds += report.data_seconds
         seconds = time.monotonic() - self._since
         if seconds >= self._every_seconds or report.step == self._total_steps:
             self._show(report, seconds)
             self._images = self._steps = 0
+            self._data_seconds = 0.0
             self._since += seconds
 
     def on_end(self, state: TrainState, error: BaseException | None) -> None:
@@ -68,9 +71,10 @@ class ConsoleHook(QuietHook):
             for name, value in report.terms.items() if name.endswith("/total")
         ]
         seconds_left = (self._total_steps - report.step) * seconds / self._steps
+        seconds = max(seconds, 1e-9)
         text = "  ".join([
-            f"step {report.step}/{self._total_steps}", *losses, f"{self._images / max(seconds, 1e-9):,.0f} images/s",
-            f"{_clock(seconds_left)} left",
+            f"step {report.step}/{self._total_steps}", *losses, f"{self._images / seconds:,.0f} images/s",
+            f"data wait {self._data_seconds / seconds:.0%}", f"{_clock(seconds_left)} left",
         ])
         if self._bar is None:
             print(text, file=self._stream, flush=True)

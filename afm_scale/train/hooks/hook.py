@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...data.source import Skipped
 from ..state import TrainState
 
 
@@ -23,6 +24,7 @@ class StepReport:
     learning_rates: Mapping[str, float]  # "generator" -> the rate this step used
     seconds: float  # wall-clock time of the step as the host saw it
     data_seconds: float  # of which the loop waited for data
+    skipped: Sequence[Skipped] = ()  # samples that this rank could not read
 
 
 class Hook(Protocol):

@@ -63,7 +63,8 @@ class MetricsHook(QuietHook):
     A row holds: step, images_seen; every term ("generator/transport", mean over the ranks and the steps since the last
     row) and gradient norm ("generator/grad_norm"); learning rates ("generator/learning_rate", of the last step);
     images_per_second, seconds_per_step (saving and sampling included), data_wait_share (of the time, spent waiting for
-    data on rank 0), seconds (since this process began to train).
+    data on rank 0), data_skipped (samples that could not be read since the last row, on all ranks), seconds (since this
+    process began to train).
     """
 
     def __init__(
@@ -97,11 +98,12 @@ class MetricsHook(QuietHook):
     def _write_row(self, state: TrainState) -> None:
         now = time.monotonic()
         reports, seconds = self._reports, now - self._since
-        means = self._means(reports)  # a collective: every rank comes here, whether it writes or not
+        means, skipped = self._reduced(reports)  # a collective: every rank comes here, whether it writes or not
         row = {
             "step": state.step,
             "images_seen": state.images_seen,
             **means,
+            "data_skipped": skipped,
             **{f"{player}/learning_rate": rate for player, rate in reports[-1].learning_rates.items()},
             "images_per_second": sum(report.images for report in reports) / seconds,
             "seconds_per_step": seconds / len(reports),
@@ -113,15 +115,20 @@ class MetricsHook(QuietHook):
             for writer in self._writers:
                 writer.write(row)
 
-    def _means(self, reports: Sequence[StepReport]) -> dict[str, float]:
-        """Of every value over the steps that had it, then over the ranks; one small reduction for all."""
+    def _reduced(self, reports: Sequence[StepReport]) -> tuple[dict[str, float], int]:
+        """(the mean of every value over the steps that had it, then over the ranks; the number of samples skipped).
+
+        One small reduction for all.
+        """
         values: dict[str, list[Tensor]] = {}
         for report in reports:
             norms = {f"{player}/grad_norm": norm for player, norm in report.grad_norms.items()}
             for name, value in {**report.terms, **norms}.items():
                 values.setdefault(name, []).append(value)
-        means = self._plan.mean_(torch.stack([torch.stack(steps).mean() for steps in values.values()]))
-        return dict(zip(values, means.tolist(), strict=True))
+        means = [torch.stack(steps).mean() for steps in values.values()]
+        skipped = means[0].new_tensor(sum(len(report.skipped) for report in reports))
+        *reduced, skipped_per_rank = self._plan.mean_(torch.stack([*means, skipped])).tolist()
+        return dict(zip(values, reduced, strict=True)), round(skipped_per_rank * self._plan.world_size)
 
 
 class JsonLines:
@@ -132,10 +139,7 @@ class JsonLines:
         self._file: TextIO | None = None
 
     def start(self, step: int) -> None:
-        with explained_write(self._path):
-            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_atomically(self._path, lambda file: file.writelines(kept))
+        forget_later_lines(self._path, step)
         with explained_write(self._path):
             self._file = self._path.open("a", encoding="utf-8")
 
@@ -150,6 +154,14 @@ class JsonLines:
         if self._file is not None:
             with explained_write(self._path):
                 self._file.close()
+
+
+def forget_later_lines(path: Path, step: int) -> None:
+    """Leaves the JSON lines of steps up to `step` in a file, or an empty file. Raises UserError if it cannot."""
+    with explained_write(path):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if _step_of(line) <= step]
+    write_atomically(path, lambda file: file.writelines(kept))
 
 
 def _step_of(line: bytes) -> float:

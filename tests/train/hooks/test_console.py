@@ -34,7 +34,8 @@ def test_a_log_file_gets_one_plain_line_at_a_time() -> None:
     lines = show(io.StringIO(), config, steps=iter(range(1, 4)), total_steps=2000).splitlines()
     assert len(lines) == 3
     assert re.fullmatch(
-        r"step 3/2000  discriminator 0\.2500  generator 3\.0000  [\d,]+ images/s  (\d+:)?\d+:\d\d left", lines[2]
+        r"step 3/2000  discriminator 0\.2500  generator 3\.0000  [\d,]+ images/s  data wait \d+%  "
+        r"(\d+:)?\d+:\d\d left", lines[2]
     )
 
 

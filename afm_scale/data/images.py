@@ -1,0 +1,181 @@
+"""What every source of images shares: the order, the mirroring of each draw, and substitutes for broken samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, DataError
+from ..core.random import KeyedDraws, Positions
+from ..core.types import Batch
+from .description import ImageContent
+from .order import EpochOrder, StreamCursor
+from .shards import PackedShards, SampleError
+from .source import Skipped, SourceConfig
+
+T = TypeVar("T")
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(SourceConfig):
+    """Images of a folder packed by tools/make_shards.py, as pixels in [-1, 1]."""
+
+    folder: Path
+    size: int = 256  # pixels of a side
+    num_classes: int = 1000
+    mirror: bool = True  # every draw left to right or right to left, evenly likely
+    on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
+    workers: int = 4  # per rank: processes (webdataset) or threads (dali) that decode
+    prefetch: int = 2  # batches that every worker reads ahead
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.num_classes < 1 or self.workers < 1 or self.prefetch < 1:
+            raise ConfigError(
+                f"size {self.size}, num_classes {self.num_classes}, workers {self.workers} and prefetch "
+                f"{self.prefetch} must all be at least 1"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (3, self.size, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDatasetConfig(ImagesConfig):
+    """Decoded by Pillow on the CPU, in worker processes."""
+
+    kind: Literal["webdataset"] = "webdataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaliConfig(ImagesConfig):
+    """Decoded by NVIDIA DALI: nvJPEG where there is a GPU, its CPU pipeline elsewhere.
+
+    It stands here because the module of the source needs the package.
+    """
+
+    kind: Literal["dali"] = "dali"
+
+
+def open_shards(folder: Path, *, kind: str, num_classes: int, on_error: str, check: bool) -> PackedShards:
+    """The packed data set that a source wants. Raises DataError if it is another kind, is damaged, or has other labels.
+
+    With `check` (one rank is enough) sizes and indices are compared too; shards that are missing or truncated are
+    tolerated if errors are to be skipped.
+    """
+    shards = PackedShards(folder)
+    description = shards.description
+    if description.content.kind != kind:
+        raise DataError(
+            f"{folder} holds {description.content.kind}, this source reads {kind}; change data.kind or data.folder"
+        )
+    if description.num_classes != num_classes:
+        raise DataError(
+            f"{folder} has {description.num_classes} classes, data.num_classes is {num_classes}; "
+            f"set data.num_classes={description.num_classes}"
+        )
+    problems = shards.check() if check else []
+    if problems and on_error == "stop":
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}; restore it, pack again, or set data.on_error=skip")
+    return shards
+
+
+def read_or_substitute(
+    shards: PackedShards, sample: int, read: Callable[[int], T], *, seed: int, on_error: str
+) -> tuple[int, T, list[Skipped]]:
+    """(the sample used, what `read` made of it, what was skipped on the way).
+
+    With `on_error` "skip" a sample that `read` refuses with SampleError is replaced by another of the data set, chosen
+    by (seed, sample) alone: the same on every run, whichever rank or worker it falls to. The substitute is then seen
+    twice in that epoch, and every batch keeps its size.
+    """
+    refused: list[SampleError] = []
+    used = sample
+    while True:
+        try:
+            value = read(used)
+            break
+        except SampleError as error:
+            if on_error == "stop":
+                raise
+            refused.append(error)
+            if len(refused) == _ATTEMPTS:
+                raise DataError(f"{_ATTEMPTS} samples in a row cannot be read, the last: {error}") from None
+        digest = blake2b(repr(("substitute", seed, sample, len(refused))).encode(), digest_size=8).digest()
+        used = int.from_bytes(digest, "little") % shards.num_samples
+    substitute = shards.place(used) if refused else ""
+    return used, value, [Skipped(error.place, error.reason, substitute) for error in refused]
+
+
+def mirrored_at(positions: Positions, *, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """[B] bool: whether the draw at a stream position is of the mirror image."""
+    return KeyedDraws("mirror", seed, positions=positions, device=device).uniform("mirror") < 0.5
+
+
+class ImageSource(ABC):
+    """A `DataSource` of images; subclasses decode them, in other processes or threads and ahead of time."""
+
+    def __init__(
+        self, config: ImagesConfig, *, seed: int, rank: int, world_size: int, device: torch.device | str
+    ) -> None:
+        """Raises ConfigError or DataError if the data set does not fit the configuration."""
+        self.shape, self.num_classes = config.shape, config.num_classes
+        self.config = config
+        self.seed = seed
+        self.device = torch.device(device)
+        self.cursor = StreamCursor(global_batch=config.global_batch, rank=rank, world_size=world_size)
+        self.shards = open_shards(
+            config.folder, kind="images", num_classes=config.num_classes, on_error=config.on_error, check=rank == 0
+        )
+        content = self.shards.description.content
+        assert isinstance(content, ImageContent)
+        if content.size is not None and content.size != config.size:
+            raise DataError(
+                f"{config.folder} holds images of {content.size} pixels, data.size is {config.size}; "
+                f"set data.size={content.size}, or pack with --size {config.size}"
+            )
+        self.order = EpochOrder(self.shards.num_samples, seed=seed)
+        self._skipped: list[Skipped] = []
+
+    @abstractmethod
+    def decoded(self) -> Iterator[tuple[Tensor, Tensor, Sequence[Skipped]]]:
+        """This rank's turns from the cursor on: (uint8 [B, 3, H, W] or the like on any device, int64 [B], skipped).
+
+        It may run ahead, and must leave `self.cursor` alone: `__iter__` moves it when a batch is handed out.
+        """
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pixels, labels, skipped in self.decoded():
+            positions = self.cursor.take()
+            self._skipped.extend(skipped)
+            yield self._batch(pixels, labels, positions)
+
+    def _batch(self, pixels: Tensor, labels: Tensor, positions: Positions) -> Batch:
+        x = pixels.to(self.device, non_blocking=True).to(torch.float32) / 127.5 - 1
+        if self.config.mirror:
+            mirrored = mirrored_at(positions, seed=self.seed, device=self.device)
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        return Batch(x, labels.to(self.device, non_blocking=True))
+
+    def state_dict(self) -> dict[str, int]:
+        return self.cursor.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Before iteration: what has been read ahead belongs to the old position."""
+        self.cursor.load_state_dict(state)
+
+    def take_skipped(self) -> Sequence[Skipped]:
+        taken, self._skipped = self._skipped, []
+        return taken
+
+    @abstractmethod
+    def close(self) -> None: ...

@@ -1,0 +1,148 @@
+"""Reads packed samples in any order: one `pread` each, by an index of where every sample lies."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..core.errors import DataError
+from .description import DESCRIPTION_NAME, INDEX_NAME, DatasetDescription, file_sha256, read_description
+
+_OPEN_FILES = 64
+
+
+class SampleError(DataError):
+    """A sample that cannot be read or decoded. `data.on_error` says what becomes of it."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(
+            f"{place}: {reason}; restore the shard (python -m afm_scale doctor --data FOLDER finds all that is "
+            "damaged), or set data.on_error=skip"
+        )
+        self.place = place
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SampleIndex:
+    """Where N samples of K members each lie, in the order of the shards; all int64 on the CPU."""
+
+    shard: Tensor  # [N] index into DatasetDescription.shards
+    key: Tensor  # [N] the sample's number, from which its members' names are made
+    label: Tensor  # [N]
+    offset: Tensor  # [N, K] bytes from the start of the shard
+    size: Tensor  # [N, K] bytes
+    crc32: Tensor  # [N, K]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def concatenate(cls, parts: list[SampleIndex]) -> SampleIndex:
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in cls.__slots__})
+
+    @classmethod
+    def read(cls, path: Path) -> SampleIndex:
+        """Raises DataError if the file is not an index."""
+        try:
+            return cls(**load_file(path))
+        except (OSError, SafetensorError, TypeError) as error:
+            raise DataError(f"{path} cannot be read as an index: {error}; pack the data set again") from None
+
+
+class PackedShards:
+    """A data set packed by this project. Can be pickled: every process opens its own files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the description and the index. Raises DataError if they are missing or do not fit each other."""
+        self.folder = folder
+        self.description: DatasetDescription = read_description(folder)
+        self.index = SampleIndex.read(folder / INDEX_NAME)
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, least recently used first
+        found, wanted = tuple(self.index.offset.shape), (self.num_samples, self.description.content.num_members)
+        if found != wanted:
+            raise DataError(
+                f"{folder / INDEX_NAME} is of {found[0]} samples with {found[1:]} members, {DESCRIPTION_NAME} of "
+                f"{wanted[0]} with {wanted[1:]}; pack the data set again"
+            )
+
+    def __reduce__(self) -> tuple:
+        return PackedShards, (self.folder,)
+
+    @property
+    def num_samples(self) -> int:
+        return self.description.num_samples
+
+    def check(self) -> list[str]:
+        """Shards that are missing, of another size, or beside another .idx file; one line each.
+
+        Reads the small files whole and asks the sizes of the large ones: a second for a thousand shards. Raises
+        DataError if the index is not the one that was packed, or holds labels of no class.
+        """
+        index = self.folder / INDEX_NAME
+        if file_sha256(index) != self.description.index_sha256:
+            raise DataError(f"{index} is not the index that {DESCRIPTION_NAME} describes; restore it, or pack again")
+        low, high = int(self.index.label.min()), int(self.index.label.max())
+        if low < 0 or high >= self.description.num_classes:
+            raise DataError(
+                f"{index} holds labels from {low} to {high}; wanted 0 to {self.description.num_classes - 1}"
+            )
+        return [problem for shard in range(len(self.description.shards)) for problem in self._shard_problems(shard)]
+
+    def _shard_problems(self, number: int) -> list[str]:
+        shard = self.description.shards[number]
+        problems = []
+        try:
+            size = (self.folder / shard.name).stat().st_size
+            if size != shard.num_bytes:
+                problems.append(f"{self.folder / shard.name} has {size} bytes, wanted {shard.num_bytes}")
+        except OSError as error:
+            problems.append(f"{self.folder / shard.name}: {error.strerror}")
+        try:
+            if file_sha256(self.folder / shard.idx_name) != shard.idx_sha256:
+                problems.append(f"{self.folder / shard.idx_name} is not the index of {shard.name}")
+        except OSError as error:
+            problems.append(f"{self.folder / shard.idx_name}: {error.strerror}")
+        return problems
+
+    def place(self, sample: int) -> str:
+        """A sample's shard and key, for messages."""
+        shard = self.description.shards[int(self.index.shard[sample])]
+        return f"{self.folder / shard.name}, sample {int(self.index.key[sample]):09d}"
+
+    def read(self, sample: int, member: int = 0) -> bytes:
+        """The bytes of one member of a sample, 0 <= sample < num_samples.
+
+        Raises SampleError if they cannot be read or are not the bytes that were packed.
+        """
+        offset, size = int(self.index.offset[sample, member]), int(self.index.size[sample, member])
+        try:
+            data = os.pread(self._open(int(self.index.shard[sample])), size, offset)
+        except OSError as error:
+            raise SampleError(self.place(sample), error.strerror or str(error)) from None
+        if len(data) != size:
+            raise SampleError(self.place(sample), f"the shard is truncated: {len(data)} of {size} bytes are there")
+        if zlib.crc32(data) != int(self.index.crc32[sample, member]):
+            raise SampleError(self.place(sample), "the bytes are not those that were packed (CRC-32)")
+        return data
+
+    def _open(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+        else:
+            if len(self._files) == _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = os.open(self.folder / self.description.shards[shard].name, os.O_RDONLY)
+        return self._files[shard]
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])

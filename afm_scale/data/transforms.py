@@ -1,0 +1,104 @@
+"""From the bytes of an image to square pixels: the full check, and the crop of the published figures."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..core.errors import DataError
+
+# Only what is worth training on: some of Pillow's other readers start programs (EPS) or fetch parts of other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+                  MemoryError, struct.error, zlib.error)
+
+_ENDS = {"JPEG": (b"\xff\xd9", b"\xff\xda"), "PNG": (b"IEND\xaeB`\x82", b"IEND")}  # the last marker, and one before it
+
+
+class ImageError(DataError):
+    """An image that cannot be used; `reason` says why, for a list of such images."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_checked(data: bytes) -> Image.Image:
+    """The image, read to its last pixel, in the mode it is stored in; its `format` is the true one.
+
+    The bytes must be complete: an image that is cut short is refused, whatever can be seen of it. Damage inside the
+    compressed pixels of a JPEG has no checksum to be found by, and passes if the decoder does.
+
+    Raises ImageError if it is not an image, is corrupt or truncated, or has more pixels than Pillow deems safe.
+    """
+    if not data.strip(b"\0"):
+        raise ImageError("holds nothing but zero bytes" if data else "is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes on odd metadata, which is not used
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image.load()
+            if image.format == "PNG":  # the sums of its chunks, which are not compared while it is decoded
+                Image.open(io.BytesIO(data), formats=["PNG"]).verify()
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+        except UnidentifiedImageError:
+            raise ImageError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
+        except _DECODE_ERRORS as error:
+            raise ImageError(f"is corrupt or truncated: {error}") from None
+    if image.format == "MPO":  # a JPEG followed by further pictures, as some cameras write it
+        image.format = "JPEG"
+    # The end of a JPEG must come after its last scan: thumbnails, which have an end of their own, lie before it.
+    end, after = _ENDS.get(image.format or "", (b"", b""))
+    if end not in data[data.rfind(after):]:
+        raise ImageError(f"is corrupt or truncated: the end of the {image.format} is missing")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; transparency is dropped, as ADM does. Raises ImageError for modes that have no such reading."""
+    if image.mode.startswith("I;16"):  # Pillow would clip to 255 instead of scaling
+        grey = np.asarray(image).astype(np.uint16) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(f"has pixels of mode {image.mode}, whose range is not known")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"cannot be converted to RGB: {error}") from None
+
+
+def adm_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of `size` pixels, as in ADM (guided-diffusion, center_crop_arr).
+
+    Halved with BOX while the shorter side is at least twice the size, then BICUBIC to the size, then cut.
+
+    Raises ImageError if the image is so long and thin that it would have to be blown up beyond all reason.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > max(Image.MAX_IMAGE_PIXELS or 0, size * size):
+        raise ImageError(f"is too long and thin: {image.width} x {image.height} would become {width} x {height}")
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_pixels(image: Image.Image, size: int) -> Tensor:
+    """uint8 [3, size, size], RGB. An image of that size is taken as it is, any other is cropped by `adm_crop`."""
+    image = to_rgb(image)
+    if image.size != (size, size):
+        image = adm_crop(image, size)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

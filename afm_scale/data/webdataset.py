@@ -1,0 +1,205 @@
+"""Images decoded by Pillow in worker processes, at exact positions. No package is needed: the shards have an index.
+
+Which sample lies at a position is worked out here, in the main process; a worker is given the sample numbers of one
+turn after another, so what comes back depends neither on the number of workers nor on how far they read ahead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.errors import DataError
+from .images import ImageSource, read_or_substitute
+from .order import EpochOrder, StreamCursor
+from .shards import PackedShards, SampleError
+from .source import Skipped
+from .transforms import ImageError, decode_checked, to_pixels
+
+Turn = tuple[Tensor, Tensor, Sequence[Skipped]]
+"""Pixels uint8 [B, 3, S, S], labels int64 [B], what was skipped."""
+
+# The trainer stops at a step boundary when it gets one of these, and a scheduler sends them to the whole process group:
+# workers have to go on until the trainer has no more need of them.
+_TRAINERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class WebDatasetSource(ImageSource):
+    """`config.workers` processes, each of which decodes whole turns and is up to `config.prefetch` turns ahead.
+
+    There is one stream: a second iterator ends the first.
+    """
+
+    _workers: _Workers | None = None
+
+    def decoded(self) -> Iterator[Turn]:
+        """Raises DataError for a sample that cannot be used, unless those are skipped, and if a worker dies."""
+        self.close()
+        with warnings.catch_warnings():
+            # More workers than cores: a matter of taste where they wait for a network file system.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            workers = self._workers = _Workers(self._loader())
+        try:
+            while True:
+                yield workers.turn()
+        finally:
+            workers.close()
+
+    def close(self) -> None:
+        """Ends the workers, each after the turn it is at."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def _loader(self) -> DataLoader:
+        config = self.config
+        return DataLoader(
+            _Decoder(self.shards, config.size, self.seed, config.on_error),
+            sampler=_SamplesOfTurns(self.order, self.cursor),
+            batch_size=None,  # an item is a whole turn
+            collate_fn=_as_it_is,
+            num_workers=config.workers,
+            prefetch_factor=config.prefetch,
+            worker_init_fn=_become_a_worker,
+            multiprocessing_context=_start_method(),
+            generator=torch.Generator(),  # the loader draws a seed that nothing here uses; not from the global one
+            pin_memory=self.device.type == "cuda",
+        )
+
+
+class _Workers:
+    """The processes of one iteration.
+
+    Only this object refers to the loader's iterator. Nobody else may, a traceback neither: its semaphores have to go
+    with it, since the program leaves without the interpreter's clean-up and would be told of a leak.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._turns = iter(loader)
+        # At exit, multiprocessing sends SIGTERM and waits, which would be forever; what is registered now comes before.
+        atexit.register(self.close)
+
+    def turn(self) -> Turn:
+        assert self._turns is not None, "the source was closed, or iterated over anew"
+        try:
+            turn = next(self._turns)
+        except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: it held the memory of a batch
+            told = str(error)
+            if "in DataLoader worker process" in told or type(error) is RuntimeError and "exited unex" not in told:
+                raise  # a mistake of ours, told by a worker that lives
+            raise DataError(
+                "a process that decodes images was killed, most often for want of memory (main memory, or /dev/shm, "
+                "which holds the batches read ahead); lower data.workers or data.prefetch, or allow it more"
+            ) from None
+        if isinstance(turn, DataError):
+            raise turn
+        return turn
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        if self._turns is not None:
+            self._turns._shutdown_workers()  # as its __del__ does, but now
+            for worker in self._turns._workers:
+                worker.kill()  # for one that hangs in a read: it is deaf to the SIGTERM that it has been sent by now
+            self._turns = None
+
+
+@dataclass(frozen=True)
+class _SamplesOfTurns:
+    """The sample numbers of this rank's turns, from the cursor on, without end."""
+
+    order: EpochOrder
+    cursor: StreamCursor
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for positions in self.cursor.upcoming():
+            yield self.order.indices(positions).tolist()
+
+
+@dataclass(frozen=True)
+class _Decoder(Dataset):
+    """From the sample numbers of a turn to the turn; it is sent to every worker."""
+
+    shards: PackedShards
+    size: int
+    seed: int
+    on_error: str
+
+    def __getitem__(self, samples: list[int]) -> Turn | DataError:
+        """An error in the data is returned: raised, it would reach the trainer wrapped in this process's traceback."""
+        pixels = torch.empty((len(samples), 3, self.size, self.size), dtype=torch.uint8)
+        used, skipped = [], []
+        try:
+            for place, sample in zip(pixels, samples, strict=True):
+                number, image, passed_over = read_or_substitute(
+                    self.shards, sample, self._read, seed=self.seed, on_error=self.on_error
+                )
+                place.copy_(image)
+                used.append(number)
+                skipped.extend(passed_over)
+        except DataError as error:
+            return DataError(str(error))  # the subclasses do not all survive pickling
+        return pixels, self.shards.index.label[torch.tensor(used)], skipped
+
+    def _read(self, sample: int) -> Tensor:
+        """uint8 [3, S, S]. Raises SampleError."""
+        data = self.shards.read(sample)
+        try:
+            return to_pixels(decode_checked(data), self.size)
+        except ImageError as error:
+            raise SampleError(self.shards.place(sample), error.reason) from None
+
+
+def _as_it_is(turn: Turn | DataError) -> Turn | DataError:
+    return turn
+
+
+def _start_method() -> BaseContext:
+    """Workers are forked from a server that has imported this module, and torch with it, once.
+
+    Forking the trainer would copy locks that its threads hold (gloo, NCCL, a checkpoint being written), and some worker
+    of some rank would wait for one forever. Spawning would import torch in every worker of every rank.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        with _signals_held():  # once for each: starting the tracker unblocks what it finds blocked
+            start()
+    return context
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """The trainer's signals wait until the block ends; processes started in it inherit that, and it stays with them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _become_a_worker(number: int) -> None:
+    for signum in _TRAINERS_SIGNALS:  # the server may have been started by someone else, who held none
+        signal.signal(signum, signal.SIG_IGN)
+    threading.Thread(target=_die_with_the_trainer, daemon=True).start()
+
+
+def _die_with_the_trainer() -> None:
+    """torch's own watch is on the process that forked the worker: here the server, which lives while a worker does."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)

@@ -1,0 +1,63 @@
+"""From the configuration of the data to its source. Optional packages are imported here, when they are named."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from ..core.errors import ConfigError
+from ..data.digits import DigitsConfig, DigitsSource
+from ..data.images import DaliConfig, WebDatasetConfig
+from ..data.images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
+from ..data.latents import LatentsConfig, LatentsSource
+from ..data.mixture import Mixture1DConfig, Mixture1DSource
+from ..data.source import DataSource, SourceConfig
+from ..data.synthetic import SyntheticLatents, SyntheticLatentsConfig
+from ..data.webdataset import WebDatasetSource
+from ..models.autoencoder import Autoencoder
+
+SOURCES = {
+    DigitsConfig: DigitsSource,
+    Mixture1DConfig: Mixture1DSource,
+    SyntheticLatentsConfig: SyntheticLatents,
+    WebDatasetConfig: WebDatasetSource,
+    LatentsConfig: LatentsSource,
+}
+
+
+def build_source(
+    config: SourceConfig, *, seed: int, rank: int, world_size: int, device: torch.device
+) -> DataSource:
+    """Raises ConfigError if an optional package is missing, and whatever UserError the source raises."""
+    place = {"seed": seed, "rank": rank, "world_size": world_size, "device": device}
+    if isinstance(config, ImagesToLatentsConfig):
+        return ImagesToLatents(config, build_source(config.images(), **place), build_encoder(config, device), **place)
+    if isinstance(config, DaliConfig):
+        require("nvidia.dali", "data.kind 'dali'", "dali")
+        from ..data.dali import DaliSource
+
+        return DaliSource(config, **place)
+    return SOURCES[type(config)](config, **place)
+
+
+def build_encoder(config: ImagesToLatentsConfig, device: torch.device) -> Encode:
+    """The autoencoder's `moments`. Raises ConfigError if diffusers or the autoencoder is not there."""
+    require("diffusers", "data.kind 'images_to_latents'", "latents")
+    from ..models.diffusers import read_autoencoder
+
+    on_gpu = torch.device(device).type == "cuda"
+    autoencoder = Autoencoder(
+        read_autoencoder(config.vae).network, scale=config.scale, precision=config.precision,
+        compile=on_gpu if config.compile is None else config.compile,
+    )
+    return autoencoder.to(device).moments
+
+
+def require(package: str, wanted_by: str, extra: str) -> None:
+    """Raises ConfigError, naming the extra to install, if an optional package is not there."""
+    top = package.partition(".")[0]
+    if find_spec(top) is None or find_spec(package) is None:
+        raise ConfigError(
+            f"{wanted_by} needs the package {package}, which is not installed: pip install 'afm_scale[{extra}]'"
+        )

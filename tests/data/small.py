@@ -1,0 +1,51 @@
+"""Small image folders and packed data sets: `from tests.data.small import image_folder, packed_images`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from afm_scale.data.description import DatasetDescription, ImageContent
+from afm_scale.data.packing import Packing
+
+
+def picture(number: int, *, width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth RGB picture that differs for every number."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, size=(4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def image_folder(root: Path, *, num_classes: int = 3, per_class: int = 4, kind: str = "JPEG", **size: int) -> Path:
+    """root/class_0/0.jpg ...; returns root."""
+    suffix = {"JPEG": "jpg", "PNG": "png"}[kind]
+    for label in range(num_classes):
+        folder = root / f"class_{label}"
+        folder.mkdir(parents=True)
+        for index in range(per_class):
+            image = picture(label * per_class + index, **size)
+            (folder / f"{index}.{suffix}").write_bytes(encoded(image, kind))
+    return root
+
+
+def packed_images(
+    out: Path, *, num_samples: int = 12, num_shards: int = 3, num_classes: int = 3, size: int = 16
+) -> DatasetDescription:
+    """Shards of square PNGs written directly; sample n is picture(n), of class n mod num_classes."""
+    packing = Packing(out, {"seed": 0}, ImageContent(size=size, encoding="png"))
+    packing.begin()
+    for shard in range(num_shards):
+        with packing.shard(shard) as writer:
+            for number in range(shard * num_samples // num_shards, (shard + 1) * num_samples // num_shards):
+                image = picture(number, width=size, height=size)
+                writer.add(number, number % num_classes, {"png": encoded(image)})
+    return packing.finish(num_shards, [f"class_{label}" for label in range(num_classes)])

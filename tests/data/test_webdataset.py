@@ -1,0 +1,270 @@
+"""Images from worker processes: the right ones, at the right places, whatever happens around them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from afm_scale.core.errors import DataError
+from afm_scale.core.random import Positions
+from afm_scale.data.description import ImageContent
+from afm_scale.data.images import WebDatasetConfig
+from afm_scale.data.order import EpochOrder
+from afm_scale.data.packing import Packing
+from afm_scale.data.shards import PackedShards
+from afm_scale.data.transforms import decode_checked, to_pixels
+from afm_scale.data.webdataset import WebDatasetSource
+from tests.data.small import encoded, packed_images, picture
+
+ROOT = Path(__file__).parents[2]
+NUM_SAMPLES, BATCH, SEED = 30, 24, 3  # BATCH divides among 1, 2, 3, 4 and 8 ranks; turns cross the ends of epochs
+Build = Callable[..., WebDatasetSource]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 images of 8 pixels, each of its own class: the label is the number of the sample."""
+    out = tmp_path_factory.mktemp("images") / "packed"
+    packed_images(out, num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
+    return out
+
+
+@pytest.fixture
+def build(folder: Path) -> Iterator[Build]:
+    sources = []
+
+    def build(rank: int = 0, world_size: int = 1, consumed: int = 0, **changes: object) -> WebDatasetSource:
+        settings = {"folder": folder, "size": 8, "num_classes": NUM_SAMPLES, "global_batch": BATCH, "workers": 1}
+        config = WebDatasetConfig(**settings | changes)
+        source = WebDatasetSource(config, seed=SEED, rank=rank, world_size=world_size, device="cpu")
+        source.load_state_dict({"consumed": consumed})
+        sources.append(source)
+        return source
+
+    yield build
+    for source in sources:
+        source.close()
+
+
+def stream(build: Build, world_size: int, num_turns: int, **changes: object) -> Tensor:
+    """The labels of the global stream: rank r's i-th sample of a turn lies at i W + r within it."""
+    shares = []
+    for rank in range(world_size):
+        source = build(rank, world_size, **changes)
+        shares.append(torch.stack([batch.y for batch in islice(source, num_turns)]))
+        source.close()
+    return torch.stack(shares, dim=-1).flatten()
+
+
+def samples_at(first: int, count: int) -> Tensor:
+    return EpochOrder(NUM_SAMPLES, seed=SEED).indices(Positions(first, 1, count))
+
+
+def damaged(folder: Path, *samples: int) -> Path:
+    """One byte of each sample's image is another."""
+    shards = PackedShards(folder)
+    for sample in samples:
+        path = folder / shards.description.shards[int(shards.index.shard[sample])].name
+        data = bytearray(path.read_bytes())
+        data[int(shards.index.offset[sample, 0]) + 20] ^= 1
+        path.write_bytes(data)
+    return folder
+
+
+def test_a_batch_is_what_decoding_by_hand_gives_at_each_position(build: Build, folder: Path) -> None:
+    shards = PackedShards(folder)
+    batches = list(islice(build(1, 3, mirror=False, workers=2), 3))
+    for turn, batch in enumerate(batches):
+        samples = samples_at(turn * BATCH, BATCH)[1::3]
+        assert torch.equal(batch.y, samples) and batch.y.dtype == torch.int64
+        by_hand = torch.stack([to_pixels(decode_checked(shards.read(int(sample))), 8) for sample in samples])
+        assert batch.x.dtype == torch.float32
+        assert torch.equal(batch.x, by_hand / 127.5 - 1)
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 3), (3, 1)])
+def test_neither_workers_nor_reading_ahead_change_anything(build: Build, workers: int, prefetch: int) -> None:
+    wanted = list(islice(build(workers=2, prefetch=2), 5))
+    found = list(islice(build(workers=workers, prefetch=prefetch), 5))
+    for one, other in zip(wanted, found, strict=True):
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_sample_comes_exactly_once_per_epoch(build: Build, world_size: int) -> None:
+    for workers in (1, 2, 3):
+        labels = stream(build, world_size, num_turns=5, workers=workers)  # 120 samples, four epochs
+        for epoch in labels.split(NUM_SAMPLES):
+            assert sorted(epoch.tolist()) == list(range(NUM_SAMPLES))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_a_position_saved_by_four_ranks_goes_on_at_any_number_of_them(build: Build, world_size: int) -> None:
+    begun = stream(build, 4, num_turns=2)
+    source = build(2, 4, workers=2, prefetch=2)  # it reads far ahead of what it hands out
+    list(islice(source, 2))
+    rest = stream(build, world_size, num_turns=3, **source.state_dict())
+    labels = torch.cat((begun, rest))
+    assert torch.equal(labels, samples_at(0, 5 * BATCH))
+    for epoch in labels.split(NUM_SAMPLES):
+        assert sorted(epoch.tolist()) == list(range(NUM_SAMPLES))
+
+
+def test_two_turns_in_a_row_hold_different_samples(build: Build) -> None:
+    discriminator, generator = islice(build(global_batch=15), 2)
+    assert not set(discriminator.y.tolist()) & set(generator.y.tolist())
+
+
+def test_what_was_read_ahead_does_not_count_and_is_forgotten_by_a_new_iterator(build: Build) -> None:
+    source = build(workers=2, prefetch=3)
+    next(iter(source))
+    assert source.state_dict() == {"consumed": BATCH}
+    assert torch.equal(next(iter(source)).y, samples_at(BATCH, BATCH))
+
+
+def test_closing_ends_the_workers_at_once(build: Build) -> None:
+    source = build(workers=2)
+    before = set(multiprocessing.active_children())
+    next(iter(source))
+    batches = iter(source)
+    next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    began = time.monotonic()
+    source.close()
+    assert time.monotonic() - began < 3
+    assert not workers & set(multiprocessing.active_children())
+    with pytest.raises(AssertionError, match="the source was closed"):
+        next(batches)
+
+
+def test_a_worker_that_was_killed_is_an_error_that_says_what_to_lower(build: Build) -> None:
+    before = set(multiprocessing.active_children())
+    batches = iter(build())
+    next(batches)
+    for worker in set(multiprocessing.active_children()) - before:
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="was killed, .*lower data.workers or data.prefetch"):
+        list(islice(batches, 10))  # those already decoded may still come
+
+
+def test_a_broken_sample_is_one_clean_error(build: Build, tmp_path: Path) -> None:
+    packed_images(tmp_path / "packed", num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
+    batches = iter(build(folder=damaged(tmp_path / "packed", 17), workers=2))
+    with pytest.raises(DataError) as caught:
+        list(islice(batches, 2))
+    told = str(caught.value)
+    assert "shard-000001.tar, sample 000000017: the bytes are not those that were packed" in told
+    assert "Traceback" not in told and "\n" not in told
+    assert type(caught.value) is DataError
+
+
+def test_an_image_that_cannot_be_decoded_is_named_with_the_reason(build: Build, tmp_path: Path) -> None:
+    """Its bytes are those that were packed, so that only the decoder can find it."""
+    packing = Packing(tmp_path / "packed", {}, ImageContent(size=None, encoding="original"))
+    packing.begin()
+    with packing.shard(0) as writer:
+        writer.add(0, 0, {"png": encoded(picture(0))})
+        writer.add(1, 1, {"jpg": encoded(picture(1), "JPEG")[:-40]})
+    packing.finish(1, ["a", "b"])
+    settings = {"folder": tmp_path / "packed", "num_classes": 2, "global_batch": 2}
+    with pytest.raises(DataError, match="shard-000000.tar, sample 000000001: is corrupt or truncated"):
+        next(iter(build(**settings)))
+    source = build(**settings, on_error="skip")
+    assert next(iter(source)).y.tolist() == [0, 0]  # the label is that of the sample that is used
+    reported = source.take_skipped()
+    assert len(reported) >= 1
+    for skipped in reported:
+        assert skipped.reason.startswith("is corrupt or truncated") and "sample 000000000" in skipped.substitute
+    assert source.take_skipped() == []  # they are reported once
+
+
+def test_broken_samples_are_skipped_alike_on_every_run_and_at_any_number_of_ranks(build: Build, tmp_path: Path) -> None:
+    packed_images(tmp_path / "packed", num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
+    settings = {"folder": damaged(tmp_path / "packed", 2, 11, 17, 29), "on_error": "skip", "workers": 2}
+
+    def seen(world_size: int) -> tuple[list[int], list[list]]:
+        sources = [build(rank, world_size, **settings) for rank in range(world_size)]
+        turns, skipped = [], []
+        for batches in islice(zip(*sources, strict=True), 5):
+            turns.append(torch.stack([batch.y for batch in batches], dim=1).flatten().tolist())
+            assert len(turns[-1]) == BATCH
+            found = [one for source in sources for one in source.take_skipped()]
+            skipped.append(sorted((one.place, one.reason, one.substitute) for one in found))
+        for source in sources:
+            source.close()
+        return turns, skipped
+
+    turns, skipped = seen(1)
+    wanted, found = samples_at(0, 5 * BATCH), torch.tensor(turns).flatten()
+    assert {2, 11, 17, 29} == set(wanted[wanted != found].tolist())
+    assert not {2, 11, 17, 29} & set(found.tolist())
+    assert len([one for turn in skipped for one in turn]) >= 4 * 4  # four epochs
+    assert seen(1) == seen(2) == seen(3) == (turns, skipped)
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from afm_scale.data.images import WebDatasetConfig
+from afm_scale.data.webdataset import WebDatasetSource
+got = []
+for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(signum, lambda signum, frame: got.append(signum))
+config = WebDatasetConfig(folder=Path(sys.argv[1]), size=8, num_classes=30, global_batch=24, workers=2, prefetch=1)
+source = WebDatasetSource(config, seed=0, rank=0, world_size=1, device="cpu")
+batches = iter(source)
+next(batches)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    next(batches)
+print(len(got), flush=True)
+sys.stdin.readline()
+"""
+
+
+def processes_of(group: int) -> list[int]:
+    """Those of a process group that have not ended (the third field after the name is the group)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_group) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_signals_to_the_group_spare_the_workers_and_the_death_of_the_trainer_ends_them(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, folder], cwd=ROOT, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.killpg(process.pid, signum)
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "3\n", process.stderr.read()
+        assert len(processes_of(process.pid)) >= 4  # the program, the server and two workers at least
+        process.kill()
+        deadline = time.monotonic() + 10
+        while processes_of(process.pid):
+            assert time.monotonic() < deadline, processes_of(process.pid)
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()

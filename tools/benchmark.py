@@ -1,0 +1,54 @@
+"""Times parts of the product on this machine: python tools/benchmark.py data [RECIPE] [a.b=c ...] [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from afm_scale.core.errors import RunError
+from afm_scale.estimate.flops import PEAK_TFLOPS
+from afm_scale.run.benchmark_data import DataBenchmark, benchmark_data_command
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    try:
+        return options.run(options)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Times parts of the product on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", help="data sources beside plain webdataset, and whether they feed a recipe")
+    data.add_argument("recipe", nargs="?", help="say how many images/s this recipe's step needs")
+    data.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the recipe's")
+    data.add_argument("--images", type=int, default=512, metavar="N", help="JPEGs to make (default 512)")
+    data.add_argument("--batch", type=int, default=32, metavar="B", help="samples of a batch (default 32)")
+    data.add_argument("--cores", type=int, metavar="K", help="cores, worker processes and threads (default: all)")
+    data.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of one window (default 3)")
+    data.add_argument("--windows", type=int, default=5, metavar="N", help="of every source (default 5)")
+    data.add_argument("--gpu", default="h100", help=f"for the estimate: {', '.join(PEAK_TFLOPS)} (default h100)")
+    data.add_argument("--utilisation", type=float, default=0.5, metavar="U", help="of its bf16 peak (default 0.5)")
+    data.add_argument("--step-seconds", type=float, metavar="X", help="measured seconds of a step on one GPU instead")
+    data.add_argument("--json", action="store_true", help="the result as JSON")
+    data.set_defaults(run=_data)
+    return parser
+
+
+def _data(options: argparse.Namespace) -> int:
+    benchmark = DataBenchmark(
+        recipe=options.recipe, overrides=options.overrides, images=options.images, batch=options.batch,
+        cores=options.cores, seconds=options.seconds, windows=options.windows, gpu=options.gpu,
+        utilisation=options.utilisation, step_seconds=options.step_seconds,
+    )
+    return benchmark_data_command(benchmark, as_json=options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
