@@ -65,6 +65,8 @@ def decode_checked(data: bytes) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; transparency is dropped, as ADM does. Raises ImageError for modes that have no such reading."""
+    if image.mode == "RGB":
+        return image  # convert() would copy it
     if image.mode.startswith("I;16"):  # Pillow would clip to 255 instead of scaling
         grey = np.asarray(image).astype(np.uint16) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -97,8 +99,8 @@ def adm_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """uint8 [3, size, size], RGB. An image of that size is taken as it is, any other is cropped by `adm_crop`."""
+    """uint8 [3, size, size], RGB, channels last in memory. An image of that size is taken as it is, others cropped."""
     image = to_rgb(image)
     if image.size != (size, size):
         image = adm_crop(image, size)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -19,6 +19,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +36,10 @@ Turn = tuple[Tensor, Tensor, Sequence[Skipped]]
 # The trainer stops at a step boundary when it gets one of these, and a scheduler sends them to the whole process group:
 # workers have to go on until the trainer has no more need of them.
 _TRAINERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+# Memory that Pillow keeps for its next image instead of asking the system for it anew: a tenth of the decoding time.
+_KEPT_BLOCKS = 8
 
 
 class WebDatasetSource(ImageSource):
@@ -192,6 +197,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _become_a_worker(number: int) -> None:
+    Image.core.set_blocks_max(_KEPT_BLOCKS)
     for signum in _TRAINERS_SIGNALS:  # the server may have been started by someone else, who held none
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_die_with_the_trainer, daemon=True).start()

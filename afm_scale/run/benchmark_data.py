@@ -50,7 +50,7 @@ class DataBenchmark:
     recipe: str | None = None
     overrides: Sequence[str] = ()
     images: int = 512
-    batch: int = 32
+    batch: int = 128
     cores: int | None = None  # of this machine; None: all that this process may use
     seconds: float = 3.0  # of one window
     windows: int = 5
@@ -193,7 +193,7 @@ def _interleaved(sources: dict[str, Batches], options: DataBenchmark, *, ahead: 
         with closing(opened()) as batches:
             for _ in islice(batches, ahead):
                 pass
-            speeds[name].append(_images_per_second(batches, options.seconds))
+            speeds[name].append(_images_per_second(batches, options.seconds, ahead))
     return speeds
 
 

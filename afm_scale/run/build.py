@@ -13,6 +13,8 @@ from .. import __version__
 from ..checkpoint.manager import CheckpointManager
 from ..core.errors import ConfigError
 from ..core.types import Role
+from ..data.order import PositionedSource
+from ..data.source import DataSource
 from ..flow.path import Prediction
 from ..models.classifier import ClassifierConfig, DiTClassifier
 from ..models.layers import initial_weights
@@ -30,6 +32,7 @@ from ..train.hooks.skipped import SkippedHook
 from ..train.hooks.stop import StopHook
 from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
+from ..train.together import TogetherSource
 from . import check
 from .config import DISCRIMINATORS, GENERATORS, OBJECTIVES, PLANS, RunConfig
 from .sources import build_source
@@ -87,11 +90,17 @@ def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainSta
         players=players,
         average=Average(frozen_average, config.average, plan),
         objective=OBJECTIVES[type(config.objective)](config.objective, plan.mean_, plan.device),
-        data=build_source(
-            config.data, seed=seed, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
-        ),
+        data=_build_data(config, ranks),
         classifier=classifier and plan.frozen(classifier, _read_classifier(classifier, config.model.classifier)),
     )
+
+
+def _build_data(config: RunConfig, ranks: Ranks) -> DataSource:
+    source = build_source(
+        config.data, seed=config.loop.seed, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
+    )
+    reads_files = not isinstance(source, PositionedSource)
+    return TogetherSource(source) if reads_files and ranks.world_size > 1 else source
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, DataError, UserError
+from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, UserError
 from ..core.files import write_atomically
 from ..parallel.launch import Ranks, agree, check_same_on_all_ranks, launch
 from ..parallel.plan import ParallelPlan
@@ -54,12 +54,7 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
     if plan.rank == 0:
         print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
     first_step, began = state.step, time.monotonic()
-    try:
-        train(state, plan, config.loop, observers.hooks)
-    except DataError as error:  # met by this rank alone, where __main__ lets rank 0 speak for all
-        if plan.rank > 0:
-            print(f"error: rank {plan.rank}: {error}", file=sys.stderr, flush=True)
-        raise
+    train(state, plan, config.loop, observers.hooks)
     seconds = time.monotonic() - began
     stopped_by = observers.stop.signal
     with _agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
