@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("recipe", nargs="?", help="say how many images/s this recipe's step needs")
     data.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the recipe's")
     data.add_argument("--images", type=int, default=512, metavar="N", help="JPEGs to make (default 512)")
-    data.add_argument("--batch", type=int, default=32, metavar="B", help="samples of a batch (default 32)")
+    data.add_argument("--batch", type=int, default=128, metavar="B", help="samples of a batch (default 128)")
     data.add_argument("--cores", type=int, metavar="K", help="cores, worker processes and threads (default: all)")
     data.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of one window (default 3)")
     data.add_argument("--windows", type=int, default=5, metavar="N", help="of every source (default 5)")

@@ -37,7 +37,6 @@ Turn = tuple[Tensor, Tensor, Sequence[Skipped]]
 # workers have to go on until the trainer has no more need of them.
 _TRAINERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-
 # Memory that Pillow keeps for its next image instead of asking the system for it anew: a tenth of the decoding time.
 _KEPT_BLOCKS = 8
 

@@ -37,7 +37,7 @@ from .sources import build_source, require
 SIZE = 256
 PREFETCH = 2
 PARITY_IMAGES = 32
-WARM_UP = 3  # batches beyond those read ahead
+WARM_UP = 1  # batches of every worker, beyond those read ahead
 
 Batches = Callable[[], Iterator[int]]
 """Opens a source; the iterator gives the number of samples of one batch after another, and closes it."""
@@ -107,7 +107,7 @@ def measure(options: DataBenchmark) -> dict:
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
     cores = sorted(before)[:options.cores]
     os.sched_setaffinity(0, cores)  # worker processes and threads started from here inherit it
-    torch.set_num_threads(len(cores))
+    torch.set_num_threads(max(len(cores) - 1, 1))  # latents are drawn while a thread reads the next ones
     try:
         with tempfile.TemporaryDirectory(prefix="afm_scale-benchmark-") as folder:
             return _measure(options, Path(folder), len(cores), wanted)
@@ -132,17 +132,17 @@ def _measure(options: DataBenchmark, folder: Path, cores: int, wanted: Demand | 
     }
     missing = {name: reason for name in candidates if (reason := _missing(name))}
     present = {name: opened for name, opened in candidates.items() if name not in missing}
-    speeds = _interleaved(present, options, ahead=PREFETCH * cores + WARM_UP)
+    speeds = _interleaved(present, options, cores)
     return {
         "machine": {"cores": cores, "cpu": platform.processor() or platform.machine(), "torch": torch.__version__},
-        "images": {
-            "count": options.images, "width": 500, "height": 375, "mean_bytes": round(sum(map(len, jpegs)) / len(jpegs)),
-        },
+        "images": {"count": len(jpegs), "width": 500, "height": 375, "mean_bytes": sum(map(len, jpegs)) // len(jpegs)},
         "batch": options.batch,
         "rows": [asdict(_row(name, speeds, missing.get(name, ""), wanted)) for name in candidates],
         "parity": None if "dali" in missing else {
             "originals": asdict(_parity(folder / "originals", jpegs[:PARITY_IMAGES], len(jpegs), cores)),
-            "squares": asdict(_parity(folder / "squares", jpegs[:PARITY_IMAGES], len(jpegs[:PARITY_IMAGES]), cores)),
+            "squares": asdict(
+                _parity(folder / "squares", jpegs[:PARITY_IMAGES], len(jpegs[:PARITY_IMAGES]), cores)
+            ),
         },
         "recipe": None if wanted is None else asdict(wanted),
     }
@@ -185,22 +185,24 @@ def _ours(config: SourceConfig) -> Iterator[int]:
                 yield len(pixels)
 
 
-def _interleaved(sources: dict[str, Batches], options: DataBenchmark, *, ahead: int) -> dict[str, list[float]]:
+def _interleaved(sources: dict[str, Batches], options: DataBenchmark, cores: int) -> dict[str, list[float]]:
     """Images a second of every source, window by window."""
     speeds: dict[str, list[float]] = {name: [] for name in sources}
     rounds = [(name, opened) for _ in range(options.windows) for name, opened in sources.items()]
     for name, opened in tqdm(rounds, desc="windows", leave=False):
         with closing(opened()) as batches:
-            for _ in islice(batches, ahead):
+            for _ in islice(batches, (PREFETCH + WARM_UP) * cores):
                 pass
-            speeds[name].append(_images_per_second(batches, options.seconds, ahead))
+            speeds[name].append(_images_per_second(batches, options.seconds, cores))
     return speeds
 
 
-def _images_per_second(batches: Iterator[int], seconds: float) -> float:
-    started, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < seconds or not count:
-        count += next(batches)
+def _images_per_second(batches: Iterator[int], seconds: float, workers: int) -> float:
+    """Over whole rounds of the workers, whose batches come in bursts."""
+    started, count, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < seconds:
+        count += sum(islice(batches, workers))
+        elapsed = time.perf_counter() - started
     return count / elapsed
 
 
