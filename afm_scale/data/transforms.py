@@ -58,7 +58,7 @@ def decode_checked(data: bytes) -> Image.Image:
         image.format = "JPEG"
     # The end of a JPEG must come after its last scan: thumbnails, which have an end of their own, lie before it.
     end, after = _ENDS.get(image.format or "", (b"", b""))
-    if end not in data[data.rfind(after):]:
+    if not data.endswith(end) and end not in data[data.rfind(after):]:  # nearly all end at once: no search of the scan
         raise ImageError(f"is corrupt or truncated: the end of the {image.format} is missing")
     return image
 

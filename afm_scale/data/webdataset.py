@@ -144,7 +144,7 @@ class _Decoder(Dataset):
 
     def __getitem__(self, samples: list[int]) -> Turn | DataError:
         """An error in the data is returned: raised, it would reach the trainer wrapped in this process's traceback."""
-        pixels = torch.empty((len(samples), 3, self.size, self.size), dtype=torch.uint8)
+        pixels = _shared_pixels(len(samples), self.size)
         used, skipped = [], []
         try:
             for place, sample in zip(pixels, samples, strict=True):
@@ -165,6 +165,12 @@ class _Decoder(Dataset):
             return to_pixels(decode_checked(data), self.size)
         except ImageError as error:
             raise SampleError(self.shards.place(sample), error.reason) from None
+
+
+def _shared_pixels(count: int, size: int) -> Tensor:
+    """Empty uint8 [count, 3, size, size] in shared memory, where it would be copied on its way to the trainer."""
+    storage = torch.UntypedStorage._new_shared(count * 3 * size * size)  # as torch's own collation makes its batches
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, 3, size, size)
 
 
 def _as_it_is(turn: Turn | DataError) -> Turn | DataError:
