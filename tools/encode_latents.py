@@ -1,4 +1,4 @@
-"""Encodes packed images into latents: python tools/encode_latents.py SHARDS OUT --vae FOLDER [--scale 0.18215] ...
+"""Encodes packed images into latents: python tools/encode_latents.py SHARDS OUT --vae FOLDER [--scale S] ...
 
 On several GPUs: python launchers/torchrun.py --standalone --nproc-per-node=8 tools/encode_latents.py SHARDS OUT ...
 Stores, for every image and its mirror image, mean and standard deviation of the posterior as float16. Started again
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--vae", required=True, help="a folder that diffusers' AutoencoderKL loads, or a hub name")
     parser.add_argument("--name", help="what training calls the autoencoder (data.vae); by default the folder's name")
-    parser.add_argument("--scale", type=float, default=0.18215, help="a training latent is scale * sample")
+    parser.add_argument("--scale", type=float, help="a latent is scale * sample (default: as the VAE says)")
     parser.add_argument("--batch-size", type=int, default=32, help="images encoded at once by each rank")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

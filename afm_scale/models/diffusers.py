@@ -21,6 +21,7 @@ class ReadAutoencoder:
     network: nn.Module
     name: str  # the last part of the path or of the name it was asked for under
     weights: Path
+    scale: float  # by which its config.json says latents are multiplied (`scaling_factor`)
 
 
 def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
@@ -49,7 +50,8 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
             f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME} beside it: it lacks {sorted(lacking)[:3]} and has "
             f"{sorted(unknown)[:3]} too many; restore the folder"
         )
-    return ReadAutoencoder(network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME)
+    scale = float(network.config.scaling_factor)
+    return ReadAutoencoder(network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME, scale)
 
 
 def _from_hub(name: str) -> Path:

@@ -40,7 +40,7 @@ class EncodeRequest:
     out: Path
     vae: str
     name: str | None = None  # None: the last part of `vae`
-    scale: float = 0.18215
+    scale: float | None = None  # None: what the autoencoder's own description says
     batch_size: int = 32
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -72,8 +72,10 @@ def encode_command(request: EncodeRequest) -> int:
     The result depends on the images, the autoencoder, the scale, the precision, the batch size and the kind of device,
     not on the number of ranks. Raises UserError, the same one on every rank, for what cannot be read or written.
     """
-    if request.batch_size < 1 or not (math.isfinite(request.scale) and request.scale > 0):
-        raise UserError(f"--batch-size {request.batch_size} must be at least 1, --scale {request.scale} above 0")
+    if request.batch_size < 1:
+        raise UserError(f"--batch-size {request.batch_size} must be at least 1")
+    if request.scale is not None and not (math.isfinite(request.scale) and request.scale > 0):
+        raise UserError(f"--scale {request.scale} must be a number above 0")
     require("diffusers", "encoding latents", "latents")
     # Deterministic kernels: a shard that is encoded again, or on another rank, must come out the same.
     parallel = ParallelConfig(
@@ -125,12 +127,13 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; restore it, or pack the images again")
     found = read_autoencoder(request.vae)
-    autoencoder = Autoencoder(found.network, scale=request.scale, precision=request.precision).to(ranks.device)
+    scale = found.scale if request.scale is None else request.scale
+    autoencoder = Autoencoder(found.network, scale=scale, precision=request.precision).to(ranks.device)
     blank = torch.zeros(1, 3, content.size, content.size, device=ranks.device)
     channels, height, width = autoencoder.moments(blank)[0].shape[1:]
     latents = LatentContent(
         shape=(channels, height, width), vae=request.name or found.name, vae_sha256=file_sha256(found.weights),
-        scale=request.scale,
+        scale=scale,
     )
     settings: dict[str, Any] = {
         "images_index_sha256": images.description.index_sha256, "images_made": dict(images.description.made),

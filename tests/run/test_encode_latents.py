@@ -143,10 +143,21 @@ def test_a_folder_of_other_latents_is_left_alone(made, change, words):
     assert contents(made.out) == before
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"scale": 0.0}, {"scale": float("nan")}])
-def test_settings_that_make_no_sense_are_refused(made, change):
-    with pytest.raises(UserError, match="--batch-size .* must be at least 1"):
+@pytest.mark.parametrize(("change", "words"), [
+    ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+    ({"scale": 0.0}, "--scale 0.0 must be a number above 0"),
+    ({"scale": float("nan")}, "--scale nan must be a number above 0"),
+])
+def test_settings_that_make_no_sense_are_refused(made, change, words):
+    with pytest.raises(UserError, match=words):
         encode_command(replace(made, **change))
+
+
+def test_without_a_scale_the_one_the_autoencoder_comes_with_is_used(made, tmp_path):
+    config = saved_autoencoder(tmp_path / "other") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.13025}))
+    encode_command(replace(made, vae=str(tmp_path / "other"), scale=None, out=tmp_path / "out"))
+    assert PackedShards(tmp_path / "out").description.content.scale == 0.13025
 
 
 def test_latents_are_not_encoded_again(made, tmp_path):
