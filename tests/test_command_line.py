@@ -69,7 +69,7 @@ def the_error(code: int, stderr: str, wanted: int = EXIT_USER_ERROR) -> str:
 
 
 GUIDANCE = "objective.guidance={kind: flow, weight: 0.1, low: 0.0, high: 1.0}"
-CLASSIFIER = "model.classifier={patch_size: 2, hidden_size: 16, depth: 1, num_heads: 2, weights: null}"
+CLASSIFIER = "model.classifier={kind: dit, patch_size: 2, hidden_size: 16, depth: 1, num_heads: 2, weights: null}"
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -81,7 +81,7 @@ CLASSIFIER = "model.classifier={patch_size: 2, hidden_size: 16, depth: 1, num_he
     (["digits_afm", "data.global_batch=0"], ["global_batch 0", "data.global_batch=1"]),
     (["digits_affm"], ["digits_affm", "digits_afm"]),
     (["digits_afm", GUIDANCE], ["objective.guidance", "model.classifier"]),
-    (["digits_afm", GUIDANCE, CLASSIFIER], ["model.classifier.weights=FILE.safetensors"]),
+    (["digits_afm", GUIDANCE, CLASSIFIER], ["set model.classifier.weights to a safetensors file"]),
     (["digits_afm", GUIDANCE, CLASSIFIER, "model.classifier.weights=absent.safetensors"], ["absent.safetensors"]),
     (["digits_afm", "model.discriminator=null"], ["model.discriminator", "optimizer.discriminator"]),
     (["digits_afm", "model.generator.num_heads=7"], ["hidden_size", "num_heads 7"]),

@@ -20,9 +20,11 @@ from afm_scale.flow.times import AnyTimes, GridTimes
 from afm_scale.models.layers import initial_weights
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run import build
-from afm_scale.run.check import check, check_weights_are_named
+from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
+from afm_scale.run.guides import frozen_classifier
 from afm_scale.run.load import RECIPES, dump_yaml, load
+from afm_scale.run.networks import build_classifier, build_networks
 from afm_scale.run.show import show_command
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
@@ -113,7 +115,7 @@ def test_what_show_prints_loads_as_the_same_recipe(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_builds_its_networks_without_storage(name: str) -> None:
     config = recipe(name)
-    networks, classifier = build.build_networks(config), build.build_classifier(config)
+    networks, classifier = build_networks(config), build_classifier(config)
     assert (Role.DISCRIMINATOR in networks) == (config.objective.kind == "afm")
     assert (classifier is not None) == (name in GUIDED)
     for network in [*networks.values(), *filter(None, [classifier])]:
@@ -178,8 +180,8 @@ def test_a_guided_recipe_takes_the_weights_of_the_unguided_one(name: str) -> Non
     config, before = recipe(name), recipe(name.removesuffix("_guided"))
     assert (config.model.generator, config.model.discriminator) == (before.model.generator, before.model.discriminator)
     assert config.run.initialise_from is None and config.objective.augmentation.probability == Constant(value=0.4)
-    with pytest.raises(ConfigError, match="model.classifier.weights=FILE"):
-        check_weights_are_named(config.model.classifier)
+    with pytest.raises(ConfigError, match="model.classifier.weights is null: guidance needs a trained classifier"):
+        frozen_classifier(config, plan=None)
 
 
 def test_the_any_step_recipe_is_told_both_times() -> None:
@@ -231,7 +233,7 @@ def shrunk(name: str, tmp_path: Path) -> list[str]:
         elif network is not None:
             overrides += [f"model.{part}.{size}" for size in ("depth=1", "hidden_size=16", "num_heads=2")]
     if config.model.classifier is not None:
-        classifier = build.build_classifier(recipe(name, *overrides))
+        classifier = build_classifier(recipe(name, *overrides))
         file = tmp_path / "classifier.safetensors"
         save_file(dict(initial_weights(classifier, 0, "classifier")), file)
         overrides.append(f"model.classifier.weights={file}")

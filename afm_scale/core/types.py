@@ -19,6 +19,7 @@ class Role(str, Enum):
 
     GENERATOR = "generator"
     DISCRIMINATOR = "discriminator"
+    CLASSIFIER = "classifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,11 @@ class Classifier(Protocol):
 class Networks:
     """The networks an objective may call, already laid over the ranks. Which of them learns is the loop's affair."""
 
-    generator: Generator
-    average: Generator
+    generator: Generator | None  # None only where a classifier is trained
+    average: Generator | Classifier  # of the network that the run is for
     discriminator: Discriminator | None = None
-    classifier: Classifier | None = None
+    classifier: Classifier | None = None  # frozen, for guidance; or the one that is trained
+    flow: Generator | None = None  # frozen, for guidance: a flow model, u is its velocity; y = num_classes: no class
 
 
 Reduce = Callable[[Tensor], Tensor]

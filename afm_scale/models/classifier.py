@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ from .layers import TimestepEmbedder, small_normal
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(BackboneConfig):
-    """`weights`: a safetensors file with the published names, read when training starts; it stays frozen."""
+    """`weights`: what guides, read when training starts and frozen: a safetensors file with the published names, or a
+    checkpoint (or a run's folder) of objective 'classification', whose average is taken. Null where it is trained.
+    """
 
-    weights: Path | None
+    kind: Literal["dit"] = "dit"
+    weights: Path | None = None
 
 
 class DiTClassifier(Backbone):
@@ -36,8 +40,18 @@ class DiTClassifier(Backbone):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x [B, C, H, W], t [B] float32 -> [B, num_classes]."""
+        return self.logits(self.features(x, t))
+
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the last linear layer sees: the learnt token after its LayerNorm, [B, d]."""
         condition = self.t_embedder(t)
         tokens = prepend(self.cls_embed, self.tokens(x))
         for block in self.blocks:
             tokens = block(tokens, condition)
-        return self.final_layer(tokens[:, 0])
+        norm, _ = self.final_layer
+        return norm(tokens[:, 0])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[B, d] -> [B, num_classes]."""
+        _, linear = self.final_layer
+        return linear(features)

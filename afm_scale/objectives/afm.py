@@ -79,6 +79,8 @@ class _Critique(NamedTuple):
 class AdversarialFlow:
     """The game of generator and discriminator."""
 
+    learner = Role.GENERATOR
+
     def __init__(self, config: AFMConfig, mean_over_ranks: Reduce, device: torch.device) -> None:
         self.prediction = config.prediction
         self._config = config

@@ -29,6 +29,7 @@ class FlowMatchingConfig:
 class FlowMatching:
     """A game of one."""
 
+    learner = Role.GENERATOR
     prediction = Prediction.V
 
     def __init__(self, config: FlowMatchingConfig, mean_over_ranks: Reduce, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The protocol every objective keeps. An objective of one player has only generator turns."""
+"""The protocols of objectives: what the loop asks of each, and what more of those that train a generator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..flow.path import Prediction
 class Objective(Protocol):
     """Losses never call backward, never log, never count steps."""
 
-    prediction: Prediction  # what the generator's output means; the sampler moves with it
+    learner: Role  # the player that the run is for: it is averaged, its updates are the steps
 
     def turns(self, step: int) -> tuple[Role, ...]:
         """Who moves in this step, in order; each turn gets fresh data. AFM: discriminator, then generator."""
@@ -25,16 +25,30 @@ class Objective(Protocol):
         """A first look at each microbatch of a turn, only when several share one, for statistics of the whole batch."""
         ...
 
-    def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """The generator's loss on one microbatch."""
-        ...
-
     def state_dict(self) -> Mapping[str, Tensor]:
         """Tensors a resumed run needs, always the same ones; loading fills them in place."""
         ...
 
 
-class AdversarialObjective(Objective, Protocol):
+class GenerativeObjective(Objective, Protocol):
+    """An objective that trains a generator; its learner is that."""
+
+    prediction: Prediction  # what the generator's output means; the sampler moves with it
+
+    def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+        """The generator's loss on one microbatch."""
+        ...
+
+
+class ClassifierObjective(Objective, Protocol):
+    """An objective that trains a classifier."""
+
+    def classifier_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+        """The classifier's loss on one microbatch."""
+        ...
+
+
+class AdversarialObjective(GenerativeObjective, Protocol):
     """An objective whose turns include the discriminator's."""
 
     def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:

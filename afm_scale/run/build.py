@@ -6,17 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from .. import __version__
 from ..checkpoint.manager import CheckpointManager
-from ..core.errors import ConfigError
 from ..core.types import Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
-from ..flow.path import Prediction
-from ..models.classifier import ClassifierConfig, DiTClassifier
 from ..models.layers import initial_weights
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
@@ -33,41 +28,11 @@ from ..train.hooks.stop import StopHook
 from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
 from ..train.together import TogetherSource
-from . import check
-from .config import DISCRIMINATORS, GENERATORS, OBJECTIVES, PLANS, RunConfig
+from . import guides
+from .config import OBJECTIVES, PLANS, RunConfig
+from .networks import build_learner, build_networks, learner_of
 from .sources import build_source
 from .typed import to_mapping
-
-
-def build_networks(config: RunConfig) -> dict[Role, nn.Module]:
-    """The players' networks on the meta device: shapes without storage."""
-    shape, num_classes = config.data.shape, config.data.num_classes
-    with torch.device("meta"):
-        networks = {Role.GENERATOR: build_generator(config)}
-        if config.model.discriminator is not None:
-            described = config.model.discriminator
-            networks[Role.DISCRIMINATOR] = DISCRIMINATORS[type(described)](described, shape, num_classes)
-    return networks
-
-
-def build_generator(config: RunConfig) -> nn.Module:
-    """The generator (or its average) on the meta device."""
-    described = config.model.generator
-    with torch.device("meta"):
-        return GENERATORS[type(described)](described, config.data.shape, config.data.num_classes)
-
-
-def build_classifier(config: RunConfig) -> nn.Module | None:
-    """The guiding classifier on the meta device."""
-    if config.model.classifier is None:
-        return None
-    with torch.device("meta"):
-        return DiTClassifier(config.model.classifier, config.data.shape, config.data.num_classes)
-
-
-def prediction_of(config: RunConfig) -> Prediction:
-    """What the generator's output means: the objective knows."""
-    return OBJECTIVES[type(config.objective)](config.objective, lambda value: value, torch.device("cpu")).prediction
 
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
@@ -76,22 +41,26 @@ def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
 
 def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainState:
     """A run at step 0: the same weights for every plan and number of ranks."""
-    check.check_weights_are_named(config.model.classifier)
-    seed = config.loop.seed
-    optimizers = {Role.GENERATOR: config.optimizer.generator, Role.DISCRIMINATOR: config.optimizer.discriminator}
+    seed, learner = config.loop.seed, learner_of(config)
+    # First, because a recipe may leave their files open, and training may not.
+    classifier, flow = guides.frozen_classifier(config, plan), guides.frozen_flow(config, plan)
+    optimizers = {
+        Role.GENERATOR: config.optimizer.generator, Role.DISCRIMINATOR: config.optimizer.discriminator,
+        Role.CLASSIFIER: config.optimizer.classifier,
+    }
     players = {
         role: plan.player(role, network, initial_weights(network, seed, role.value), optimizers[role])
         for role, network in build_networks(config).items()
     }
-    average = build_generator(config)  # starts as a copy of the generator
-    frozen_average = plan.frozen(average, initial_weights(average, seed, Role.GENERATOR.value))
-    classifier = build_classifier(config)
+    average = build_learner(config)  # starts as a copy of the learner
+    frozen_average = plan.frozen(average, initial_weights(average, seed, learner.value))
     return TrainState(
         players=players,
         average=Average(frozen_average, config.average, plan),
         objective=OBJECTIVES[type(config.objective)](config.objective, plan.mean_, plan.device),
         data=_build_data(config, ranks),
-        classifier=classifier and plan.frozen(classifier, _read_classifier(classifier, config.model.classifier)),
+        classifier=classifier,
+        flow=flow,
     )
 
 
@@ -155,17 +124,3 @@ def _metric_writers(config: RunConfig) -> list[MetricWriter]:
 
         writers.append(Wandb(folder, chosen.wandb))
     return writers
-
-
-def _read_classifier(classifier: nn.Module, config: ClassifierConfig) -> list[tuple[str, torch.Tensor]]:
-    """Raises ConfigError if the file is missing or of another model."""
-    assert config.weights is not None
-    if not config.weights.is_file():
-        raise ConfigError(f"model.classifier.weights {config.weights}: no such file; give a safetensors file")
-    given = load_file(config.weights)
-    mismatch = check.first_mismatch(given, classifier.state_dict())
-    if mismatch is not None:
-        raise ConfigError(
-            f"{config.weights} holds another classifier: {mismatch}; change model.classifier or the file"
-        )
-    return list(given.items())

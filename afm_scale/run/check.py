@@ -8,16 +8,22 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..flow.times import AnyTimes
-from ..models.classifier import ClassifierConfig
 from ..models.discriminator import DiscriminatorConfig
 from ..models.generator import GeneratorConfig
 from ..objectives.afm import AFMConfig
+from ..objectives.classification import ClassificationConfig
 from .config import RunConfig
 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError, naming the settings, if the recipe cannot run on `world_size` ranks."""
     check_batch(config, world_size)
+    if isinstance(config.objective, ClassificationConfig):
+        return check_classification(config)
+    if config.model.generator is None or config.optimizer.generator is None:
+        raise ConfigError(
+            f"objective.kind {config.objective.kind!r} needs model.generator and optimizer.generator; describe both"
+        )
     if isinstance(config.objective, AFMConfig):
         check_adversarial(config, config.objective)
     elif config.model.discriminator is not None:
@@ -65,13 +71,23 @@ def check_adversarial(config: RunConfig, objective: AFMConfig) -> None:
         )
 
 
-def check_weights_are_named(classifier: ClassifierConfig | None) -> None:
-    """A recipe may leave the file open; training may not."""
-    if classifier is not None and classifier.weights is None:
+def check_classification(config: RunConfig) -> None:
+    if config.model.classifier is None or config.optimizer.classifier is None:
         raise ConfigError(
-            "model.classifier.weights is null: guidance needs a trained classifier; "
-            "set model.classifier.weights=FILE.safetensors"
+            "objective.kind 'classification' needs model.classifier and optimizer.classifier; describe both"
         )
+    if config.model.classifier.weights is not None:
+        raise ConfigError(
+            "model.classifier.weights is for guidance; objective.kind 'classification' trains the classifier: set it "
+            "to null (run.initialise_from starts from another run's weights)"
+        )
+    if config.model.generator is not None or config.model.discriminator is not None:
+        raise ConfigError(
+            "objective.kind 'classification' trains a classifier alone; set model.generator=null and "
+            "model.discriminator=null"
+        )
+    if config.hooks.samples is not None:
+        raise ConfigError("hooks.samples draws images, which a classifier has none of; set hooks.samples=null")
 
 
 def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:

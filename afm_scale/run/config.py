@@ -12,11 +12,12 @@ from typing import Union
 from ..checkpoint.manager import CheckpointConfig
 from ..data.images import DaliConfig
 from ..data.images_to_latents import ImagesToLatentsConfig
-from ..models.classifier import ClassifierConfig
+from ..models.classifier import ClassifierConfig, DiTClassifier
 from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
 from ..models.generator import DiTGenerator, GeneratorConfig
 from ..models.mlp import MLPConfig, MLPDiscriminator, MLPGenerator
 from ..objectives.afm import AdversarialFlow, AFMConfig
+from ..objectives.classification import Classification, ClassificationConfig
 from ..objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.fsdp2 import FSDP2Plan
@@ -32,14 +33,16 @@ from ..train.loop import LoopConfig
 from .report import ReportConfig
 from .sources import SOURCES
 
-OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching}
+OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching, ClassificationConfig: Classification}
 GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
+CLASSIFIERS = {ClassifierConfig: DiTClassifier}
 DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 
 AnyObjective = Union[tuple(OBJECTIVES)]  # noqa: UP007
 AnySource = Union[(*SOURCES, DaliConfig, ImagesToLatentsConfig)]  # noqa: UP007
 AnyGenerator = Union[tuple(GENERATORS)]  # noqa: UP007
+AnyClassifier = Union[tuple(CLASSIFIERS)]  # noqa: UP007
 AnyDiscriminator = Union[tuple(DISCRIMINATORS)]  # noqa: UP007
 
 
@@ -54,15 +57,17 @@ class FolderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    generator: AnyGenerator
+    generator: AnyGenerator | None = None  # null where a classifier is trained
     discriminator: AnyDiscriminator | None = None
-    classifier: ClassifierConfig | None = None  # frozen, for guidance
+    classifier: AnyClassifier | None = None  # frozen, for guidance; or the one that is trained
+    flow: Path | None = None  # frozen, for guidance: a checkpoint (or a run's folder) of objective 'flow_matching'
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizersConfig:
-    generator: OptimizerConfig
+    generator: OptimizerConfig | None = None
     discriminator: OptimizerConfig | None = None
+    classifier: OptimizerConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch, Networks, Role
 from ..estimate.flops import PEAK_TFLOPS, turn_flops
 from ..train.loop import loss_of
-from . import build
 from .config import OBJECTIVES, RunConfig
+from .networks import build_classifier, build_networks, learner_of
 
 _COUNTED_BATCH = 8  # samples; penalties on a share of a quarter come out whole
 
@@ -65,13 +65,13 @@ def demand(
 
 def step_flops_per_sample(config: RunConfig) -> float:
     """Floating-point operations of one step, every player's turn, for each sample of the global batch."""
-    networks = build.build_networks(config)
-    classifier = build.build_classifier(config)
+    networks = build_networks(config)
+    classifier = build_classifier(config)
     if classifier is not None:
         classifier.requires_grad_(False)
     nets = Networks(
-        generator=networks[Role.GENERATOR], average=networks[Role.GENERATOR],
-        discriminator=networks.get(Role.DISCRIMINATOR), classifier=classifier,
+        generator=networks.get(Role.GENERATOR), average=networks[learner_of(config)],
+        discriminator=networks.get(Role.DISCRIMINATOR), classifier=networks.get(Role.CLASSIFIER, classifier),
     )
     objective, meta = _objective(config), torch.device("meta")
     batch = Batch(

@@ -11,17 +11,16 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checkpoint.manifest import read_manifest, resolve_checkpoint
-from ..checkpoint.tensors import read_tensors
-from ..core.errors import CheckpointError, UserError
+from ..checkpoint.manifest import resolve_checkpoint
+from ..core.errors import UserError
 from ..core.files import write_atomically
 from ..parallel.ddp import DDPPlan
 from ..parallel.launch import Ranks, agree, launch
 from ..sampling.pictures import image_grid, save_png, to_uint8
 from ..sampling.sampler import TILE, SampleStream, Tile, generate
-from . import build
 from .config import RunConfig
-from .typed import from_mapping
+from .guides import average_weights, generative_config_of
+from .networks import build_generator, prediction_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +45,10 @@ def sample_command(request: SampleRequest) -> int:
             f"--num {request.num}, --batch-size {request.batch_size} and --steps {request.steps} must all be at least 1"
         )
     checkpoint = resolve_checkpoint(request.checkpoint)
-    config = _config_of(checkpoint)
+    config = generative_config_of(checkpoint)
     with launch(config.parallel) as ranks:
         plan = DDPPlan(ranks, config.parallel)  # whole networks: every rank draws by itself
-        average = build.build_generator(config)
-        weights = read_tensors(checkpoint, "average.")
-        network = plan.frozen(average, [(name.removeprefix("average."), value) for name, value in weights.items()])
+        network = plan.frozen(build_generator(config), average_weights(checkpoint).items())
         stream = _stream(request, config)
         _make_folders(request, ranks)
         parts = _draw(request, network, stream, ranks)
@@ -59,13 +56,6 @@ def sample_command(request: SampleRequest) -> int:
         if ranks.rank == 0:
             print(f"{request.num} images of {checkpoint} (classes {_classes(request)}) in {request.out}")
     return 0
-
-
-def _config_of(checkpoint: Path) -> RunConfig:
-    description = read_manifest(checkpoint).description
-    if "config" not in description:
-        raise CheckpointError(f"{checkpoint} does not say how it was made; wanted a checkpoint written by train")
-    return from_mapping(RunConfig, description["config"])
 
 
 def _stream(request: SampleRequest, config: RunConfig) -> SampleStream:
@@ -77,7 +67,7 @@ def _stream(request: SampleRequest, config: RunConfig) -> SampleStream:
     return SampleStream(
         seed=request.seed, shape=config.data.shape, labels=labels,
         num_steps=request.steps or config.sampling.num_steps,
-        prediction=build.prediction_of(config), dtype=config.parallel.dtype,
+        prediction=prediction_of(config), dtype=config.parallel.dtype,
     )
 
 

@@ -53,7 +53,7 @@ class ReportBuilder:
     def add(self, role: Role, loss: Loss, images: int) -> None:
         for name, value in loss.terms.items():
             self._terms.setdefault(f"{role.value}/{name}", []).append(value)
-        self._images += images if role is Role.GENERATOR else 0
+        self._images += images
 
     def build(self, step: int, world_size: int, skipped: Sequence[Skipped]) -> StepReport:
         return StepReport(
@@ -70,6 +70,8 @@ class ReportBuilder:
 
 def loss_of(role: Role, objective: Objective) -> Callable[..., Loss]:
     """The loss of the player that moves."""
+    if role is Role.CLASSIFIER:
+        return objective.classifier_loss
     return objective.generator_loss if role is Role.GENERATOR else objective.discriminator_loss
 
 
@@ -79,7 +81,7 @@ def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: Hook
     Each turn has fresh data, split into microbatches by position in the global batch. Random numbers depend on
     (seed, step, role, position) alone. Saves nothing itself, reads no tensor back: those are hooks.
     """
-    nets, next_batch = state.networks(), iter(state.data).__next__
+    nets, next_batch, learner = state.networks(), iter(state.data).__next__, state.objective.learner
     with hooks.running(state):
         while state.step < config.steps and not hooks.wants_stop():
             report = ReportBuilder()
@@ -95,10 +97,10 @@ def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: Hook
                     with plan.moving(player, last=index == len(micros) - 1):
                         loss = loss_of(role, state.objective)(nets, micro, draws, state.step)
                         plan.backward(player, loss.total / len(micros))
-                    report.add(role, loss, len(micro.y))
+                    report.add(role, loss, len(micro.y) if role is learner else 0)
                 report.grad_norms[role.value] = plan.step(player, state.step)
                 report.learning_rates[role.value] = player.learning_rate(state.step)
-            state.average.update(state.players[Role.GENERATOR], state.step)
+            state.average.update(state.players[learner], state.step)
             state.step += 1
             completed = report.build(state.step, plan.world_size, state.data.take_skipped())
             state.images_seen += completed.images

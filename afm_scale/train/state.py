@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.types import Classifier, Networks, Role
+from ..core.types import Classifier, Generator, Networks, Role
 from ..data.source import DataSource
 from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan, Player
@@ -24,16 +24,18 @@ class TrainState:
     objective: Objective
     data: DataSource
     classifier: Classifier | None = None  # frozen: comes from its own file, not from the checkpoint
-    step: int = 0  # completed generator updates
-    images_seen: int = 0  # by the generator, over all ranks
+    flow: Generator | None = None  # frozen, likewise
+    step: int = 0  # completed updates of the learner: the generator, or the classifier that is trained
+    images_seen: int = 0  # by the learner, over all ranks
 
     def networks(self) -> Networks:
-        discriminator = self.players.get(Role.DISCRIMINATOR)
+        network = {role: player.network for role, player in self.players.items()}
         return Networks(
-            generator=self.players[Role.GENERATOR].network,
+            generator=network.get(Role.GENERATOR),
             average=self.average.network,
-            discriminator=discriminator.network if discriminator else None,
-            classifier=self.classifier,
+            discriminator=network.get(Role.DISCRIMINATOR),
+            classifier=network.get(Role.CLASSIFIER, self.classifier),
+            flow=self.flow,
         )
 
     def tensors(self, plan: ParallelPlan) -> dict[str, Tensor]:

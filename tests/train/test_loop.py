@@ -43,6 +43,7 @@ class Judge(nn.Module):
 class Game:
     """An objective that writes down how it is called; its losses are plain enough to be checked by hand."""
 
+    learner = Role.GENERATOR
     prediction = Prediction.X
 
     def __init__(self, turns: Sequence[Role]) -> None:
