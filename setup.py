@@ -31,6 +31,9 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
         "wandb": ["wandb>=0.17"],
+        # Inception features. It asks for torchvision, which the one network used here does without and which is tied to
+        # one version of torch: pip install --no-deps -c constraints.txt torch-fidelity
+        "evaluation": ["torch-fidelity>=0.4"],
         **DATA,
         "data": [requirement for requirements in DATA.values() for requirement in requirements],
     },

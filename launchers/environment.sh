@@ -29,7 +29,8 @@ covers() {  # HAVE WANTED: comma-separated extras
 }
 
 prepare_environment() {  # EXTRAS
-    local stamp="$root/.venv/installed" extras="$1" sources base line_1="" line_2="" installed=""
+    local stamp="$root/.venv/installed" extras="$1" sources base line_1="" line_2="" installed="" extra resolved=""
+    local pip=("$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt")
     sources="$(cat "$root/setup.py" "$root/constraints.txt" | cksum) $root"
     if [[ -x "$python" && -f "$stamp" ]]; then
         { read -r line_1 && read -r line_2; } <"$stamp" || true
@@ -47,8 +48,13 @@ prepare_environment() {  # EXTRAS
     fi
     extras="${installed:+$installed,}$extras"  # what one script has asked for stays, so that two do not take turns
     echo "installing what constraints.txt pins into .venv (a few minutes the first time)" >&2
-    "$python" -m pip install --quiet --disable-pip-version-check \
-        -c "$root/constraints.txt" -e "$root[$extras]" >&2 || return
+    for extra in ${extras//,/ }; do
+        [[ "$extra" == evaluation ]] || resolved+="${resolved:+,}$extra"
+    done
+    "${pip[@]}" -e "$root${resolved:+[$resolved]}" >&2 || return
+    if covers "$extras" evaluation; then  # alone: it asks for torchvision, which is not used (setup.py says more)
+        "${pip[@]}" --no-deps torch-fidelity >&2 || return
+    fi
     printf '%s\n' "$sources" "$extras" >"$stamp"
 }
 

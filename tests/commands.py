@@ -14,6 +14,8 @@ SMALL_GENERATOR = ("model.generator.hidden_size=16", "model.generator.depth=2", 
 SMALL_DISCRIMINATOR = tuple(text.replace("generator", "discriminator") for text in SMALL_GENERATOR)
 QUIET = ("data.global_batch=8", "hooks.samples=null", "hooks.metrics.tensorboard=false", "report=null")
 SMALL_AFM = ("digits_afm", *SMALL_GENERATOR, *SMALL_DISCRIMINATOR, *QUIET)
+SMALL_CLASSIFIER = ("model.classifier.hidden_size=16", "model.classifier.num_heads=2")
+SMALL_CLASSIFICATION = ("classifier_digits", *SMALL_CLASSIFIER, *QUIET)
 SMALL_FLOW_MATCHING = ("digits_flow_matching", *SMALL_GENERATOR, *QUIET)
 
 

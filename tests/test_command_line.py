@@ -19,6 +19,7 @@ from afm_scale.__main__ import main
 from afm_scale.checkpoint.manifest import newest_complete, read_manifest
 from afm_scale.checkpoint.tensors import digest, read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR
+from afm_scale.sampling.order import npz_order
 
 from .commands import ROOT, SMALL_AFM, run
 
@@ -132,6 +133,8 @@ def test_a_torn_checkpoint_is_told_when_it_is_named_and_passed_over_when_it_is_n
     (["--num", "0"], ["--num 0"]),
     (["--num", "1", "--labels", "3,10"], ["--labels", "class 10", "0 to 9"]),
     (["--num", "1", "--grid", "{file}/x/grid.png"], ["{file}"]),
+    (["--num", "1", "--vae", "vae"], ["--vae vae", "pixels"]),
+    (["--num", "1", "--latents", "--npz", "all.npz"], ["--latents", "--npz"]),
 ])
 def test_a_mistake_in_a_sample_command_is_told(
     told: Told, trained: Path, tmp_path: Path, arguments: list[str], words: list[str]
@@ -146,9 +149,8 @@ def test_what_is_no_checkpoint_cannot_be_sampled(told: Told, tmp_path: Path) -> 
     assert str(tmp_path) in told("sample", tmp_path, "--out", tmp_path / "images", "--num", "1")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "plan"])
-def test_commands_to_come_say_so(told: Told, command: str) -> None:
-    assert f"'{command}' is not there yet" in told(command, "digits_afm")
+def test_a_command_to_come_says_so(told: Told) -> None:
+    assert "'plan' is not there yet" in told("plan", "digits_afm")
 
 
 WITH_SMALL_FILES_ONLY = """
@@ -254,17 +256,64 @@ def test_two_ranks_draw_the_images_of_one(trained: Path, seventy: Path, tmp_path
         assert all(np.array_equal(found[name], wanted[name]) for name in ("arr_0", "labels"))
 
 
-def test_grid_and_npz_hold_the_same_images(seventy: Path) -> None:
+def test_an_npz_holds_the_images_and_labels_shuffled(seventy: Path) -> None:
     files = sorted((seventy / "images").glob("*.png"))
     images = np.stack([np.asarray(Image.open(file)) for file in files])  # [70, 8, 8]
     with np.load(seventy / "sheets" / "all.npz") as arrays:
-        assert np.array_equal(arrays["arr_0"], images[..., None])
-        assert arrays["labels"].tolist() == [index % 10 for index in range(70)]
+        found, labels = arrays["arr_0"], arrays["labels"]
+    assert found.dtype == np.uint8 and labels.dtype == np.int64
+    order = npz_order(70).numpy()
+    assert np.array_equal(found, images[order][..., None])
+    assert np.array_equal(labels, order % 10)
+    assert not np.array_equal(order, np.arange(70))
+
+
+def test_a_grid_has_a_row_for_each_class(seventy: Path) -> None:
+    files = sorted((seventy / "images").glob("*.png"))
     grid = np.asarray(Image.open(seventy / "sheets" / "grid.png").convert("L"))
-    enlarged = [np.kron(image, np.ones((8, 8), dtype=np.uint8)) for image in images]
-    height, width = grid.shape[0] // 7, grid.shape[1] // 10
-    for index, image in enumerate(enlarged):
-        row, column = divmod(index, 10)
-        cell = grid[row * height : (row + 1) * height, column * width : (column + 1) * width]
-        windows = np.lib.stride_tricks.sliding_window_view(cell, (64, 64))
-        assert (windows == image).all(axis=(2, 3)).any(), f"image {index} is not in its cell"
+    assert grid.shape == (2 + 10 * 66, 2 + 7 * 66 + 11)  # ten rows of seven, numbers at the left
+    for index, file in enumerate(files):
+        column, row = divmod(index, 10)  # classes come in turn
+        enlarged = np.kron(np.asarray(Image.open(file)), np.ones((8, 8), dtype=np.uint8))
+        left = grid.shape[1] - 7 * 66 + column * 66
+        assert np.array_equal(grid[2 + row * 66 : 66 + row * 66, left : left + 64], enlarged), f"image {index}"
+
+
+def test_random_labels_depend_on_seed_and_number_alone(trained: Path, tmp_path: Path) -> None:
+    """The second run asks for fewer images, with another batch size."""
+    for name, num in (("a", 70), ("b", 40)):
+        sheets = ("--npz", tmp_path / f"{name}.npz", "--grid", tmp_path / f"{name}.png")
+        words = ("sample", trained, "--out", tmp_path / name, "--num", num, "--labels", "random", "--batch-size", num)
+        assert main([*map(str, (*words, *sheets))]) == EXIT_DONE
+    long, short = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert short == dict(list(long.items())[:40])
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        labels, first = (arrays["labels"][npz_order(num).argsort().numpy()] for arrays, num in ((a, 70), (b, 40)))
+    assert np.array_equal(labels[:40], first)
+    assert set(labels) <= set(range(10)) and labels.tolist() != [index % 10 for index in range(70)]
+
+
+def test_the_output_says_how_labels_were_chosen(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(word) for word in ("sample", trained, "--out", tmp_path, "--num", 1)]
+    for labels, told in [
+        ([], "class-balanced (worth about 0.1 FID against random labels)"), (["--labels", "random"], "random"),
+        (["--labels", "3,1"], "3, 1 in turn"),
+    ]:
+        capfd.readouterr()
+        assert main([*words, *labels]) == EXIT_DONE
+        assert f"labels: {told}" in capfd.readouterr().out
+
+
+def test_samples_that_are_not_finite_are_no_pictures(
+    own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The weights of a run whose learning rate was absurd: finite, but not what they give."""
+    rates = "optimizer.generator.learning_rate=1e30"
+    words = ["train", *SMALL_AFM, "loop.steps=1", "average.decay=0", rates, f"run.folder={tmp_path / 'run'}"]
+    assert main([*words, "parallel.device=cpu"]) == EXIT_DONE
+    capfd.readouterr()
+    code = main([*map(str, ("sample", tmp_path / "run", "--out", tmp_path / "images", "--num", 40))])
+    assert "sample 0 is not of finite numbers" in the_error(code, capfd.readouterr().err, wanted=EXIT_FAILURE)
+    assert pictures(tmp_path / "images") == {}

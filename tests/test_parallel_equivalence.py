@@ -31,9 +31,11 @@ TOLERANCE = 1e-9
 
 pytestmark = pytest.mark.slow
 
-_SMALL = (
+_ANY = (
     "run.folder=unused", "data.global_batch=8", "parallel.precision=fp64", "parallel.device=cpu", "report=null",
-    "model.generator.hidden_size=16", "model.generator.depth=2", "model.generator.num_heads=2",
+)
+_SMALL = (
+    *_ANY, "model.generator.hidden_size=16", "model.generator.depth=2", "model.generator.num_heads=2",
     "optimizer.generator.learning_rate=1e-3",
 )
 # The discriminator learns slowly: its key biases have no gradient but rounding noise, which the finite differences of
@@ -49,6 +51,10 @@ GAMES = {
     )),
     "deep": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2")),
     "flow matching": ("digits_flow_matching", (*_SMALL, "loop.steps=3")),
+    "classification": ("classifier_digits", (
+        *_ANY, "model.classifier.hidden_size=16", "model.classifier.num_heads=2",
+        "optimizer.classifier.learning_rate=1e-3", "loop.steps=3",
+    )),
 }
 
 
@@ -152,6 +158,7 @@ def test_the_updates_compared_moved_every_weight(outcomes: dict, game: str) -> N
     moments = {name: tensor for name, tensor in tensors.items() if name.endswith("exp_avg_sq")}
     assert len(moments) == sum(name.endswith(".exp_avg") for name in tensors) > 20
     assert all(tensor.any() for tensor in moments.values())
-    generator = [name for name in tensors if name.startswith("generator.") and name != "generator.pos_embed"]
-    behind = {name: tensors[name] - tensors[name.replace("generator", "average", 1)] for name in generator}
+    learner = "classifier" if game == "classification" else "generator"
+    weights = [name for name in tensors if name.startswith(f"{learner}.") and name != f"{learner}.pos_embed"]
+    behind = {name: tensors[name] - tensors[name.replace(learner, "average", 1)] for name in weights}
     assert all(difference.abs().max() > 1e-5 for difference in behind.values())

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.schedules import Constant, Cosine
 from afm_scale.core.types import Role
+from afm_scale.data.affine import AffineConfig
 from afm_scale.data.synthetic import SyntheticLatentsConfig
 from afm_scale.flow.guidance import FlowGuidance, PlainGuidance
 from afm_scale.flow.path import Prediction
@@ -21,10 +22,11 @@ from afm_scale.models.layers import initial_weights
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run import build
 from afm_scale.run.check import check
+from afm_scale.run.classifier_evaluation import ClassifierReport
 from afm_scale.run.config import RunConfig
 from afm_scale.run.guides import frozen_classifier
 from afm_scale.run.load import RECIPES, dump_yaml, load
-from afm_scale.run.networks import build_classifier, build_networks
+from afm_scale.run.networks import build_classifier, build_networks, learner_of
 from afm_scale.run.show import show_command
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
@@ -72,7 +74,10 @@ TABLE_11 = {
 GUIDED = [name for name, row in TABLE_11.items() if row.guidance]
 OTHERS = {
     "digits_afm", "digits_flow_matching", "mixture1d_afm", "afm_anystep_xl2", "afm_1step_tiny", "flow_matching_xl2",
+    "mixture2d_afm", "mixture2d_flow_matching",
 }
+OTHERS_GUIDED = {"mixture2d_afm_flow", "mixture2d_afm_plain", "digits_afm_guided"}  # by a classifier
+CLASSIFIERS = {"classifier_b2", "classifier_digits", "mixture2d_classifier"}
 
 
 def recipe(name: str, *overrides: str) -> RunConfig:
@@ -87,7 +92,7 @@ def header(name: str) -> str:
 
 
 def test_the_names_others_build_on_are_there() -> None:
-    assert TABLE_11.keys() | OTHERS <= set(NAMES)
+    assert TABLE_11.keys() | OTHERS | OTHERS_GUIDED | CLASSIFIERS <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,8 +121,10 @@ def test_what_show_prints_loads_as_the_same_recipe(
 def test_a_recipe_builds_its_networks_without_storage(name: str) -> None:
     config = recipe(name)
     networks, classifier = build_networks(config), build_classifier(config)
-    assert (Role.DISCRIMINATOR in networks) == (config.objective.kind == "afm")
-    assert (classifier is not None) == (name in GUIDED)
+    learner = Role.CLASSIFIER if name in CLASSIFIERS else Role.GENERATOR
+    assert networks.keys() == {learner} | ({Role.DISCRIMINATOR} if config.objective.kind == "afm" else set())
+    assert (config.objective.kind == "classification") == (name in CLASSIFIERS)
+    assert (classifier is not None) == (name in OTHERS_GUIDED.union(GUIDED))
     for network in [*networks.values(), *filter(None, [classifier])]:
         tensors = [*network.parameters(), *network.buffers()]
         assert tensors and all(tensor.is_meta for tensor in tensors)
@@ -200,23 +207,53 @@ def test_flow_matching_has_the_optimizer_of_its_own_paper() -> None:
     assert config.parallel.precision == "tf32" and config.data.global_batch == 256
 
 
+def test_the_classifier_is_that_of_section_4_1_and_the_one_the_guided_recipes_describe() -> None:
+    config = recipe("classifier_b2")
+    classifier, optimizer = config.model.classifier, config.optimizer.classifier
+    assert (classifier.depth, classifier.hidden_size, classifier.num_heads) == B
+    assert classifier.patch_size == 2 and not classifier.qk_norm
+    assert all(recipe(name).model.classifier == classifier for name in GUIDED)
+    assert config.loop.steps == round(30 * 1_281_167 / 256) and config.loop.accumulation == 1
+    assert config.data == SyntheticLatentsConfig(global_batch=256)
+    assert optimizer.learning_rate == Constant(value=1e-4) and optimizer.max_grad_norm == 50.0
+    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.95), 1e-8, 0.01)
+    assert (config.average.decay, config.average.warm_up) == (0.9995, False)
+    assert config.parallel.precision == "tf32" and isinstance(config.report, ClassifierReport)
+    for words in ("2511.22475", "section 4.1", "has not run it", "synthetic", "imagenet256_classifier.yaml"):
+        assert words in header("classifier_b2")
+
+
+def test_the_classifier_of_imagenet_takes_the_augmented_originals_as_its_header_says(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        f"inherit: [{RECIPES}/classifier_b2.yaml, {RECIPES.parent}/data/imagenet256_classifier.yaml]\n"
+        "data: {folder: DATA, vae: VAE}\n"
+    )
+    config = load(RunConfig, tmp_path / "own.yaml")
+    check(config, 8)
+    assert config.data.affine == AffineConfig(
+        probability=0.8, degrees=10.0, translation=0.3, scale_low=1.0, scale_high=1.3
+    )
+    assert config.data.mirror and config.data.kind == "images_to_latents" and config.data.global_batch == 256
+    assert config.data.shape == SyntheticLatentsConfig(global_batch=256).shape
+
+
 class LastReport(QuietHook):
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self.report = report
 
 
 def take_a_step(recipes: dict[str, list[str]]) -> dict[str, tuple[bool, dict[str, float]]]:
-    """Whether the generator moved, and all terms of the losses and gradient norms."""
+    """Whether the network that the run is for moved, and all terms of the losses and gradient norms."""
     results = {}
     for name, overrides in recipes.items():
         config = recipe(name, *overrides)
         ranks = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
         plan = build.build_plan(config, ranks)
         state, last = build.build_state(config, ranks, plan), LastReport()
-        generator = state.players[Role.GENERATOR].module
-        before = {key: tensor.clone() for key, tensor in plan.shards(generator).items()}
+        learner = state.players[learner_of(config)].module
+        before = {key: tensor.clone() for key, tensor in plan.shards(learner).items()}
         train(state, plan, config.loop, HookList([last]))
-        moved = any(not torch.equal(before[key], tensor) for key, tensor in plan.shards(generator).items())
+        moved = any(not torch.equal(before[key], tensor) for key, tensor in plan.shards(learner).items())
         numbers = {key: float(value) for key, value in {**last.report.terms, **last.report.grad_norms}.items()}
         results[name] = (moved, numbers)
     return results
@@ -228,13 +265,13 @@ def shrunk(name: str, tmp_path: Path) -> list[str]:
     parts = {part: getattr(config.model, part) for part in ("generator", "discriminator", "classifier")}
     overrides = ["data.global_batch=2", "loop.steps=1", f"run.folder={tmp_path / name}"]
     for part, network in parts.items():
-        if network is not None and network != config.model.classifier and network.kind == "mlp":
+        if network is not None and network.kind == "mlp":
             overrides.append(f"model.{part}.width=8")
         elif network is not None:
             overrides += [f"model.{part}.{size}" for size in ("depth=1", "hidden_size=16", "num_heads=2")]
-    if config.model.classifier is not None:
-        classifier = build_classifier(recipe(name, *overrides))
-        file = tmp_path / "classifier.safetensors"
+    classifier = build_classifier(recipe(name, *overrides))
+    if classifier is not None:
+        file = tmp_path / f"{name}.safetensors"
         save_file(dict(initial_weights(classifier, 0, "classifier")), file)
         overrides.append(f"model.classifier.weights={file}")
     return overrides
@@ -245,4 +282,4 @@ def test_every_recipe_takes_a_step_with_narrow_networks(tmp_path: Path) -> None:
     assert results.keys() == set(NAMES)
     for name, (moved, numbers) in results.items():
         assert moved and numbers and all(map(math.isfinite, numbers.values())), f"{name}: {numbers}"
-        assert ("generator/guidance" in numbers) == (name in GUIDED), name
+        assert ("generator/guidance" in numbers) == (name in OTHERS_GUIDED.union(GUIDED)), name

@@ -20,7 +20,7 @@ from afm_scale.checkpoint.manifest import read_manifest, resolve_checkpoint
 from afm_scale.checkpoint.tensors import digest, read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED_BY_SIGNAL
 
-from .commands import SMALL_AFM, SMALL_FLOW_MATCHING, end, train
+from .commands import SMALL_AFM, SMALL_CLASSIFICATION, SMALL_FLOW_MATCHING, end, train
 
 pytestmark = pytest.mark.slow
 
@@ -128,17 +128,18 @@ def test_killed_and_stopped_at_any_instant_an_adversarial_run_ends_the_same(tmp_
     assert not list((folder / "checkpoints").glob(".step_*"))
 
 
-def test_killed_while_it_saves_a_flow_matching_run_ends_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [SMALL_FLOW_MATCHING, SMALL_CLASSIFICATION], ids=lambda recipe: recipe[0])
+def test_killed_while_it_saves_a_run_of_one_player_ends_the_same(recipe: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "disturbed"
-    finish(train(SMALL_FLOW_MATCHING, tmp_path / "undisturbed", *ALONE))
+    finish(train(recipe, tmp_path / "undisturbed", *ALONE))
 
-    process = train(SMALL_FLOW_MATCHING, folder, *ALONE)
+    process = train(recipe, folder, *ALONE)
     wait_until(process, lambda: last_step(folder) > 20)
     wait_until_it_saves(process, folder)
     process.kill()
     end(process)
 
-    finish(train(SMALL_FLOW_MATCHING, folder, *ALONE))
+    finish(train(recipe, folder, *ALONE))
     assert_same_run(folder, tmp_path / "undisturbed", steps=80)
 
 

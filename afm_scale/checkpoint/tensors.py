@@ -46,14 +46,14 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     return _read(path, manifest, (name for name in manifest.tensors if name.startswith(prefix)))
 
 
-def digest(path: Path) -> str:
-    """SHA-256 (hex) over all tensors in the order of their names: name, dtype, shape, values.
+def digest(path: Path, prefix: str = "") -> str:
+    """SHA-256 (hex) over the tensors whose names begin with `prefix`, in that order: name, dtype, shape, values.
 
     It depends neither on how the tensors were sharded nor on the scalars.
     """
     manifest = read_manifest(path)
     sha = hashlib.sha256()
-    for names in _chunks(manifest):
+    for names in _chunks(manifest, prefix):
         for name, tensor in _read(path, manifest, names).items():
             entry = manifest.tensors[name]
             sha.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
@@ -61,11 +61,11 @@ def digest(path: Path) -> str:
     return sha.hexdigest()
 
 
-def _chunks(manifest: Manifest) -> Iterator[list[str]]:
+def _chunks(manifest: Manifest, prefix: str) -> Iterator[list[str]]:
     """Sorted names in groups that fit into memory."""
     names: list[str] = []
     num_bytes = 0
-    for name in sorted(manifest.tensors):
+    for name in sorted(name for name in manifest.tensors if name.startswith(prefix)):
         if names and num_bytes + manifest.tensors[name].num_bytes > _DIGEST_CHUNK_BYTES:
             yield names
             names, num_bytes = [], 0

@@ -1,6 +1,7 @@
 """Numbers that depend on the step: learning rates, loss weights, probabilities.
 
-A step is one generator update for every objective. In YAML a schedule is a plain number, or a mapping with a `kind`.
+A step is one update of the generator, or of the classifier that is trained. In YAML a schedule is a plain number, or a
+mapping with a `kind`.
 """
 
 from __future__ import annotations

@@ -22,6 +22,10 @@ class Role(str, Enum):
     CLASSIFIER = "classifier"
 
 
+NO_CLASS = -1
+"""The label of a sample whose class is not told; for generators that were trained with some."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Clean samples of this rank's share of a (micro)batch."""
@@ -72,7 +76,7 @@ class Networks:
     average: Generator | Classifier  # of the network that the run is for
     discriminator: Discriminator | None = None
     classifier: Classifier | None = None  # frozen, for guidance; or the one that is trained
-    flow: Generator | None = None  # frozen, for guidance: a flow model, u is its velocity; y = num_classes: no class
+    flow: Generator | None = None  # frozen, for guidance: a flow model, u is its velocity
 
 
 Reduce = Callable[[Tensor], Tensor]

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch
+from .affine import AffineConfig
 from .description import ImageContent
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
@@ -32,6 +33,7 @@ class ImagesConfig(SourceConfig):
     size: int = 256  # pixels of a side
     num_classes: int = 1000
     mirror: bool = True  # every draw left to right or right to left, evenly likely
+    affine: AffineConfig | None = None  # turned, shifted and enlarged before the crop; null: never
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
     workers: int = 4  # per rank: processes (webdataset) or threads (dali) that decode
     prefetch: int = 2  # batches that every worker reads ahead
@@ -63,6 +65,14 @@ class DaliConfig(ImagesConfig):
     """
 
     kind: Literal["dali"] = "dali"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.affine is not None:
+            raise ConfigError(
+                "affine is set, but images that DALI decodes cannot be turned and shifted; set kind: webdataset (of "
+                "images_to_latents, decoder: webdataset), or leave it out (affine: null)"
+            )
 
 
 def open_shards(folder: Path, *, kind: str, num_classes: int, on_error: str, check: bool) -> PackedShards:

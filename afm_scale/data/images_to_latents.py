@@ -30,12 +30,17 @@ class ImagesToLatentsConfig(ImagesConfig):
     precision: Literal["fp32", "bf16"] = "bf16"  # of the encoder; what it returns is float32
     compile: bool | None = None  # null: on a GPU
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.images()  # refuses what the decoder cannot do
+
     def images(self) -> WebDatasetConfig | DaliConfig:
         """The source of its images."""
         config = {"webdataset": WebDatasetConfig, "dali": DaliConfig}[self.decoder]
         return config(
             global_batch=self.global_batch, folder=self.folder, size=self.size, num_classes=self.num_classes,
-            mirror=self.mirror, on_error=self.on_error, workers=self.workers, prefetch=self.prefetch,
+            mirror=self.mirror, affine=self.affine, on_error=self.on_error, workers=self.workers,
+            prefetch=self.prefetch,
         )
 
 

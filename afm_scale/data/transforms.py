@@ -6,6 +6,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,30 +32,44 @@ class ImageError(DataError):
         self.reason = reason
 
 
+@contextmanager
+def decoding_warnings() -> Iterator[None]:
+    """Warnings as decoding wants them. They are settings of the process: one thread sets them for all that decode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes on odd metadata, which is not used
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def decode_checked(data: bytes) -> Image.Image:
+    """`decode_in_thread` with `decoding_warnings`, for a process that decodes in one thread."""
+    with decoding_warnings():
+        return decode_in_thread(data)
+
+
+def decode_in_thread(data: bytes) -> Image.Image:
     """The image, read to its last pixel, in the mode it is stored in; its `format` is the true one.
 
     The bytes must be complete: an image that is cut short is refused, whatever can be seen of it. Damage inside the
     compressed pixels of a JPEG has no checksum to be found by, and passes if the decoder does.
 
+    To be called inside `decoding_warnings`, which any one thread has entered.
+
     Raises ImageError if it is not an image, is corrupt or truncated, or has more pixels than Pillow deems safe.
     """
     if not data.strip(b"\0"):
         raise ImageError("holds nothing but zero bytes" if data else "is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes on odd metadata, which is not used
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            image.load()
-            if image.format == "PNG":  # the sums of its chunks, which are not compared while it is decoded
-                Image.open(io.BytesIO(data), formats=["PNG"]).verify()
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-        except UnidentifiedImageError:
-            raise ImageError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
-        except _DECODE_ERRORS as error:
-            raise ImageError(f"is corrupt or truncated: {error}") from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+        if image.format == "PNG":  # the sums of its chunks, which are not compared while it is decoded
+            Image.open(io.BytesIO(data), formats=["PNG"]).verify()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"is corrupt or truncated: {error}") from None
     if image.format == "MPO":  # a JPEG followed by further pictures, as some cameras write it
         image.format = "JPEG"
     # The end of a JPEG must come after its last scan: thumbnails, which have an end of their own, lie before it.

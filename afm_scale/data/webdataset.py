@@ -1,7 +1,7 @@
 """Images decoded by Pillow in worker processes, at exact positions. No package is needed: the shards have an index.
 
-Which sample lies at a position is worked out here, in the main process; a worker is given the sample numbers of one
-turn after another, so what comes back depends neither on the number of workers nor on how far they read ahead.
+Which sample lies at a position, and how it is to be moved, is worked out here, in the main process; a worker is given
+one turn after another, so what comes back depends neither on the number of workers nor on how far they read ahead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
@@ -24,14 +25,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import DataError
+from .affine import Affine, AffineConfig, affines_at, moved
 from .images import ImageSource, read_or_substitute
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
 from .source import Skipped
-from .transforms import ImageError, decode_checked, to_pixels
+from .transforms import ImageError, decode_checked, to_pixels, to_rgb
 
 Turn = tuple[Tensor, Tensor, Sequence[Skipped]]
 """Pixels uint8 [B, 3, S, S], labels int64 [B], what was skipped."""
+
+Draw = tuple[int, Affine | None]
+"""A sample's number, and what the position it is drawn for does to it, or to its substitute."""
 
 # The trainer stops at a step boundary when it gets one of these, and a scheduler sends them to the whole process group:
 # workers have to go on until the trainer has no more need of them.
@@ -72,7 +77,7 @@ class WebDatasetSource(ImageSource):
         config = self.config
         return DataLoader(
             _Decoder(self.shards, config.size, self.seed, config.on_error),
-            sampler=_SamplesOfTurns(self.order, self.cursor),
+            sampler=_DrawsOfTurns(self.order, self.cursor, config.affine, self.seed),
             batch_size=None,  # an item is a whole turn
             collate_fn=_as_it_is,
             num_workers=config.workers,
@@ -122,34 +127,37 @@ class _Workers:
 
 
 @dataclass(frozen=True)
-class _SamplesOfTurns:
-    """The sample numbers of this rank's turns, from the cursor on, without end."""
+class _DrawsOfTurns:
+    """The draws of this rank's turns, from the cursor on, without end."""
 
     order: EpochOrder
     cursor: StreamCursor
+    affine: AffineConfig | None
+    seed: int
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         for positions in self.cursor.upcoming():
-            yield self.order.indices(positions).tolist()
+            samples = self.order.indices(positions).tolist()
+            yield list(zip(samples, affines_at(self.affine, positions, seed=self.seed), strict=True))
 
 
 @dataclass(frozen=True)
 class _Decoder(Dataset):
-    """From the sample numbers of a turn to the turn; it is sent to every worker."""
+    """From the draws of a turn to the turn; it is sent to every worker."""
 
     shards: PackedShards
     size: int
     seed: int
     on_error: str
 
-    def __getitem__(self, samples: list[int]) -> Turn | DataError:
+    def __getitem__(self, draws: list[Draw]) -> Turn | DataError:
         """An error in the data is returned: raised, it would reach the trainer wrapped in this process's traceback."""
-        pixels = _shared_pixels(len(samples), self.size)
+        pixels = _shared_pixels(len(draws), self.size)
         used, skipped = [], []
         try:
-            for place, sample in zip(pixels, samples, strict=True):
+            for place, (sample, affine) in zip(pixels, draws, strict=True):
                 number, image, passed_over = read_or_substitute(
-                    self.shards, sample, self._read, seed=self.seed, on_error=self.on_error
+                    self.shards, sample, partial(self._read, affine=affine), seed=self.seed, on_error=self.on_error
                 )
                 place.copy_(image)
                 used.append(number)
@@ -158,11 +166,14 @@ class _Decoder(Dataset):
             return DataError(str(error))  # the subclasses do not all survive pickling
         return pixels, self.shards.index.label[torch.tensor(used)], skipped
 
-    def _read(self, sample: int) -> Tensor:
+    def _read(self, sample: int, *, affine: Affine | None) -> Tensor:
         """uint8 [3, S, S]. Raises SampleError."""
         data = self.shards.read(sample)
         try:
-            return to_pixels(decode_checked(data), self.size)
+            image = decode_checked(data)
+            if affine is not None:
+                image = moved(to_rgb(image), affine)
+            return to_pixels(image, self.size)
         except ImageError as error:
             raise SampleError(self.shards.place(sample), error.reason) from None
 

@@ -1,54 +1,87 @@
-"""Classifier guidance of a generator's samples (AFM paper, section 3.8; Eq. 26 and 38)."""
+"""Guidance of a generator's samples by a frozen network (AFM paper, section 3.8; Eq. 26 to 28 and 36 to 38).
+
+A classifier says which class a sample looks like; a flow model says the same by the difference of its velocities:
+
+    v(x', t') - v(x', t', y) = t' / (1 - t') grad log p(y | x', t')    for v = E[z - x | x'], without and with y
+
+so per sample of n = C H W numbers the kind `velocity` pulls as `flow` with an exact classifier does, but
+t' / ((1 - t')^2 n) times as strongly: its weight is of another size.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.random import Draws
-from ..core.types import Classifier
+from ..core.types import NO_CLASS, Networks
 from .path import interpolate
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowGuidance:
-    """Judges samples noised afresh to t' ~ U(low, high): classes that overlap under noise give a gradient (Eq. 26)."""
-
-    kind: Literal["flow"] = "flow"
+class _Guidance:
     weight: float
-    low: float
+    low: float  # of the times t' that count
     high: float
-
-    def classifier_input(self, x: Tensor, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """What the classifier sees: (x' [B, C, H, W], t' [B]) for generated samples x at target times t."""
-        time = draws.uniform("guidance time", self.low, self.high)
-        return interpolate(x, draws.normal("guidance noise", x.shape[1:]).to(x.dtype), time), time
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainGuidance:
+class FlowGuidance(_Guidance):
+    """Judges samples noised afresh to t' ~ U(low, high): classes that overlap under noise give a gradient (Eq. 26)."""
+
+    kind: Literal["flow"] = "flow"
+
+    def judge(self, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """CrossEntropy(C(x', t'), y), [B]."""
+        seen, time = noised(self, x, draws)
+        return F.cross_entropy(nets.classifier(seen, time), y, reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainGuidance(_Guidance):
     """Judges samples as they are, at their target time t, where low <= t <= high (Eq. 38; multi-step models)."""
 
     kind: Literal["plain"] = "plain"
-    weight: float
-    low: float
-    high: float
 
-    def classifier_input(self, x: Tensor, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        return x, t
-
-
-Guidance = FlowGuidance | PlainGuidance
+    def judge(self, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """CrossEntropy(C(x, t), y) where t is inside, 0 elsewhere, [B]."""
+        inside = (t >= self.low) & (t <= self.high)
+        return F.cross_entropy(nets.classifier(x, t), y, reduction="none") * inside
 
 
-def guidance_loss(
-    guidance: Guidance, classifier: Classifier, x: Tensor, t: Tensor, y: Tensor, draws: Draws
-) -> Tensor:
-    """weight * mean over the batch of CrossEntropy(C(x', t'), y), [], where times outside [low, high] count as 0."""
-    seen, time = guidance.classifier_input(x, t, draws)
-    cross_entropy = F.cross_entropy(classifier(seen, time), y, reduction="none")  # [B]
-    inside = (time >= guidance.low) & (time <= guidance.high)
-    return guidance.weight * (cross_entropy * inside).mean()
+@dataclass(frozen=True, kw_only=True)
+class VelocityGuidance(_Guidance):
+    """Asks a flow model, without and with the class, about samples noised afresh to t' ~ U(low, high) (Eq. 27, 28).
+
+    The flow model must have been trained with `class_dropout`.
+    """
+
+    kind: Literal["velocity"] = "velocity"
+
+    def judge(self, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """The mean over a sample's numbers of -x stopgrad(v(x', t') - v(x', t', y)), [B]: only its gradient means much.
+
+        The velocity points from data to noise, against the score, so x is pulled along the rise of log p(y | x').
+        """
+        with torch.no_grad():
+            seen, time = noised(self, x, draws)
+            any_class, of_class = (nets.flow(seen, time, time, label) for label in (torch.full_like(y, NO_CLASS), y))
+        return -(x * (any_class - of_class)).flatten(1).mean(1)
+
+
+Guidance = FlowGuidance | PlainGuidance | VelocityGuidance
+
+
+def noised(guidance: FlowGuidance | VelocityGuidance, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Samples with fresh noise, and how much: (x' = (1 - t') x + t' z' [B, C, H, W], t' [B])."""
+    time = draws.uniform("guidance time", guidance.low, guidance.high)
+    return interpolate(x, draws.normal("guidance noise", x.shape[1:]).to(x.dtype), time), time
+
+
+def guidance_loss(guidance: Guidance, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    """weight * mean over the batch of what the guide says of generated samples x [B, C, H, W] at target times t, []."""
+    return guidance.weight * guidance.judge(nets, x, t, y, draws).mean()

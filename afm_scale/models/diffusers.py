@@ -22,6 +22,18 @@ class ReadAutoencoder:
     name: str  # the last part of the path or of the name it was asked for under
     weights: Path
     scale: float  # by which its config.json says latents are multiplied (`scaling_factor`)
+    latent_channels: int
+    pixels_per_latent: int  # of a side
+
+    def shape_of_images(self, latents: tuple[int, int, int]) -> tuple[int, int, int]:
+        """[C, H, W] of what latents of a shape [C, h, w] are decoded to. Raises ConfigError if it decodes no such."""
+        channels, height, width = latents
+        if channels != self.latent_channels:
+            raise ConfigError(
+                f"the autoencoder {self.name!r} has latents of {self.latent_channels} channels, the samples are "
+                f"{list(latents)}; give the one that these latents were encoded with"
+            )
+        return 3, height * self.pixels_per_latent, width * self.pixels_per_latent
 
 
 def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
@@ -50,8 +62,11 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
             f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME} beside it: it lacks {sorted(lacking)[:3]} and has "
             f"{sorted(unknown)[:3]} too many; restore the folder"
         )
-    scale = float(network.config.scaling_factor)
-    return ReadAutoencoder(network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME, scale)
+    config = network.config
+    return ReadAutoencoder(
+        network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME, scale=float(config.scaling_factor),
+        latent_channels=config.latent_channels, pixels_per_latent=2 ** (len(config.block_out_channels) - 1),
+    )
 
 
 def _from_hub(name: str) -> Path:

@@ -23,6 +23,7 @@ class GeneratorConfig(BackboneConfig):
     kind: Literal["dit"] = "dit"
     times: Literal["none", "source", "both"]
     repetitions: int = 1
+    null_class: bool = False  # one more row for samples without a class (objective 'flow_matching' with class_dropout)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,7 +43,7 @@ class DiTGenerator(Backbone):
         super().__init__(config, shape)
         self.times = config.times
         self.repetitions = config.repetitions
-        self.y_embedder = LabelEmbedder(num_classes, config.hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, config.hidden_size, null_class=config.null_class)
         if config.times != "none" or config.repetitions > 1:
             self.t_embedder = TimestepEmbedder(config.hidden_size)
         if config.times == "both":

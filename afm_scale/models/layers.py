@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.random import tensor_generator
+from ..core.types import NO_CLASS
 
 Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
@@ -88,14 +89,15 @@ class PatchProjection(nn.Conv2d):
 
 
 class LabelEmbedder(nn.Module):
-    """[B] int64 -> [B, d]. There is no null class: AFM trains every sample with its label."""
+    """[B] int64 -> [B, d]. AFM always tells the label; with `null_class` there is a last row for NO_CLASS."""
 
-    def __init__(self, num_classes: int, hidden_size: int) -> None:
+    def __init__(self, num_classes: int, hidden_size: int, *, null_class: bool = False) -> None:
         super().__init__()
-        self.embedding_table = LabelTable(num_classes, hidden_size)
+        self.null_row = num_classes if null_class else None
+        self.embedding_table = LabelTable(num_classes + null_class, hidden_size)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.embedding_table(y)
+        return self.embedding_table(y if self.null_row is None else y.masked_fill(y == NO_CLASS, self.null_row))
 
 
 class LabelTable(nn.Embedding):

@@ -1,12 +1,13 @@
 """The small networks of the paper's 1-D experiment: every scalar input becomes sinusoids, then an MLP.
 
-Samples are [B, 1, 1, 1]; labels are ignored.
+The scalars are the numbers of a sample (of any shape, but few), the times and, if `conditional`, the label.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,47 +24,82 @@ class MLPConfig:
 
     kind: Literal["mlp"] = "mlp"
     width: int
+    scale: float = 100.0  # of the scalars in the sinusoids: how fine a detail can be told apart (published: 100)
+    conditional: bool = False  # the label is an input, NO_CLASS being one more; otherwise it is ignored
 
 
-def _features(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B] -> [B, 64]: sines, then cosines, of 100 value at 32 frequencies from 1 to 1/10000."""
+@dataclass(frozen=True, kw_only=True)
+class MLPClassifierConfig:
+    """The same layers; `weights` as of a `ClassifierConfig`."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: int
+    scale: float = 100.0
+    weights: Path | None = None
+
+
+def _features(value: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """[B] -> [B, 64]: sines, then cosines, of scale value at 32 frequencies from 1 to 1/10000."""
     index = torch.arange(_NUM_FEATURES // 2, dtype=torch.float32, device=value.device)
     frequencies = torch.exp(-math.log(10_000) * index / (_NUM_FEATURES // 2 - 1))
-    angles = (100 * value.to(dtype))[:, None] * frequencies.to(dtype)
+    angles = (scale * value.to(dtype))[:, None] * frequencies.to(dtype)
     return torch.cat((torch.sin(angles), torch.cos(angles)), dim=-1)
 
 
 class _MLP(nn.Module):
-    def __init__(self, num_inputs: int, width: int) -> None:
+    def __init__(self, config: MLPConfig | MLPClassifierConfig, num_inputs: int, num_out: int) -> None:
         super().__init__()
+        self.scale, width = config.scale, config.width
         layers: list[nn.Module] = [DefaultLinear(num_inputs * _NUM_FEATURES, width), nn.SiLU()]
         for _ in range(3):
             layers += [DefaultLinear(width, width), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, DefaultLinear(width, 1))
+        self.layers = nn.Sequential(*layers, DefaultLinear(width, num_out))
 
     def shardable_blocks(self) -> list[nn.Module]:
         return []
 
-    def evaluate(self, *scalars: Tensor) -> Tensor:
-        dtype = self.layers[0].weight.dtype
-        return self.layers(torch.cat([_features(scalar, dtype) for scalar in scalars], dim=-1)).squeeze(-1)
+    def embed(self, x: Tensor, *scalars: Tensor) -> Tensor:
+        """Samples [B, C, H, W] and values [B] each -> the input of the first layer, [B, 64 inputs]."""
+        dtype, values = self.layers[0].weight.dtype, (*x.flatten(1).unbind(1), *scalars)
+        return torch.cat([_features(value, self.scale, dtype) for value in values], dim=-1)
 
 
 class MLPGenerator(_MLP):
-    """G(x_s, s, t, y) -> [B, 1, 1, 1]."""
+    """G(x_s, s, t, y) -> [B, C, H, W]."""
 
     def __init__(self, config: MLPConfig, shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__(3, config.width)
+        super().__init__(config, math.prod(shape) + 2 + config.conditional, math.prod(shape))
+        self.conditional = config.conditional
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.evaluate(x.flatten(), s, t).view_as(x).clone()  # no view as output: see DiTDiscriminator
+        inputs = self.embed(x, s, t, *[y] * self.conditional)
+        return self.layers(inputs).view_as(x).clone()  # no view as output: see DiTDiscriminator
 
 
 class MLPDiscriminator(_MLP):
     """D(x_t, t, y) -> [B]."""
 
     def __init__(self, config: MLPConfig, shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__(2, config.width)
+        super().__init__(config, math.prod(shape) + 1 + config.conditional, 1)
+        self.conditional = config.conditional
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.evaluate(x.flatten(), t).clone()
+        return self.layers(self.embed(x, t, *[y] * self.conditional)).squeeze(-1).clone()
+
+
+class MLPClassifier(_MLP):
+    """C(x_t, t) -> class logits [B, num_classes]."""
+
+    def __init__(self, config: MLPClassifierConfig, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(config, math.prod(shape) + 1, num_classes)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.logits(self.features(x, t))
+
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the last linear layer sees, [B, width]."""
+        return self.layers[:-1](self.embed(x, t))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[B, width] -> [B, num_classes]."""
+        return self.layers[-1](features)

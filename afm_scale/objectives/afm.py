@@ -7,7 +7,7 @@
 
     L_D = f(D(rho x_t) - D(rho g)) + l_gp (R1 + R2) + l_cp (D(rho x_t) + D(rho g))^2                  (Eq. 1, 7, 13)
     R1  = w (D(a + eps e) - D(a))^2 / eps^2  at a = rho x_t,  e ~ N(0, I);   R2: the same at rho g    (Eq. 3-6, 18, 19)
-    L_G = f(D(phi rho g) - D(rho x_t)) + l_ot |g - x_s|^2 / (n w) + l_cg CrossEntropy(C(g'), y)  (Eq. 2, 14, 20, 25, 26)
+    L_G = f(D(phi rho g) - D(rho x_t)) + l_ot |g - x_s|^2 / (n w) + l_cg guidance of g  (Eq. 2, 14, 20, 25, 26)
 
 Fake and real of a pair share label, times and augmentation. D is never told the source sample (section 3.4).
 R1 and R2 are means over the first `share` of the global batch, so they do not depend on ranks or microbatches.
@@ -134,9 +134,8 @@ class AdversarialFlow:
             "transport": self._config.transport_weight(step) * (distance / pair.weight).mean(),  # Eq. 11, 20
         }
         if self._config.guidance is not None:
-            weighted["guidance"] = guidance_loss(  # Eq. 26, 38
-                self._config.guidance, nets.classifier, pair.fake, pair.t, batch.y, draws
-            )
+            guidance = self._config.guidance
+            weighted["guidance"] = guidance_loss(guidance, nets, pair.fake, pair.t, batch.y, draws)  # Eq. 26, 28, 38
         return _sum_of(weighted, {"logit_real": critique.logit_real, "logit_fake": critique.logit_fake})
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:

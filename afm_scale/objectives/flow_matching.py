@@ -1,6 +1,8 @@
 """Flow matching (arXiv 2210.02747) on the straight path: regress the velocity.
 
-    x_t = (1 - t) x + t z,   v = z - x,   L = |u(x_t, t, t) - v|^2 / n,   n = C H W
+    x_t = (1 - t) x + t z,   v = z - x,   L = |u(x_t, t, t, y) - v|^2 / n,   n = C H W
+
+With class dropout some samples are shown without their class (arXiv 2207.12598), so that u learns both velocities.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.random import Draws
-from ..core.types import Batch, Loss, Networks, Reduce, Role
+from ..core.types import NO_CLASS, Batch, Loss, Networks, Reduce, Role
 from ..flow.path import Prediction, interpolate
 
 
@@ -24,6 +27,11 @@ class FlowMatchingConfig:
     kind: Literal["flow_matching"] = "flow_matching"
     time_mean: float | None = None
     time_std: float = 1.0
+    class_dropout: float = 0.0  # probability that a sample's class is not told; 0.1 is usual
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.class_dropout < 1:
+            raise ConfigError(f"class_dropout is a probability in [0, 1), found {self.class_dropout:g}")
 
 
 class FlowMatching:
@@ -47,7 +55,7 @@ class FlowMatching:
     def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         t = self._times(draws)
         z = draws.normal("source noise", batch.x.shape[1:]).to(batch.x.dtype)
-        velocity = nets.generator(interpolate(batch.x, z, t), t, t, batch.y)
+        velocity = nets.generator(interpolate(batch.x, z, t), t, t, self._labels(batch.y, draws))
         total = (velocity - (z - batch.x)).square().mean()
         return Loss(total, {"total": total.detach()})
 
@@ -55,3 +63,8 @@ class FlowMatching:
         if self._config.time_mean is None:
             return draws.uniform("time")
         return torch.sigmoid(self._config.time_mean + self._config.time_std * draws.normal("time", ()))
+
+    def _labels(self, y: Tensor, draws: Draws) -> Tensor:
+        if self._config.class_dropout == 0:
+            return y
+        return y.masked_fill(draws.uniform("class dropout") < self._config.class_dropout, NO_CLASS)

@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ..core.errors import ConfigError, UserError
+from ..core.errors import ConfigError, RunError
 from .plan import ParallelConfig
 
 DEFAULT_MASTER_PORT = 29500  # torchrun's
@@ -79,14 +79,25 @@ def launch(config: ParallelConfig) -> Ranks:
     return Ranks(place.rank, place.local_rank, place.world_size, device)
 
 
-def agree(error: UserError | None) -> None:
-    """Collective. If any rank has met a user's error, every rank raises that of the lowest such rank."""
-    errors: list[tuple[type[UserError], str] | None] = [None] * dist.get_world_size()
+def agree(error: RunError | None) -> None:
+    """Collective. If any rank has met an error, every rank raises that of the lowest such rank."""
+    errors: list[tuple[type[RunError], str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
     for found in errors:
         if found is not None:
             kind, message = found
             raise kind(message) from error
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Collective at its end. A RunError that one rank meets in the block ends all ranks, with one message."""
+    error: RunError | None = None
+    try:
+        yield
+    except RunError as caught:
+        error = caught
+    agree(error)
 
 
 def check_same_on_all_ranks(text: str, what: str) -> None:

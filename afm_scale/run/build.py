@@ -19,6 +19,7 @@ from ..train.average import Average
 from ..train.hooks.checkpoint import CheckpointHook
 from ..train.hooks.console import ConsoleHook
 from ..train.hooks.divergence import DivergenceGuard
+from ..train.hooks.evaluation import EvaluationHook, log_to, note_in, tell
 from ..train.hooks.events import EventLog
 from ..train.hooks.hook import Hook, HookList
 from ..train.hooks.metrics import JsonLines, MetricsHook, MetricWriter
@@ -30,6 +31,7 @@ from ..train.state import TrainState
 from ..train.together import TogetherSource
 from . import guides
 from .config import OBJECTIVES, PLANS, RunConfig
+from .evaluations import build_evaluation
 from .networks import build_learner, build_networks, learner_of
 from .sources import build_source
 from .typed import to_mapping
@@ -82,7 +84,10 @@ class Observers:
 
 
 def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointManager) -> Observers:
-    """Hooks in their order: what is seen is written before the guard may stop, and nothing is saved unguarded."""
+    """Hooks in their order: what is seen is written before the guard may stop, and nothing is saved unguarded.
+
+    Collective if the average is evaluated. Raises, on every rank, the UserError that one of them met.
+    """
     folder, chosen, first = config.run.folder, config.hooks, plan.rank == 0
     events = EventLog(folder / "events.jsonl", enabled=first)
     stop = StopHook(plan, events)
@@ -90,7 +95,16 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
     hooks: list[Hook] = []
     if first:
         hooks.append(ConsoleHook(chosen.console, total_steps=config.loop.steps))
-    hooks.append(MetricsHook(plan, chosen.metrics, _metric_writers(config) if first else (), stop))
+    metrics = MetricsHook(plan, chosen.metrics, _metric_writers(config) if first else (), stop)
+    if chosen.evaluation is not None:
+        listeners = [log_to(events), note_in(metrics), *([tell] if first else [])]
+        hooks.append(
+            EvaluationHook(
+                build_evaluation(config, chosen.evaluation, plan), every_steps=chosen.evaluation.every_steps,
+                listeners=listeners, stop=stop,
+            )
+        )
+    hooks.append(metrics)
     hooks.append(SkippedHook(folder / "skipped", rank=plan.rank, world_size=plan.world_size, stop=stop))
     hooks.append(guard)
     if chosen.samples is not None:

@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..flow.guidance import VelocityGuidance
 from ..flow.times import AnyTimes
 from ..models.discriminator import DiscriminatorConfig
 from ..models.generator import GeneratorConfig
 from ..objectives.afm import AFMConfig
 from ..objectives.classification import ClassificationConfig
+from ..objectives.flow_matching import FlowMatchingConfig
+from .classifier_evaluation import ClassifierEvaluationConfig, ClassifierReport, check_samples
 from .config import RunConfig
 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError, naming the settings, if the recipe cannot run on `world_size` ranks."""
     check_batch(config, world_size)
+    check_report(config)
+    check_evaluation(config)
     if isinstance(config.objective, ClassificationConfig):
         return check_classification(config)
     if config.model.generator is None or config.optimizer.generator is None:
@@ -26,16 +31,8 @@ def check(config: RunConfig, world_size: int) -> None:
         )
     if isinstance(config.objective, AFMConfig):
         check_adversarial(config, config.objective)
-    elif config.model.discriminator is not None:
-        raise ConfigError(
-            f"objective.kind {config.objective.kind!r} is a game of one, but the recipe has a discriminator; "
-            "set model.discriminator=null"
-        )
-    elif isinstance(config.model.generator, GeneratorConfig) and config.model.generator.times == "none":
-        raise ConfigError(
-            f"objective.kind {config.objective.kind!r} needs a generator that is told the time; "
-            "set model.generator.times=source"
-        )
+    else:
+        check_flow_matching(config, config.objective)
 
 
 def check_batch(config: RunConfig, world_size: int) -> None:
@@ -50,12 +47,41 @@ def check_batch(config: RunConfig, world_size: int) -> None:
         )
 
 
+def check_report(config: RunConfig) -> None:
+    """A classifier has an accuracy, a generator has samples."""
+    of_classifier, report = isinstance(config.objective, ClassificationConfig), config.report
+    if report is None:
+        return
+    if isinstance(report, ClassifierReport) is not of_classifier:
+        wanted = "report={kind: classifier}" if of_classifier else "another kind"
+        raise ConfigError(
+            f"report.kind {report.kind!r} cannot measure what objective.kind {config.objective.kind!r} trains; "
+            f"set {wanted}, or report=null"
+        )
+    if isinstance(report, ClassifierReport):
+        check_samples(report, config.data, "report")
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Like the report's, the kind of evaluation has to fit what is trained."""
+    of_classifier, chosen = isinstance(config.objective, ClassificationConfig), config.hooks.evaluation
+    if chosen is None:
+        return
+    if isinstance(chosen, ClassifierEvaluationConfig) is not of_classifier:
+        raise ConfigError(
+            f"hooks.evaluation.kind {chosen.kind!r} cannot measure what objective.kind {config.objective.kind!r} "
+            f"trains; set hooks.evaluation.kind={'classifier' if of_classifier else 'samples'}, or "
+            "hooks.evaluation=null"
+        )
+    if isinstance(chosen, ClassifierEvaluationConfig):
+        check_samples(chosen, config.data, "hooks.evaluation")
+
+
 def check_adversarial(config: RunConfig, objective: AFMConfig) -> None:
     generator, discriminator = config.model.generator, config.model.discriminator
     if discriminator is None or config.optimizer.discriminator is None:
         raise ConfigError("objective.kind 'afm' needs model.discriminator and optimizer.discriminator; describe both")
-    if objective.guidance is not None and config.model.classifier is None:
-        raise ConfigError("objective.guidance needs a classifier; describe it under model.classifier")
+    check_guides(config, objective)
     any_pair = isinstance(objective.times, AnyTimes)
     one_step = not any_pair and objective.times.steps == 1
     wanted = "both" if any_pair else "source"
@@ -71,6 +97,53 @@ def check_adversarial(config: RunConfig, objective: AFMConfig) -> None:
         )
 
 
+def check_guides(config: RunConfig, objective: AFMConfig) -> None:
+    """What guides must be there, and what is there must guide."""
+    guidance, model = objective.guidance, config.model
+    asks_flow = isinstance(guidance, VelocityGuidance)
+    found = "null" if guidance is None else f"of kind {guidance.kind!r}"
+    if asks_flow and model.flow is None:
+        raise ConfigError(
+            "objective.guidance of kind 'velocity' needs a flow model; set model.flow to the folder of a run of "
+            "objective 'flow_matching' with class_dropout"
+        )
+    if guidance is not None and not asks_flow and model.classifier is None:
+        raise ConfigError(f"objective.guidance {found} needs a classifier; describe it under model.classifier")
+    if model.flow is not None and not asks_flow:
+        raise ConfigError(
+            f"model.flow is set, but nothing asks it: objective.guidance is {found}; set model.flow=null, or guide by "
+            "objective.guidance.kind velocity"
+        )
+    if model.classifier is not None and (guidance is None or asks_flow):
+        raise ConfigError(
+            f"model.classifier is described, but nothing asks it: objective.guidance is {found}; set "
+            "model.classifier=null, or guide by objective.guidance.kind flow or plain"
+        )
+
+
+def check_flow_matching(config: RunConfig, objective: FlowMatchingConfig) -> None:
+    generator, model = config.model.generator, config.model
+    if model.discriminator is not None:
+        raise ConfigError(
+            "objective.kind 'flow_matching' is a game of one, but the recipe has a discriminator; "
+            "set model.discriminator=null"
+        )
+    if model.classifier is not None or model.flow is not None:
+        name = "flow" if model.classifier is None else "classifier"
+        raise ConfigError(f"objective.kind 'flow_matching' has no guidance that could ask it; set model.{name}=null")
+    if isinstance(generator, GeneratorConfig) and generator.times == "none":
+        raise ConfigError(
+            "objective.kind 'flow_matching' needs a generator that is told the time; set model.generator.times=source"
+        )
+    knows_none = generator.null_class if isinstance(generator, GeneratorConfig) else generator.conditional
+    if objective.class_dropout > 0 and not knows_none:
+        setting = "null_class" if isinstance(generator, GeneratorConfig) else "conditional"
+        raise ConfigError(
+            f"objective.class_dropout {objective.class_dropout:g} hides the class of some samples, which the generator "
+            f"cannot be told; set model.generator.{setting}=true"
+        )
+
+
 def check_classification(config: RunConfig) -> None:
     if config.model.classifier is None or config.optimizer.classifier is None:
         raise ConfigError(
@@ -81,11 +154,10 @@ def check_classification(config: RunConfig) -> None:
             "model.classifier.weights is for guidance; objective.kind 'classification' trains the classifier: set it "
             "to null (run.initialise_from starts from another run's weights)"
         )
-    if config.model.generator is not None or config.model.discriminator is not None:
-        raise ConfigError(
-            "objective.kind 'classification' trains a classifier alone; set model.generator=null and "
-            "model.discriminator=null"
-        )
+    others = [name for name in ("generator", "discriminator", "flow") if getattr(config.model, name) is not None]
+    if others:
+        settings = " ".join(f"model.{name}=null" for name in others)
+        raise ConfigError(f"objective.kind 'classification' trains a classifier alone; set {settings}")
     if config.hooks.samples is not None:
         raise ConfigError("hooks.samples draws images, which a classifier has none of; set hooks.samples=null")
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Union
 
 from ..checkpoint.manager import CheckpointConfig
-from ..data.images import DaliConfig
-from ..data.images_to_latents import ImagesToLatentsConfig
 from ..models.classifier import ClassifierConfig, DiTClassifier
 from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
 from ..models.generator import DiTGenerator, GeneratorConfig
-from ..models.mlp import MLPConfig, MLPDiscriminator, MLPGenerator
+from ..models.mlp import MLPClassifier, MLPClassifierConfig, MLPConfig, MLPDiscriminator, MLPGenerator
 from ..objectives.afm import AdversarialFlow, AFMConfig
 from ..objectives.classification import Classification, ClassificationConfig
 from ..objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -30,17 +28,18 @@ from ..train.hooks.divergence import DivergenceConfig
 from ..train.hooks.metrics import MetricsConfig
 from ..train.hooks.samples import SamplesConfig
 from ..train.loop import LoopConfig
+from .classifier_evaluation import ClassifierEvaluationConfig
 from .report import ReportConfig
-from .sources import SOURCES
+from .sample_evaluation import SampleEvaluationConfig
+from .sources import AnySource
 
 OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching, ClassificationConfig: Classification}
 GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
-CLASSIFIERS = {ClassifierConfig: DiTClassifier}
+CLASSIFIERS = {ClassifierConfig: DiTClassifier, MLPClassifierConfig: MLPClassifier}
 DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 
 AnyObjective = Union[tuple(OBJECTIVES)]  # noqa: UP007
-AnySource = Union[(*SOURCES, DaliConfig, ImagesToLatentsConfig)]  # noqa: UP007
 AnyGenerator = Union[tuple(GENERATORS)]  # noqa: UP007
 AnyClassifier = Union[tuple(CLASSIFIERS)]  # noqa: UP007
 AnyDiscriminator = Union[tuple(DISCRIMINATORS)]  # noqa: UP007
@@ -61,6 +60,7 @@ class ModelConfig:
     discriminator: AnyDiscriminator | None = None
     classifier: AnyClassifier | None = None  # frozen, for guidance; or the one that is trained
     flow: Path | None = None  # frozen, for guidance: a checkpoint (or a run's folder) of objective 'flow_matching'
+    compile_guides: bool | None = None  # torch.compile of the frozen two, block by block; null: on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class HooksConfig:
     metrics: MetricsConfig = MetricsConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     samples: SamplesConfig | None = None
+    evaluation: SampleEvaluationConfig | ClassifierEvaluationConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from ..parallel.plan import ParallelPlan
 from .check import first_mismatch
 from .config import RunConfig
 from .networks import build_classifier, build_generator, learner_of
-from .typed import from_mapping
+from .typed import from_mapping, to_mapping
 
 
 def frozen_classifier(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
@@ -33,11 +34,11 @@ def frozen_classifier(config: RunConfig, plan: ParallelPlan) -> nn.Module | None
             "model.classifier.weights is null: guidance needs a trained classifier; set model.classifier.weights to a "
             "safetensors file, or to the folder of a run of objective 'classification'"
         )
-    given = _classifier_weights(weights)
+    given = _classifier_weights(weights, config)
     mismatch = first_mismatch(given, classifier.state_dict())
     if mismatch is not None:
         raise ConfigError(f"{weights} holds another classifier: {mismatch}; change model.classifier or the file")
-    return plan.frozen(classifier, given.items())
+    return _laid_out(classifier, given, config, plan)
 
 
 def frozen_flow(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
@@ -50,7 +51,22 @@ def frozen_flow(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
         found, wanted = getattr(theirs.data, name), getattr(config.data, name)
         if found != wanted:
             raise ConfigError(f"model.flow {folder} was trained on data of {name} {found}, this recipe has {wanted}")
-    return plan.frozen(build_generator(theirs), given.items())
+    if theirs.objective.class_dropout == 0:
+        raise ConfigError(
+            f"model.flow {folder} always saw the class of its samples, so it has no velocity without one to compare "
+            "with; train it with objective.class_dropout=0.1"
+        )
+    return _laid_out(build_generator(theirs), given, config, plan)
+
+
+def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig, plan: ParallelPlan) -> nn.Module:
+    """The guide as the plan lays it over the ranks, compiled where that is asked for."""
+    wanted = config.model.compile_guides
+    if plan.device.type == "cuda" if wanted is None else wanted:
+        for block in guide.shardable_blocks():
+            # Its forward alone: the hooks by which a plan gathers its weights stay outside, uncompiled.
+            block.forward = torch.compile(block.forward, dynamic=False)
+    return plan.frozen(guide, weights.items())
 
 
 def config_of(checkpoint: Path) -> RunConfig:
@@ -79,9 +95,11 @@ def _unprefixed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield name.removeprefix("average."), tensor
 
 
-def _classifier_weights(path: Path) -> Mapping[str, Tensor]:
+def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
     if path.is_dir():
-        return _average_of(path, "model.classifier.weights", ClassificationConfig)[1]
+        theirs, given = _average_of(path, "model.classifier.weights", ClassificationConfig)
+        _check_description(path, theirs, config)
+        return given
     if not path.is_file():
         raise ConfigError(
             f"model.classifier.weights {path}: no such file; give a safetensors file, or the folder of a run"
@@ -90,6 +108,24 @@ def _classifier_weights(path: Path) -> Mapping[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ConfigError(f"model.classifier.weights {path} is no safetensors file ({error}); restore it") from error
+
+
+def _check_description(folder: Path, theirs: RunConfig, config: RunConfig) -> None:
+    """Weights can fit another network: their shapes do not tell the number of heads."""
+    for name in ("shape", "num_classes"):
+        found, wanted = getattr(theirs.data, name), getattr(config.data, name)
+        if found != wanted:
+            raise ConfigError(
+                f"model.classifier.weights {folder} was trained on data of {name} {found}, this recipe has {wanted}"
+            )
+    found, wanted = to_mapping(theirs.model.classifier), to_mapping(config.model.classifier)
+    differing = [name for name in {**wanted, **found} if name != "weights" and found.get(name) != wanted.get(name)]
+    if differing:
+        there, here = (", ".join(f"{name} {of.get(name)}" for name in differing) for of in (found, wanted))
+        raise ConfigError(
+            f"model.classifier.weights {folder} is of another classifier: {there} there, {here} here; describe the "
+            "same one under model.classifier"
+        )
 
 
 def _average_of(folder: Path, setting: str, objective: type) -> tuple[RunConfig, dict[str, Tensor]]:

@@ -10,13 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.types import Batch
 from ..data.mixture import GaussianMixture
+from ..data.mixture2d import ClassMixture
 from ..evaluation.digits import digits_quality
 from ..evaluation.mixture import draw_flow, line_noise, measure_map, quantile_noise
+from ..evaluation.mixture2d import class_quality, data_samples, draw_classes
 from ..parallel.plan import ParallelPlan
 from ..sampling.pictures import image_grid, save_png
 from ..sampling.sampler import SampleStream, generate_together, trajectory
 from ..train.state import TrainState
+from .classifier_evaluation import ClassifierReport
 
 Findings = Mapping[str, object]
 
@@ -73,4 +77,29 @@ class MixtureReport:
         return asdict(quality)
 
 
-ReportConfig = DigitsReport | MixtureReport
+@dataclass(frozen=True, kw_only=True)
+class Mixture2DReport:
+    """Measures how samples lie about the centres of their classes, and draws them beside the data."""
+
+    kind: Literal["mixture2d"] = "mixture2d"
+    distribution: ClassMixture = ClassMixture()  # of the data
+    num_samples: int = 4500  # balanced over the classes
+    seed: int = 0
+
+    def __call__(self, state: TrainState, plan: ParallelPlan, picture: Path, num_steps: int) -> Findings:
+        """Every rank must call it; rank 0 draws `picture`."""
+        stream = SampleStream(
+            seed=self.seed, shape=state.data.shape, labels=tuple(range(state.data.num_classes)), num_steps=num_steps,
+            prediction=state.objective.prediction, dtype=plan.dtype,
+        )
+        samples = Batch(*generate_together(
+            state.average.network, stream, start=0, count=self.num_samples,
+            rank=plan.rank, world_size=plan.world_size, device=plan.device,
+        ))
+        if plan.rank == 0:
+            panels = {"data": data_samples(self.distribution, self.num_samples), "samples": samples}
+            draw_classes(picture, panels, self.distribution)
+        return asdict(class_quality(samples.x, samples.y, self.distribution))
+
+
+ReportConfig = DigitsReport | MixtureReport | Mixture2DReport | ClassifierReport

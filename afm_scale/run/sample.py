@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
 from ..checkpoint.manifest import resolve_checkpoint
-from ..core.errors import UserError
-from ..core.files import write_atomically
+from ..core.errors import RunError, UserError
 from ..parallel.ddp import DDPPlan
-from ..parallel.launch import Ranks, agree, launch
-from ..sampling.pictures import image_grid, save_png, to_uint8
-from ..sampling.sampler import TILE, SampleStream, Tile, generate
+from ..parallel.launch import Ranks, agree, agreed, launch
+from ..parallel.plan import ParallelConfig
+from ..sampling.pictures import save_png, to_uint8
+from ..sampling.sampler import SampleStream, Tile
 from .config import RunConfig
+from .decoding import Decoder, decoder_of
+from .drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
 from .guides import average_weights, generative_config_of
 from .networks import build_generator, prediction_of
+from .sheets import Sheets
+
+_WRITERS = 8
+_TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,82 +40,114 @@ class SampleRequest:
     checkpoint: Path
     out: Path
     num: int
-    labels: tuple[int, ...] | None
+    labels: LabelChoice
     steps: int | None
     seed: int
     batch_size: int
     grid: Path | None
     npz: Path | None
+    vae: str | None
+    latents: bool  # pictures of latents in false colour, without an autoencoder
+    device: Literal["auto", "cpu", "cuda"] | None
 
 
 def sample_command(request: SampleRequest) -> int:
     """Writes OUT/000000.png, ... and, if asked for, a grid and an npz. Image i depends on (weights, seed, i) alone."""
-    if request.num < 1 or request.batch_size < 1 or (request.steps is not None and request.steps < 1):
-        raise UserError(
-            f"--num {request.num}, --batch-size {request.batch_size} and --steps {request.steps} must all be at least 1"
-        )
+    _check(request)
     checkpoint = resolve_checkpoint(request.checkpoint)
     config = generative_config_of(checkpoint)
-    with launch(config.parallel) as ranks:
-        plan = DDPPlan(ranks, config.parallel)  # whole networks: every rank draws by itself
-        network = plan.frozen(build_generator(config), average_weights(checkpoint).items())
-        stream = _stream(request, config)
-        _make_folders(request, ranks)
-        parts = _draw(request, network, stream, ranks)
-        _write_sheets(request, parts, ranks)
+    stream = stream_of(config, labels=request.labels, steps=request.steps, seed=request.seed)
+    with launch(on_device(config.parallel, request.device)) as ranks:
+        with agreed():
+            decoder = None if request.latents else _decoder(config, request, ranks)
+            drawing = drawing_of(checkpoint, config, stream, ranks, decoder)
+            sheets = _make_folders(request, ranks, drawing)
+        _draw(request, drawing, ranks, sheets)
+        with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
+            for written in sheets.write() if sheets else ():
+                print(written)
         if ranks.rank == 0:
-            print(f"{request.num} images of {checkpoint} (classes {_classes(request)}) in {request.out}")
+            by = f", decoded by {decoder.name}" if decoder else ""
+            print(
+                f"{request.num} images of {checkpoint} in {request.out}; {stream.num_steps} step(s), seed "
+                f"{request.seed}, labels: {describe_labels(request.labels)}{by}"
+            )
     return 0
 
 
-def _stream(request: SampleRequest, config: RunConfig) -> SampleStream:
-    num_classes = config.data.num_classes
-    labels = request.labels or tuple(range(num_classes))
-    wrong = [label for label in labels if not 0 <= label < num_classes]
-    if wrong:
-        raise UserError(f"--labels: there is no class {wrong[0]}; this model has classes 0 to {num_classes - 1}")
+def on_device(config: ParallelConfig, device: Literal["auto", "cpu", "cuda"] | None) -> ParallelConfig:
+    return replace(config, device=device or config.device, timeout_seconds=_TIMEOUT_SECONDS)
+
+
+def stream_of(config: RunConfig, *, labels: LabelChoice, steps: int | None, seed: int) -> SampleStream:
+    """The samples of a generator. Raises UserError if there is no such class."""
     return SampleStream(
-        seed=request.seed, shape=config.data.shape, labels=labels,
-        num_steps=request.steps or config.sampling.num_steps,
+        seed=seed, shape=config.data.shape, labels=classes_of(labels, config.data.num_classes),
+        random_labels=labels == "random", num_steps=steps or config.sampling.num_steps,
         prediction=prediction_of(config), dtype=config.parallel.dtype,
     )
 
 
-def _classes(request: SampleRequest) -> str:
-    return "in turn, balanced" if request.labels is None else ", ".join(map(str, request.labels)) + " in turn"
+def drawing_of(
+    checkpoint: Path, config: RunConfig, stream: SampleStream, ranks: Ranks, decoder: Decoder | None
+) -> Drawing:
+    """The average of a checkpoint at work. Not collective; raises CheckpointError if it is torn."""
+    plan = DDPPlan(ranks, config.parallel)  # whole networks: every rank draws by itself
+    network = plan.frozen(build_generator(config), average_weights(checkpoint).items())
+    return Drawing(network, stream, ranks.rank, ranks.world_size, ranks.device, decoder)
 
 
-def _make_folders(request: SampleRequest, ranks: Ranks) -> None:
-    error: UserError | None = None
+def _check(request: SampleRequest) -> None:
+    if request.num < 1 or request.batch_size < 1 or (request.steps is not None and request.steps < 1):
+        raise UserError(
+            f"--num {request.num}, --batch-size {request.batch_size} and --steps {request.steps} must all be at least 1"
+        )
+    if request.latents and (request.vae is not None or request.npz is not None):
+        other = "--vae" if request.vae is not None else "--npz"
+        raise UserError(f"--latents shows latents in false colour, which does not go with {other}; leave one out")
+
+
+def _decoder(config: RunConfig, request: SampleRequest, ranks: Ranks) -> Decoder | None:
+    otherwise = "; or say --latents for pictures in false colour"
+    return decoder_of(config.data, request.vae, ranks.device, setting="--vae", otherwise=otherwise)
+
+
+def _make_folders(request: SampleRequest, ranks: Ranks, drawing: Drawing) -> Sheets | None:
+    """Returns what gathers the images for the grid and the npz: on rank 0, if they are asked for."""
     try:
         for folder in (request.out, *(file.parent for file in (request.grid, request.npz) if file)):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as caught:
-        error = UserError(f"cannot make the folder {caught.filename}: {caught.strerror}; choose another")
-    agree(error)
+        raise UserError(f"cannot make the folder {caught.filename}: {caught.strerror}; choose another") from caught
+    if ranks.rank != 0 or not (request.grid or request.npz):
+        return None
+    return Sheets(request.num, drawing.shape, grid=request.grid, npz=request.npz)
 
 
-def _draw(request: SampleRequest, network: nn.Module, stream: SampleStream, ranks: Ranks) -> list[Tile]:
-    """Writes this rank's images; returns them only if a grid or an npz will need them."""
-    kept: list[Tile] = []
-    # Whole tiles at a time: --batch-size bounds memory and cannot reach the arithmetic.
-    tiles_at_once = max(1, request.batch_size // TILE)
-    window = tiles_at_once * TILE * ranks.world_size
-    for start in range(0, request.num, window):
-        count = min(window, request.num - start)
-        tiles = list(
-            generate(
-                network, stream, start=start, count=count,
-                rank=ranks.rank, world_size=ranks.world_size, device=ranks.device,
-            )
-        )
-        for tile in tiles:
-            pixels = to_uint8(tile.images).cpu()
-            for index, image in zip(tile.indices.tolist(), pixels, strict=True):
-                save_png(_picture(image), request.out / f"{index:06d}.png")
+def _draw(request: SampleRequest, drawing: Drawing, ranks: Ranks, sheets: Sheets | None) -> None:
+    """Writes this rank's images, and brings them to rank 0 window by window if a grid or an npz needs them."""
+    with tqdm(total=request.num, unit="image", desc="drawing", disable=True if ranks.rank else None) as progress:
+        for end, tiles in drawing.windows(request.num, request.batch_size):
+            error: RunError | None = None
+            try:
+                tiles = _write_pictures(tiles, request.out)
+            except RunError as caught:
+                error = caught
+            agree(error)
             if request.grid or request.npz:
-                kept.append(Tile(tile.indices, pixels, tile.labels))
-    return kept
+                _gather(tiles, ranks, sheets)
+            progress.update(end - progress.n)
+
+
+def _write_pictures(tiles: list[Tile], out: Path) -> list[Tile]:
+    """The same tiles as uint8 on the CPU, which are now on the disk."""
+    check_finite(tiles)
+    written = [Tile(tile.indices, to_uint8(tile.images).cpu(), tile.labels) for tile in tiles]
+    with ThreadPoolExecutor(min(_WRITERS, len(os.sched_getaffinity(0)))) as writers:  # disks and zlib let others run
+        numbered = [pair for tile in written for pair in zip(tile.indices.tolist(), tile.images, strict=True)]
+        done = writers.map(lambda pair: save_png(_picture(pair[1]), out / f"{pair[0]:06d}.png"), numbered)
+        deque(done, maxlen=0)  # raises the first error
+    return written
 
 
 def _picture(image: Tensor) -> Image.Image:
@@ -114,21 +156,9 @@ def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
 
 
-def _write_sheets(request: SampleRequest, parts: list[Tile], ranks: Ranks) -> None:
-    if not (request.grid or request.npz):
-        return
+def _gather(tiles: list[Tile], ranks: Ranks, sheets: Sheets | None) -> None:
     gathered: list[list[Tile]] = [[] for _ in range(ranks.world_size)]
-    dist.gather_object(parts, gathered if ranks.rank == 0 else None)
-    if ranks.rank != 0:
-        return
-    tiles = [tile for part in gathered for tile in part]
-    order = torch.cat([tile.indices for tile in tiles]).argsort()
-    images = torch.cat([tile.images for tile in tiles])[order]
-    labels = torch.cat([tile.labels for tile in tiles])[order]
-    if request.grid:
-        columns = len(request.labels) if request.labels else min(10, len(images))
-        upscale = max(1, 64 // images.shape[-1])
-        save_png(image_grid(images, columns=columns, upscale=upscale), request.grid)
-    if request.npz:
-        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
-        write_atomically(request.npz, lambda file: np.savez(file, **arrays))
+    dist.gather_object(tiles, gathered if ranks.rank == 0 else None)
+    if sheets is not None:
+        for tile in (tile for part in gathered for tile in part):
+            sheets.add(tile)

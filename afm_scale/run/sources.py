@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Union
 
 import torch
 
@@ -12,6 +13,7 @@ from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
 from ..data.latents import LatentsConfig, LatentsSource
 from ..data.mixture import Mixture1DConfig, Mixture1DSource
+from ..data.mixture2d import Mixture2DConfig, Mixture2DSource
 from ..data.source import DataSource, SourceConfig
 from ..data.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from ..data.webdataset import WebDatasetSource
@@ -20,10 +22,13 @@ from ..models.autoencoder import Autoencoder
 SOURCES = {
     DigitsConfig: DigitsSource,
     Mixture1DConfig: Mixture1DSource,
+    Mixture2DConfig: Mixture2DSource,
     SyntheticLatentsConfig: SyntheticLatents,
     WebDatasetConfig: WebDatasetSource,
     LatentsConfig: LatentsSource,
 }
+
+AnySource = Union[(*SOURCES, DaliConfig, ImagesToLatentsConfig)]  # noqa: UP007
 
 
 def build_source(
@@ -54,10 +59,11 @@ def build_encoder(config: ImagesToLatentsConfig, device: torch.device) -> Encode
     return autoencoder.to(device).moments
 
 
-def require(package: str, wanted_by: str, extra: str) -> None:
-    """Raises ConfigError, naming the extra to install, if an optional package is not there."""
+def require(package: str, wanted_by: str, extra: str, *, command: str | None = None) -> None:
+    """Raises ConfigError, naming the extra to install (or another command), if an optional package is not there."""
     top = package.partition(".")[0]
     if find_spec(top) is None or find_spec(package) is None:
         raise ConfigError(
-            f"{wanted_by} needs the package {package}, which is not installed: pip install 'afm_scale[{extra}]'"
+            f"{wanted_by} needs the package {package}, which is not installed: "
+            + (command or f"pip install 'afm_scale[{extra}]'")
         )

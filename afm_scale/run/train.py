@@ -6,17 +6,17 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL, UserError
+from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
-from ..parallel.launch import Ranks, agree, check_same_on_all_ranks, launch
+from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..train.loop import train
 from ..train.state import TrainState
@@ -34,7 +34,7 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
         check(config, ranks.world_size)
         plan = build.build_plan(config, ranks)
-        with _agreed():
+        with agreed():
             state = build.build_state(config, ranks, plan)
         with closing(state.data):  # its processes and threads end whatever happens
             stopped_by = _run(config, ranks, plan, state)
@@ -45,11 +45,11 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
     """From where the run starts to its report; the signal that stopped it, if one did."""
     manager = build.build_manager(config, ranks)
     observers = build.build_observers(config, plan, manager)
-    with _agreed():
+    with agreed():
         if plan.rank == 0:
             text = dump_yaml(config)
             write_atomically(config.run.folder / "config.yaml", lambda file: file.write(text.encode()))
-    with _agreed():
+    with agreed():
         where = start(state, plan, manager, config.run, observers.events)
     if plan.rank == 0:
         print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
@@ -57,7 +57,7 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
     train(state, plan, config.loop, observers.hooks)
     seconds = time.monotonic() - began
     stopped_by = observers.stop.signal
-    with _agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
+    with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
         if stopped_by is None:
             _report(config, ranks, plan, state, seconds, state.step - first_step)
         elif plan.rank == 0:
@@ -66,17 +66,6 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
                 file=sys.stderr, flush=True,
             )
     return stopped_by
-
-
-@contextmanager
-def _agreed() -> Iterator[None]:
-    """What one rank's user got wrong ends all ranks, with one message."""
-    error: UserError | None = None
-    try:
-        yield
-    except UserError as caught:
-        error = caught
-    agree(error)
 
 
 def _report(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.files import write_atomically
 
 _GAP = 2  # pixels between images
-_BACKGROUND = 96  # grey: black and white images both show against it
+BACKGROUND = 96  # grey: black and white images both show against it
 _LABEL_WIDTH = 7  # pixels per character of Pillow's built-in font, generously
 
 
@@ -39,7 +39,7 @@ def image_grid(
     rows = -(-num_images // columns)
     left = _LABEL_WIDTH * max(len(label) for label in row_labels) + 2 * _GAP if row_labels else 0
     size = (left + _GAP + columns * (width + _GAP), _GAP + rows * (height + _GAP))
-    sheet = Image.new("RGB", size, (_BACKGROUND,) * 3)
+    sheet = Image.new("RGB", size, (BACKGROUND,) * 3)
     for number, image in enumerate(pixels.expand(-1, max(3, channels), -1, -1).permute(0, 2, 3, 1)):
         row, column = divmod(number, columns)
         corner = (left + _GAP + column * (width + _GAP), _GAP + row * (height + _GAP))

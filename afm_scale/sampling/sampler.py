@@ -8,7 +8,7 @@ machine: other processors round differently, and so may another number of CPU th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ from ..core.types import Generator
 from ..flow.path import Prediction, move
 
 TILE = 32
+
+Decode = Callable[[Tensor], Tensor]
+"""A whole tile of samples [32, C, h, w] -> what is wanted of it [32, ...], sample by sample: latents -> pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,10 @@ def sample(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStream:
-    """An endless numbered row of images. Image i has class labels[i mod len(labels)]: all classes, balanced."""
+    """An endless numbered row of images.
+
+    Image i has class labels[i mod len(labels)], all classes, balanced; or one of `labels` drawn by (seed, i) alone.
+    """
 
     seed: int
     shape: tuple[int, int, int]  # (C, H, W) of one image
@@ -71,10 +77,17 @@ class SampleStream:
     num_steps: int
     prediction: Prediction
     dtype: torch.dtype = torch.float32  # the generator's
+    random_labels: bool = False
 
     def labels_of(self, indices: Tensor) -> Tensor:
-        """The classes of images, [N] int64, on the device of `indices` [N] int64."""
-        return torch.tensor(self.labels, device=indices.device)[indices % len(self.labels)]
+        """The classes of images, [N] int64; `indices` [N] int64 are consecutive numbers, on the CPU."""
+        count = len(self.labels)
+        chosen = indices % count
+        if self.random_labels and len(indices):
+            positions = Positions(int(indices[0]), 1, len(indices))
+            draws = KeyedDraws(self.seed, "sample", positions=positions)
+            chosen = draws.uniform("label", 0, count).long().clamp(max=count - 1)  # the product may round up
+        return torch.tensor(self.labels)[chosen]
 
     def tile(self, generator: Generator, number: int, device: torch.device) -> Tensor:
         """Images 32 number ... 32 number + 31, [32, C, H, W]."""
@@ -93,18 +106,19 @@ class Tile:
     """The wanted images of one tile."""
 
     indices: Tensor  # [N] int64, N <= 32, on the CPU
-    images: Tensor  # [N, C, H, W], on the device
+    images: Tensor  # [N, C, H, W], on the device; decoded, if that was asked for
     labels: Tensor  # [N] int64, on the CPU
 
 
 def generate(
     generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
-    device: torch.device,
+    device: torch.device, decode: Decode | None = None,
 ) -> Iterator[Tile]:
     """Yields this rank's share of images start ... start + count - 1, in order, a tile at a time.
 
     Every rank calls the network equally often, because a sharded network gathers its weights from all of them. So
-    every rank must take all it is given; a rank with less to do throws some away.
+    every rank must take all it is given; a rank with less to do throws some away. `decode`, which must know no ranks,
+    is given the tiles that are wanted, each of them whole.
     """
     first, end = start // TILE, -(-(start + count) // TILE)
     for round_start in range(first, end, world_size):
@@ -113,6 +127,7 @@ def generate(
         low, high = max(start, number * TILE), min(start + count, (number + 1) * TILE)
         if low < high:
             indices = torch.arange(low, high)
+            images = images if decode is None else decode(images)
             yield Tile(indices, images[low - number * TILE : high - number * TILE], stream.labels_of(indices))
 
 

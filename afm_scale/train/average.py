@@ -1,4 +1,4 @@
-"""The average of the generator's weights (EMA): what is sampled, evaluated and published."""
+"""The average (EMA) of the weights of the generator, or of a classifier: what is sampled, evaluated and published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..parallel.plan import ParallelPlan, Player
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-    """average <- decay average + (1 - decay) weights, once per generator update, in the weights' precision."""
+    """average <- decay average + (1 - decay) weights, once per update of the learner, in the weights' precision."""
 
     decay: float  # 0.9999 as published; 0 copies the weights
     warm_up: bool = False  # use min(decay, (1 + k) / (10 + k)) at update k = 0, 1, ...: forgets the start sooner
@@ -22,7 +22,7 @@ class AverageConfig:
 
 
 class Average:
-    """An exponential moving average, laid over the ranks exactly as the generator: updating it communicates nothing."""
+    """An exponential moving average, laid over the ranks exactly as the learner: updating it communicates nothing."""
 
     def __init__(self, network: nn.Module, config: AverageConfig, plan: ParallelPlan) -> None:
         self.network = network
@@ -31,9 +31,9 @@ class Average:
         self._shards = plan.shards(network)
 
     @torch.no_grad()
-    def update(self, generator: Player, step: int) -> None:
-        """Moves the average after generator update number `step` (counted from 0)."""
+    def update(self, learner: Player, step: int) -> None:
+        """Moves the average after the learner's update number `step` (counted from 0)."""
         self._plan.rest(self.network)  # samples may have been drawn since
-        weights = self._plan.shards(generator.module)
+        weights = self._plan.shards(learner.module)
         weight = 1 - self._config.decay_at(step)
         torch._foreach_lerp_(list(self._shards.values()), [weights[name] for name in self._shards], weight)

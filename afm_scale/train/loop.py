@@ -21,9 +21,9 @@ from .state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """One step is one turn of every player, counted by generator updates."""
+    """One step is one turn of every player, counted by updates of the learner: the generator, or a classifier."""
 
-    steps: int  # generator updates in the whole run
+    steps: int  # updates of the learner in the whole run
     accumulation: int = 1  # microbatches that share one update
     seed: int = 0
 
@@ -76,7 +76,7 @@ def loss_of(role: Role, objective: Objective) -> Callable[..., Loss]:
 
 
 def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: HookList) -> None:
-    """Takes turns until `config.steps` generator updates are done or a hook wants to stop.
+    """Takes turns until `config.steps` updates of the learner are done or a hook wants to stop.
 
     Each turn has fresh data, split into microbatches by position in the global batch. Random numbers depend on
     (seed, step, role, position) alone. Saves nothing itself, reads no tensor back: those are hooks.

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.data.affine import AffineConfig
 from afm_scale.data.images import ImageSource
 from afm_scale.data.images_to_latents import ImagesToLatents, ImagesToLatentsConfig
 from afm_scale.data.latents import LatentsConfig, LatentsSource
 from afm_scale.data.source import DataSource, Skipped
 from afm_scale.data.transforms import decode_checked, to_pixels
+from afm_scale.data.webdataset import WebDatasetSource
 from afm_scale.models.autoencoder import Autoencoder
 from afm_scale.run.encode_latents import EncodeRequest, encode_command
 from afm_scale.run.sources import build_source
@@ -99,6 +101,18 @@ def test_it_is_built_from_its_configuration(folder):
     x, y = take(source, 3)
     expected, labels = take(encoded_now(folder)[0], 3)
     assert torch.equal(x, expected) and torch.equal(y, labels)
+
+
+def test_its_images_are_moved_before_they_are_encoded(folder):
+    place = {"seed": 3, "rank": 0, "world_size": 1, "device": "cpu"}
+    chosen = config(folder, affine=AffineConfig(probability=1))
+    images = WebDatasetSource(chosen.images(), **place)
+    encode = Autoencoder(small_autoencoder(), scale=SCALE).moments
+    expected, labels = take(ImagesToLatents(chosen, images, encode, **place), 2)
+    found, found_labels = take(build_source(chosen, **place | {"device": torch.device("cpu")}), 2)
+    assert torch.equal(found, expected) and torch.equal(found_labels, labels)
+    plain, plain_labels = take(encoded_now(folder)[0], 2)
+    assert torch.equal(plain_labels, labels) and (found - plain).abs().max() > 0.01
 
 
 def test_ranks_and_a_resume_share_out_the_stream_of_one(folder):

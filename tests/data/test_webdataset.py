@@ -18,8 +18,9 @@ from torch import Tensor
 
 from afm_scale.core.errors import DataError
 from afm_scale.core.random import Positions
+from afm_scale.data.affine import AffineConfig, affines_at, moved
 from afm_scale.data.description import ImageContent
-from afm_scale.data.images import WebDatasetConfig
+from afm_scale.data.images import WebDatasetConfig, mirrored_at
 from afm_scale.data.order import EpochOrder
 from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards
@@ -214,10 +215,91 @@ def test_broken_samples_are_skipped_alike_on_every_run_and_at_any_number_of_rank
     assert seen(1) == seen(2) == seen(3) == (turns, skipped)
 
 
+AFFINE = AffineConfig(probability=0.7)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 JPEGs of 40 x 30 and 30 x 40 pixels, each of its own class, packed as they are."""
+    out = tmp_path_factory.mktemp("originals") / "packed"
+    packing = Packing(out, {}, ImageContent(size=None, encoding="original"))
+    packing.begin()
+    with packing.shard(0) as writer:
+        for number in range(NUM_SAMPLES):
+            image = picture(number) if number % 2 else picture(number, width=30, height=40)
+            writer.add(number, number, {"jpg": encoded(image, "JPEG")})
+    packing.finish(1, [str(number) for number in range(NUM_SAMPLES)])
+    return out
+
+
+def pixels(build: Build, world_size: int, num_turns: int, **changes: object) -> Tensor:
+    """The images of the global stream."""
+    shares = []
+    for rank in range(world_size):
+        source = build(rank, world_size, **changes)
+        shares.append(torch.stack([batch.x for batch in islice(source, num_turns)]))
+        source.close()
+    return torch.stack(shares, dim=2).flatten(0, 2)
+
+
+@pytest.mark.parametrize("kind", ["folder", "originals"])
+def test_an_image_is_moved_whole_then_cropped_then_mirrored(
+    build: Build, kind: str, request: pytest.FixtureRequest
+) -> None:
+    packed = request.getfixturevalue(kind)
+    shards, positions = PackedShards(packed), Positions(0, 1, 2 * BATCH)
+    affines, mirrored = affines_at(AFFINE, positions, seed=SEED), mirrored_at(positions, seed=SEED)
+    assert None in affines
+    by_hand = []
+    for sample, affine, is_mirrored in zip(samples_at(0, 2 * BATCH).tolist(), affines, mirrored, strict=True):
+        image = decode_checked(shards.read(sample))
+        square = to_pixels(image if affine is None else moved(image, affine), 8)
+        by_hand.append(square.flip(-1) if is_mirrored else square)
+    found = pixels(build, 1, 2, folder=packed, affine=AFFINE)
+    assert torch.equal(found, torch.stack(by_hand) / 127.5 - 1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "originals"])
+def test_an_affine_of_probability_zero_is_none(build: Build, kind: str, request: pytest.FixtureRequest) -> None:
+    packed = request.getfixturevalue(kind)
+    without = pixels(build, 1, 2, folder=packed)
+    assert torch.equal(pixels(build, 1, 2, folder=packed, affine=AffineConfig(probability=0)), without)
+    assert not torch.equal(pixels(build, 1, 2, folder=packed, affine=AFFINE), without)
+
+
+def test_moves_do_not_depend_on_workers_or_ranks_and_go_on_after_a_resume(build: Build, originals: Path) -> None:
+    settings = {"folder": originals, "affine": AFFINE}
+    whole = pixels(build, 1, 4, **settings)
+    assert torch.equal(pixels(build, 1, 4, workers=2, prefetch=3, **settings), whole)
+    assert torch.equal(pixels(build, 2, 4, workers=2, **settings), whole)
+    begun = build(1, 2, **settings)
+    list(islice(begun, 2))
+    assert torch.equal(pixels(build, 3, 2, **begun.state_dict(), **settings), whole[2 * BATCH:])
+
+
+def test_a_substitute_is_moved_as_the_sample_would_have_been(build: Build, tmp_path: Path) -> None:
+    """The draw is the position's, whatever lies there."""
+    packed_images(tmp_path / "packed", num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
+    shards = PackedShards(damaged(tmp_path / "packed", 2, 11, 17, 29))
+    settings = {"folder": tmp_path / "packed", "affine": AFFINE, "on_error": "skip", "mirror": False}
+    positions = Positions(0, 1, 3 * BATCH)
+    source = build(workers=2, **settings)
+    batches = list(islice(source, 3))
+    used, found = torch.cat([batch.y for batch in batches]), torch.cat([batch.x for batch in batches])
+    affines, replaced = affines_at(AFFINE, positions, seed=SEED), used != samples_at(0, 3 * BATCH)
+    assert {affines[place] is None for place in replaced.nonzero().flatten()} == {False, True}
+    for sample, affine, x in zip(used.tolist(), affines, found, strict=True):
+        image = decode_checked(shards.read(sample))
+        by_hand = to_pixels(image if affine is None else moved(image, affine), 8)
+        assert torch.equal(x, by_hand / 127.5 - 1)
+    assert len(source.take_skipped()) >= int(replaced.sum())
+    assert torch.equal(pixels(build, 2, 3, **settings), found)
+
+
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from afm_scale.data.images import WebDatasetConfig
+from afm_scale.data.images import WebDatasetConfig, mirrored_at
 from afm_scale.data.webdataset import WebDatasetSource
 got = []
 for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

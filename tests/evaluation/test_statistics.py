@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
+import scipy.linalg
+import torch
 
 from afm_scale.evaluation.statistics import (
     frechet_distance,
@@ -108,3 +112,65 @@ def test_wasserstein1_is_the_area_between_the_quantile_functions() -> None:
     assert wasserstein1(2 * shuffled, quantiles) == pytest.approx(np.abs(quantiles).mean())
     with pytest.raises(ValueError, match="as many"):
         wasserstein1(quantiles[:5], quantiles)
+
+
+def scipy_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """As pytorch-fid and ADM's evaluator compute it."""
+    root = scipy.linalg.sqrtm(cov1 @ cov2)
+    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root).real)
+
+
+@pytest.mark.parametrize("num_samples", [40, 64, 1000])
+def test_the_distance_agrees_with_the_square_root_of_scipy(num_samples: int) -> None:
+    rng = np.random.default_rng(7)
+    mix = rng.standard_normal((60, 60))
+    ours = gaussian_statistics(rng.standard_normal((num_samples, 60)))
+    theirs = gaussian_statistics(rng.standard_normal((2000, 60)) @ mix + 1)
+    # With 40 samples the covariance is singular, and scipy's root of the product is off by the root of the rounding.
+    rtol = 1e-6 if num_samples == 40 else 1e-10
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy: the matrix is singular
+        expected = scipy_distance(*ours, *theirs)
+    assert frechet_distance(*ours, *theirs) == pytest.approx(expected, rel=rtol)
+
+
+def test_a_covariance_of_too_few_samples_is_at_the_distance_of_its_own_subspace() -> None:
+    # Of N samples, the nonzero part C = F F^T lives in N - 1 dimensions; to the identity the distance is the sum of
+    # (sqrt(l) - 1)^2 over them, and 1 for each of the others.
+    samples = np.random.default_rng(8).standard_normal((20, 100))
+    mean, cov = gaussian_statistics(samples)
+    centred = samples - samples.mean(axis=0)
+    spread = np.sort(np.linalg.svd(centred / np.sqrt(19), compute_uv=False))[1:]
+    expected = (mean**2).sum() + ((spread - 1) ** 2).sum() + 81
+    assert frechet_distance(mean, cov, np.zeros(100), np.eye(100)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_members_that_occur_more_than_k_times_hold_their_copies_only() -> None:
+    rng = np.random.default_rng(9)
+    one = rng.standard_normal((1, 40)) + 1000
+    real, fake = np.repeat(one, 6, axis=0), np.concatenate((np.repeat(one, 5, axis=0), one + 1e-3))
+    # The nearest neighbours of the lonely fake are the copies, so its ball reaches them: recall is 1 either way.
+    assert precision_recall(real, fake, k=3) == (5 / 6, 1.0)
+
+
+def test_the_borders_of_the_balls_belong_to_the_manifold() -> None:
+    grid = np.arange(10.0)[:, None]  # each has its second neighbour at 1, the two at the ends at 2
+    assert precision_recall(grid, np.array([[-2.0], [-2.5], [11.0], [11.5]]), k=2)[0] == 0.5
+    assert precision_recall(grid + 255, np.array([[-2.0], [-2.5], [11.0], [11.5]]) + 255, k=2)[0] == 0.5
+
+
+def test_precision_and_recall_stay_the_same_far_from_the_origin_and_in_any_dtype() -> None:
+    rng = np.random.default_rng(10)
+    real, fake = (rng.integers(-64, 64, (200, 8)).astype(np.float32) for _ in range(2))
+    expected = precision_recall(real, fake)
+    assert 0.1 < expected[0] < 0.95
+    assert precision_recall(real + 2**20, fake + 2**20) == expected
+    assert precision_recall(torch.from_numpy(real).double() / 1024, fake.astype(np.float64) / 1024) == expected
+    read_only = real.copy()
+    read_only.flags.writeable = False
+    assert precision_recall(read_only, fake) == expected
+
+
+def test_what_is_not_a_matrix_has_no_precision() -> None:
+    with pytest.raises(ValueError, match=r"\[N, D\], found shape \(10,\)"):
+        precision_recall(np.zeros(10), np.zeros((10, 2)))

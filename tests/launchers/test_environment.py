@@ -112,6 +112,16 @@ def test_after_a_change_only_what_is_asked_for_counts_as_installed(tree):
     assert endings == ["test,data]", "test]", "test,data]"]
 
 
+def test_torch_fidelity_is_installed_without_what_it_asks_for(tree):
+    """It asks for torchvision, which is not used, and which is tied to one version of torch."""
+    asked = installer(tree)
+    for extras in ("test,evaluation", "evaluation,test"):
+        assert bash(tree, f"source launchers/environment.sh {extras}").returncode == 0
+    first, second = asked.read_text().splitlines()
+    assert first.endswith(f"-e {tree}[test]")
+    assert second.endswith("--no-deps torch-fidelity") and f"-c {tree}/constraints.txt" in second
+
+
 def test_a_stamp_of_another_kind_is_installed_over(tree):
     asked = installer(tree)
     bash(tree, 'echo "$(cat setup.py constraints.txt | cksum) $PWD" >.venv/installed')

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.types import NO_CLASS
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from tests.models.small import NUM_CLASSES, SHAPE, SIZE, at_start, awake, inputs
 
@@ -83,3 +84,21 @@ def test_a_deep_generator_that_is_told_times_is_refused(times: Told) -> None:
 def test_less_than_one_repetition_is_refused() -> None:
     with pytest.raises(ConfigError, match="repetitions is 0"):
         generator("none", 0)
+
+
+def test_samples_without_a_class_have_the_last_row_of_the_label_table() -> None:
+    config = GeneratorConfig(**SIZE, times="source", null_class=True)
+    network, (x, s, t, y) = awake(DiTGenerator(config, SHAPE, NUM_CLASSES)), inputs()
+    table = network.y_embedder.embedding_table.weight
+    assert len(table) == NUM_CLASSES + 1
+    untold = y.clone()
+    untold[1::2] = NO_CLASS
+    condition = table[torch.where(untold == NO_CLASS, NUM_CLASSES, y)] + network.t_embedder(s)
+    expected = by_hand(network, x, [condition], condition)
+    torch.testing.assert_close(network(x, s, t, untold), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_generator_without_a_null_class_refuses_samples_without_a_class() -> None:
+    x, s, t, y = inputs()
+    with pytest.raises(IndexError):
+        awake(generator("source"))(x, s, t, torch.full_like(y, NO_CLASS))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import KeyedDraws, Positions
-from afm_scale.core.types import Batch, Networks, Role
+from afm_scale.core.types import NO_CLASS, Batch, Networks, Role
 from afm_scale.flow.path import Prediction
 from afm_scale.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from tests.objectives.small import CPU, SmallGenerator, batch_of, draws_of, parts_of
@@ -95,3 +96,45 @@ def test_it_is_a_game_of_one_that_remembers_nothing() -> None:
     assert objective.turns(0) == (Role.GENERATOR,)
     assert objective.prediction is Prediction.V
     assert objective.state_dict() == {}
+
+
+def labels_seen(count: int, **changes: float) -> Tensor:
+    seen = []
+
+    def generator(x_t: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(y)
+        return x_t
+
+    flow_matching(**changes).generator_loss(nets_of(generator), batch_of(count), draws_of(count), step=0)
+    return seen[0]
+
+
+def test_class_dropout_hides_the_class_of_its_share_of_the_samples_and_no_others() -> None:
+    labels = labels_seen(4000, class_dropout=0.3)
+    hidden = labels == NO_CLASS
+    assert hidden.double().mean().item() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
+    assert torch.equal(labels[~hidden], batch_of(4000).y[~hidden])
+    assert torch.equal(labels_seen(50), batch_of(50).y)
+
+
+def test_which_classes_are_hidden_does_not_depend_on_ranks_and_microbatches() -> None:
+    objective, seen = flow_matching(class_dropout=0.5), []
+
+    def generator(x_t: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(y)
+        return x_t
+
+    for rank in parts_of(batch_of(12), 2, 3):
+        for part in rank:
+            objective.generator_loss(nets_of(generator), *part, step=0)
+    places = [range(rank + 2 * micro, 12, 6) for rank in range(2) for micro in range(3)]
+    whole = labels_seen(12, class_dropout=0.5)
+    assert 0 < (whole == NO_CLASS).sum() < 12
+    for place, labels in zip(places, seen, strict=True):
+        assert torch.equal(labels, whole[list(place)])
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.0])
+def test_a_class_dropout_that_is_no_probability_or_hides_all_is_refused(wrong: float) -> None:
+    with pytest.raises(ConfigError, match="probability in"):
+        FlowMatchingConfig(class_dropout=wrong)

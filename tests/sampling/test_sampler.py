@@ -94,6 +94,35 @@ def test_labels_repeat_the_given_list() -> None:
     assert [tile.labels.tolist() for tile in tiles] == [[2, 1, 2, 2, 1]]
 
 
+def test_random_labels_are_those_of_seed_and_number_alone() -> None:
+    drawn = stream(labels=(2, 5, 7), random_labels=True)
+    labels = drawn.labels_of(torch.arange(3000))
+    assert set(labels.tolist()) == {2, 5, 7}
+    assert min(labels.bincount()[[2, 5, 7]].tolist()) > 900  # 1,000 each, with a deviation of 26
+    assert torch.equal(drawn.labels_of(torch.arange(70, 90)), labels[70:90])
+    assert len(drawn.labels_of(torch.arange(0))) == 0
+    others = stream(labels=(2, 5, 7), random_labels=True, seed=5).labels_of(torch.arange(3000))
+    assert not torch.equal(others, labels)
+
+
+def test_what_decodes_is_given_whole_tiles_and_only_those_that_are_wanted() -> None:
+    seen = []
+
+    def decode(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return 2 * images
+
+    for rank in range(2):
+        tiles = list(generate(
+            network(), stream(), start=30, count=40, rank=rank, world_size=2, device=CPU, decode=decode
+        ))
+        every = images_of(30, 40)
+        for tile in tiles:
+            for index, image in zip(tile.indices.tolist(), tile.images, strict=True):
+                assert torch.equal(image, 2 * every[index])
+    assert seen == [TILE] * 3
+
+
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (7, 90), (31, 2), (32, 32), (99, 1)])
 def test_an_image_has_the_same_bits_whatever_is_asked_for_beside_it(start: int, count: int) -> None:
     every = images_of(0, 100)

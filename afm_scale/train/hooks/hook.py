@@ -17,8 +17,8 @@ from ..state import TrainState
 class StepReport:
     """One completed step. Tensors are scalars on the device, of this rank; reading them waits for the device."""
 
-    step: int  # completed generator updates, this one included
-    images: int  # samples the generator saw in this step, over all ranks
+    step: int  # completed updates of the learner, this one included
+    images: int  # samples the learner saw in this step, over all ranks
     terms: Mapping[str, Tensor]  # "generator/transport" -> [], mean over this rank's microbatches
     grad_norms: Mapping[str, Tensor]  # "generator" -> [], before clipping, the same on every rank
     learning_rates: Mapping[str, float]  # "generator" -> the rate this step used

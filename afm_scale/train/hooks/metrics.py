@@ -64,7 +64,7 @@ class MetricsHook(QuietHook):
     row) and gradient norm ("generator/grad_norm"); learning rates ("generator/learning_rate", of the last step);
     images_per_second, seconds_per_step (saving and sampling included), data_wait_share (of the time, spent waiting for
     data on rank 0), data_skipped (samples that could not be read since the last row, on all ranks), seconds (since this
-    process began to train).
+    process began to train); and what others have noted since the last row.
     """
 
     def __init__(
@@ -75,7 +75,12 @@ class MetricsHook(QuietHook):
         self._writers = tuple(writers)
         self._stop = stop
         self._reports: list[StepReport] = []  # since the last row
+        self._noted: dict[str, float] = {}  # likewise
         self._began = self._since = 0.0
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Adds numbers, the same on every rank, to the next row."""
+        self._noted.update(values)
 
     def on_start(self, state: TrainState) -> None:
         self._began = self._since = time.monotonic()
@@ -109,8 +114,9 @@ class MetricsHook(QuietHook):
             "seconds_per_step": seconds / len(reports),
             "data_wait_share": sum(report.data_seconds for report in reports) / seconds,
             "seconds": now - self._began,
+            **self._noted,
         }
-        self._reports, self._since = [], now
+        self._reports, self._noted, self._since = [], {}, now
         with self._stop.together():
             for writer in self._writers:
                 writer.write(row)

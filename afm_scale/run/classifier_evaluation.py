@@ -1,0 +1,196 @@
+"""The accuracy of a classifier's average, by time: while it trains, and as the last word of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core.errors import ConfigError, DataError, RunError, UserError
+from ..core.random import Positions
+from ..core.types import Batch
+from ..data.digits import DigitsSource, held_out_digits
+from ..data.order import PositionedSource
+from ..data.source import DataSource
+from ..evaluation.classifier import AccuracyByTime, accuracy_by_time, draw_accuracy
+from ..parallel.launch import agreed
+from ..parallel.plan import ParallelPlan
+from ..train.state import TrainState
+from .sources import SOURCES, AnySource, build_source
+
+_TILE = 128  # samples the network sees at once; always the same ones, so that rounding does not depend on the ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyConfig:
+    """What is measured, and on what.
+
+    `held_out` is a data source of samples that were not trained on, opened for the measurement alone; its global_batch
+    counts samples read at a time and changes no result. Null: the held-out digits for a classifier of digits,
+    otherwise samples of the training data.
+    """
+
+    num_samples: int = 10_000  # the first ones of the source; of the digits at most the 359 there are
+    num_buckets: int = 10
+    held_out: AnySource | None = None
+    seed: int = 0  # of the times, the noise and the order of `held_out`
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or not 1 <= self.num_buckets <= 100:
+            raise ConfigError(
+                f"num_samples {self.num_samples} must be at least 1 and num_buckets {self.num_buckets} from 1 to 100"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierEvaluationConfig(AccuracyConfig):
+    """The measurement while a classifier trains. It cannot take from a stream of training data."""
+
+    kind: Literal["classifier"] = "classifier"
+    every_steps: int
+    num_samples: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every_steps < 1:
+            raise ConfigError(f"every_steps must be at least 1, found {self.every_steps}")
+
+
+class ClassifierEvaluation:
+    """Measures the average of a run. Every rank must call it."""
+
+    def __init__(self, config: AccuracyConfig, plan: ParallelPlan) -> None:
+        self._config = config
+        self._plan = plan
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """accuracy (t uniform in [0, 1)), accuracy_t0 (clean samples), and accuracy_t0.0-0.1, ... of each bucket."""
+        return self.measure(state)[1].figures()
+
+    def measure(self, state: TrainState) -> tuple[str, AccuracyByTime]:
+        """(what the samples were, the accuracy). Raises what one rank met in reading them."""
+        with _samples(self._config, state, self._plan) as samples:
+            found = accuracy_by_time(
+                state.average.network, samples.batches, num_samples=samples.count,
+                num_buckets=self._config.num_buckets, seed=self._config.seed, sum_over_ranks=self._sum,
+            )
+        return samples.name, found
+
+    def _sum(self, value: Tensor) -> Tensor:
+        if self._plan.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierReport(AccuracyConfig):
+    """Measures the accuracy by time and draws it."""
+
+    kind: Literal["classifier"] = "classifier"
+
+    def __call__(self, state: TrainState, plan: ParallelPlan, picture: Path, num_steps: int) -> Mapping[str, object]:
+        """Every rank must call it; rank 0 draws `picture`."""
+        name, found = ClassifierEvaluation(self, plan).measure(state)
+        if plan.rank == 0:
+            title = f"accuracy on {found.num_samples} {name}"
+            draw_accuracy(picture, found, num_classes=state.data.num_classes, title=title)
+        return {"samples": f"{found.num_samples} {name}", **found.figures()}
+
+
+def check_samples(config: AccuracyConfig, data: AnySource, setting: str) -> None:
+    """Raises ConfigError if the accuracy of a classifier of `data` cannot be measured on the samples chosen."""
+    held_out = config.held_out
+    if held_out is not None:
+        for name in ("shape", "num_classes"):
+            found, wanted = getattr(held_out, name), getattr(data, name)
+            if found != wanted:
+                raise ConfigError(
+                    f"{setting}.held_out.{name} {found} is not data.{name} {wanted}; "
+                    f"describe held-out samples of the same kind under {setting}.held_out"
+                )
+    elif isinstance(config, ClassifierEvaluationConfig) and not _positioned(data):
+        raise ConfigError(
+            f"{setting}.held_out is null, but data.kind {data.kind!r} is a stream that only training may take from; "
+            f"describe held-out samples under {setting}.held_out"
+        )
+
+
+def _positioned(data: AnySource) -> bool:
+    """Whether its samples can be had at any position, at any time."""
+    return issubclass(SOURCES.get(type(data), object), PositionedSource)
+
+
+class _Samples(NamedTuple):
+    name: str
+    count: int
+    batches: Iterator[tuple[Positions, Batch]]  # as `accuracy_by_time` wants them, in the networks' precision
+
+
+@contextmanager
+def _samples(config: AccuracyConfig, state: TrainState, plan: ParallelPlan) -> Iterator[_Samples]:
+    if config.held_out is not None:
+        with closing(_open(config.held_out, config.seed, plan)) as source:
+            turns = _in_turns(source, config.num_samples, plan)
+            yield _Samples("held-out samples", config.num_samples, turns)
+    elif isinstance(state.data, DigitsSource):
+        digits = held_out_digits()
+        count = min(config.num_samples, len(digits.y))
+        yield _Samples("held-out digits", count, _in_tiles(lambda positions: _wrapped(digits, positions), count, plan))
+    elif isinstance(state.data, PositionedSource):
+        tiles = _in_tiles(state.data.at, config.num_samples, plan)
+        yield _Samples("training samples", config.num_samples, tiles)
+    else:  # goes on in the stream: the run is over
+        turns = _in_turns(state.data, config.num_samples, plan)
+        yield _Samples("training samples", config.num_samples, turns)
+
+
+def _open(config: AnySource, seed: int, plan: ParallelPlan) -> DataSource:
+    """A source of its own, from its beginning. Raises, on every rank, the error that one of them met."""
+    batch = -(-max(config.global_batch, 1) // plan.world_size) * plan.world_size
+    source = None
+    try:
+        with agreed():
+            source = build_source(
+                replace(config, global_batch=batch), seed=seed, rank=plan.rank, world_size=plan.world_size,
+                device=plan.device,
+            )
+    except RunError:
+        if source is not None:
+            source.close()
+        raise
+    assert source is not None
+    return source
+
+
+def _in_turns(source: DataSource, count: int, plan: ParallelPlan) -> Iterator[tuple[Positions, Batch]]:
+    """This rank's samples of the source's next turns until `count` have come, numbered from 0."""
+    batches, first = iter(source), 0
+    while first < count:
+        with agreed():
+            try:
+                batch = next(batches)
+            except UserError as error:
+                raise DataError(str(error)) from error  # not all of its kinds can be made anew on the other ranks
+        yield Positions(first + plan.rank, plan.world_size, len(batch.y)), Batch(batch.x.to(plan.dtype), batch.y)
+        first += plan.world_size * len(batch.y)
+
+
+def _in_tiles(
+    at: Callable[[Positions], Batch], count: int, plan: ParallelPlan
+) -> Iterator[tuple[Positions, Batch]]:
+    """Tiles of consecutive samples, dealt to the ranks in turn; every rank gets equally many."""
+    for first in range(plan.rank, -(-count // (_TILE * plan.world_size)) * plan.world_size, plan.world_size):
+        positions = Positions(first * _TILE, 1, _TILE)
+        batch = at(positions)
+        yield positions, Batch(batch.x.to(plan.device, plan.dtype), batch.y.to(plan.device))
+
+
+def _wrapped(samples: Batch, positions: Positions) -> Batch:
+    """The samples at positions; after the last one comes the first again."""
+    indices = [(positions.offset + number * positions.stride) % len(samples.y) for number in range(positions.count)]
+    return Batch(samples.x[indices], samples.y[indices])

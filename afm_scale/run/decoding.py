@@ -1,0 +1,99 @@
+"""The autoencoder between what a latent model draws and the pictures that are looked at or measured, in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.random import Positions
+from ..data.images_to_latents import ImagesToLatentsConfig
+from ..data.latents import LatentsConfig, posterior_sample
+from ..data.source import SourceConfig
+from ..data.synthetic import SyntheticLatentsConfig
+from ..evaluation.features import full_float32
+from ..models.autoencoder import Autoencoder
+from .sources import require
+
+if TYPE_CHECKING:
+    from ..models.diffusers import ReadAutoencoder  # which needs an optional package
+
+AT_ONCE = 8  # latents; always as many, so that the rounding of an image does not depend on what else was asked for
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A `sampling.sampler.Decode` from latents [B, c, h, w] to pixels [B, C, H, W] in [-1, 1], but for overshoot."""
+
+    autoencoder: Autoencoder
+    name: str
+    shape: tuple[int, int, int]  # [C, H, W] of the images
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        with full_float32(latents.device):
+            return torch.cat([self.autoencoder.decode(part) for part in latents.split(AT_ONCE)])
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Pixels [B, C, H, W] in [-1, 1] to latents as training sees them."""
+
+    autoencoder: Autoencoder
+    name: str
+
+    def __call__(self, pixels: Tensor, positions: Positions) -> Tensor:
+        """Posterior samples [B, c, h, w]; their noise is keyed by the positions of the images."""
+        with full_float32(pixels.device):
+            moments = [self.autoencoder.moments(part) for part in pixels.split(AT_ONCE)]
+        mean, deviation = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        return posterior_sample(mean, deviation, self.autoencoder.scale, seed=0, positions=positions)
+
+
+def draws_latents(data: SourceConfig) -> bool:
+    """Whether a generator trained on this data draws latents; otherwise it draws pixels."""
+    return isinstance(data, (LatentsConfig, ImagesToLatentsConfig, SyntheticLatentsConfig))
+
+
+def decoder_of(
+    data: SourceConfig, vae: str | None, device: torch.device, *, setting: str, otherwise: str = ""
+) -> Decoder | None:
+    """What decodes the samples of a model trained on this data; None if they are pixels.
+
+    Args:
+        vae: a folder or a name that is wanted instead of the one that the data names.
+        setting: how a user says so.
+        otherwise: what else a user may do, for the message.
+
+    Raises ConfigError if there is no such autoencoder, or it is of other latents.
+    """
+    if not draws_latents(data):
+        if vae is not None:
+            raise ConfigError(f"{setting} {vae}: this model draws pixels (data.kind {data.kind!r}); leave it out")
+        return None
+    known = None if isinstance(data, SyntheticLatentsConfig) else data.vae
+    if vae is None and (known is None or not Path(known).is_dir()):
+        which = "an autoencoder" if known is None else f"the autoencoder {known!r}, which is no folder here"
+        raise ConfigError(
+            f"this model draws latents, and to make images of them needs {which}: give its folder (or a name on the "
+            f"hub) with {setting}{otherwise}"
+        )
+    found = _read(vae or known)
+    scale = found.scale if isinstance(data, SyntheticLatentsConfig) else data.scale
+    return Decoder(Autoencoder(found.network, scale=scale).to(device), found.name, found.shape_of_images(data.shape))
+
+
+def encoder_of(vae: str, device: torch.device) -> Encoder:
+    """An autoencoder that latents are made with, by the scale its own files say. Raises ConfigError as above."""
+    found = _read(vae)
+    return Encoder(Autoencoder(found.network, scale=found.scale).to(device), found.name)
+
+
+def _read(vae: str) -> ReadAutoencoder:
+    require("diffusers", f"the autoencoder {vae}", "latents")
+    from ..models.diffusers import read_autoencoder
+
+    return read_autoencoder(vae)

@@ -1,0 +1,70 @@
+"""From the configuration of features to their extractor. Optional packages are imported here, when they are named."""
+
+from __future__ import annotations
+
+import torch
+
+from ..checkpoint.manifest import resolve_checkpoint
+from ..checkpoint.tensors import digest
+from ..core.errors import CheckpointError
+from ..core.types import Role
+from ..evaluation.classifier_features import ClassifierFeatures, FeatureClassifier
+from ..evaluation.features import (
+    ClassifierFeaturesConfig,
+    Extractor,
+    FeaturesConfig,
+    InceptionConfig,
+    PixelFeatures,
+    PixelsConfig,
+    TorchScriptConfig,
+)
+from ..evaluation.tiles import Tiled
+from ..evaluation.torchscript import TorchScriptFeatures, TorchScriptInception
+from .check import first_mismatch
+from .guides import average_weights, config_of
+from .networks import build_learner, learner_of
+from .sources import require
+
+
+def build_extractor(config: FeaturesConfig, device: torch.device | str) -> Extractor:
+    """Raises ConfigError or CheckpointError if a package, a file or a checkpoint is missing or of another kind."""
+    device = torch.device(device)
+    if isinstance(config, PixelsConfig):
+        return PixelFeatures()
+    if isinstance(config, TorchScriptConfig):
+        return Tiled(TorchScriptFeatures(config, device))
+    if isinstance(config, ClassifierFeaturesConfig):
+        return Tiled(_classifier_features(config, device))
+    return Tiled(_inception(config, device))
+
+
+def _inception(config: InceptionConfig, device: torch.device) -> Extractor:
+    if config.route == "torchscript":
+        return TorchScriptInception(config, device)
+    require(
+        "torch_fidelity", "features.kind 'inception' via torch-fidelity", "evaluation",
+        command="pip install --no-deps torch-fidelity",
+    )
+    from ..evaluation.inception import Inception
+
+    return Inception(config, device)
+
+
+def _classifier_features(config: ClassifierFeaturesConfig, device: torch.device) -> Extractor:
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    theirs = config_of(checkpoint)
+    if learner_of(theirs) is not Role.CLASSIFIER:
+        raise CheckpointError(
+            f"{checkpoint} holds a {learner_of(theirs).value}; wanted the checkpoint of a run of objective "
+            "'classification'"
+        )
+    network, given = build_learner(theirs), average_weights(checkpoint)
+    assert isinstance(network, FeatureClassifier), type(network)
+    mismatch = first_mismatch(given, network.state_dict())
+    if mismatch is not None:
+        raise CheckpointError(f"{checkpoint} does not fit its own configuration: {mismatch}; use another checkpoint")
+    network.load_state_dict({name: value.to(device, torch.float32) for name, value in given.items()}, assign=True)
+    return ClassifierFeatures(
+        network.eval().requires_grad_(False), device=device, time=config.time, shape=theirs.data.shape,
+        name=f"classifier {digest(checkpoint, 'average.')[:16]}, time {config.time:g}",
+    )

@@ -1,0 +1,34 @@
+"""What a run says of its average while it trains: the callable that measures, and its finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from .state import TrainState
+
+
+class Evaluate(Protocol):
+    """Measures the average of a run at a step boundary."""
+
+    def __call__(self, state: TrainState) -> Mapping[str, float]:
+        """Collective: figures by name, the same on every rank. Leaves the state, the stream of data too, as it is.
+
+        Raises, on every rank, DivergenceError for samples that are not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The finding of one evaluation; the same on every rank, but for the seconds."""
+
+    step: int
+    images_seen: int
+    figures: Mapping[str, float]
+    seconds: float  # that the run stood still for it, on this rank
+
+
+Listener = Callable[[Evaluation], None]
+"""Is told of an evaluation on every rank."""

@@ -1,0 +1,71 @@
+"""In-training evaluation: every k steps the average is measured, by all ranks, and whoever listens is told."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from ..evaluation import Evaluate, Evaluation, Listener
+from ..state import TrainState
+from .events import EventLog
+from .hook import QuietHook, StepReport
+from .metrics import MetricsHook
+from .stop import StopHook
+
+
+class EvaluationHook(QuietHook):
+    """Stands before the metrics hook, so that a row of the same step has the figures.
+
+    A listener that fails with a UserError stops all ranks at the same step.
+    """
+
+    def __init__(
+        self, evaluate: Evaluate, *, every_steps: int, listeners: Sequence[Listener], stop: StopHook
+    ) -> None:
+        self._evaluate = evaluate
+        self._every_steps = every_steps
+        self._listeners = tuple(listeners)
+        self._stop = stop
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        if state.step % self._every_steps != 0:
+            return
+        began = time.monotonic()
+        figures = dict(self._evaluate(state))
+        evaluation = Evaluation(
+            step=state.step, images_seen=state.images_seen, figures=figures, seconds=time.monotonic() - began
+        )
+        for listener in self._listeners:
+            with self._stop.together():
+                listener(evaluation)
+
+
+def log_to(events: EventLog) -> Listener:
+    """A line of kind 'evaluation' in the event log."""
+
+    def listener(found: Evaluation) -> None:
+        events.write(
+            "evaluation", step=found.step, images_seen=found.images_seen, figures=dict(found.figures),
+            seconds=round(found.seconds, 3),
+        )
+
+    return listener
+
+
+def note_in(metrics: MetricsHook) -> Listener:
+    """'evaluation/<figure>', 'evaluation/seconds' and 'evaluation/step' in the next row of metrics."""
+
+    def listener(found: Evaluation) -> None:
+        values = {**found.figures, "seconds": found.seconds, "step": found.step}
+        metrics.note({f"evaluation/{name}": value for name, value in values.items()})
+
+    return listener
+
+
+def tell(found: Evaluation) -> None:
+    """One line on the terminal, above the bar if there is one. For rank 0 alone."""
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in found.figures.items())
+    tqdm.write(f"evaluation at step {found.step}: {figures}  ({found.seconds:.1f} s)", file=sys.stderr)
