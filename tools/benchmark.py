@@ -1,4 +1,8 @@
-"""Times parts of the product on this machine: python tools/benchmark.py data [RECIPE] [a.b=c ...] [--json]"""
+"""Times parts of the product on this machine.
+
+    python tools/benchmark.py data [RECIPE] [a.b=c ...] [--json]
+    python tools/benchmark.py evaluation [--json]
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from afm_scale.core.errors import RunError
 from afm_scale.estimate.flops import PEAK_TFLOPS
 from afm_scale.run.benchmark_data import DataBenchmark, benchmark_data_command
+from afm_scale.run.benchmark_evaluation import EvaluationBenchmark, benchmark_evaluation_command
 
 
 def main() -> int:
@@ -38,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--step-seconds", type=float, metavar="X", help="measured seconds of a step on one GPU instead")
     data.add_argument("--json", action="store_true", help="the result as JSON")
     data.set_defaults(run=_data)
+    evaluation = commands.add_parser("evaluation", help="statistics, Frechet distance, precision and recall")
+    evaluation.add_argument("--samples", type=int, default=50_000, metavar="N", help="default 50,000")
+    evaluation.add_argument("--members", type=int, default=10_000, metavar="M", help="on either side (default 10,000)")
+    evaluation.add_argument("--dim", type=int, default=2_048, metavar="D", help="numbers of a feature (default 2,048)")
+    evaluation.add_argument("--batch", type=int, default=64, metavar="B", help="features at a time (default 64)")
+    evaluation.add_argument("--json", action="store_true", help="the result as JSON")
+    evaluation.set_defaults(run=_evaluation)
     return parser
 
 
@@ -48,6 +60,13 @@ def _data(options: argparse.Namespace) -> int:
         utilisation=options.utilisation, step_seconds=options.step_seconds,
     )
     return benchmark_data_command(benchmark, as_json=options.json)
+
+
+def _evaluation(options: argparse.Namespace) -> int:
+    benchmark = EvaluationBenchmark(
+        samples=options.samples, members=options.members, dim=options.dim, batch=options.batch
+    )
+    return benchmark_evaluation_command(benchmark, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def data_samples(mixture: ClassMixture, count: int) -> Batch:
 
 def draw_classes(path: Path, panels: Mapping[str, Batch], mixture: ClassMixture) -> None:
     """Draws samples to a PNG, a panel by name: coloured by class, centres crossed, 2 sigma around them circled."""
-    figure = Figure(figsize=(3.4 * len(panels), 3.7), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels), 4.0), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (name, batch) in zip(axes, panels.items(), strict=True):
         _draw_panel(axis, batch, mixture)
@@ -72,7 +72,7 @@ def draw_classes(path: Path, panels: Mapping[str, Batch], mixture: ClassMixture)
         (min(values) - margin, max(values) + margin) for values in zip(*mixture.centres, strict=True)
     )
     axes[0].set(xlim=(left, right), ylim=(bottom, top))
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png"))
 
 
 def _draw_panel(axis: Axes, batch: Batch, mixture: ClassMixture) -> None:

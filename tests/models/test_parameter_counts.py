@@ -8,9 +8,9 @@ from torch import nn
 
 from afm_scale.core.types import Role
 from afm_scale.models.mlp import MLPConfig, MLPDiscriminator, MLPGenerator
-from afm_scale.run.build import build_classifier, build_networks
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
+from afm_scale.run.networks import build_classifier, build_networks
 
 
 def trainable(network: nn.Module) -> int:

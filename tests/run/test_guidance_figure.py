@@ -39,7 +39,7 @@ def test_the_tool_draws_a_panel_for_the_data_and_each_name_and_prints_the_mean_o
     tool = [sys.executable, str(ROOT / "tools" / "guidance_figure.py"), str(picture), *words]
     ended = subprocess.run(tool, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    assert imread(picture).shape[1] == round(3 * 3.4 * 130)
+    assert imread(picture).shape[1] == round(3 * 3.4 * 120)
     rows = {name: line for line in ended.stdout.splitlines() for name in ("data", "one", "two") if f" {name} " in line}
     assert rows.keys() == {"data", "one", "two"}
     assert "±" in rows["two"] and "±" not in rows["one"]
