@@ -6,6 +6,7 @@ The guides are trained here, a few steps each, and read from their runs as a use
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +133,10 @@ def test_guided_updates_do_not_depend_on_ranks_and_plan(outcomes: Outcomes, kind
     _check_same(outcomes[kind, REFERENCE][0], outcomes[kind, layout])
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="compiled attention of torch 2.11 mixes dtypes in float64 on the CPU"
+)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler imports and touches what torch itself warns of
 def test_compiled_guides_say_the_same(outcomes: Outcomes, guides: Path) -> None:
     (compiled,) = run_ranks(1, _train_all, [(kind, COMPILED) for kind in _KINDS], guides, timeout=200)
