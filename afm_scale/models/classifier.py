@@ -45,11 +45,8 @@ class DiTClassifier(Backbone):
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """What the last linear layer sees: the learnt token after its LayerNorm, [B, d]."""
         condition = self.t_embedder(t)
-        tokens = prepend(self.cls_embed, self.tokens(x))
-        for block in self.blocks:
-            tokens = block(tokens, condition)
         norm, _ = self.final_layer
-        return norm(tokens[:, 0])
+        return norm(self.read_first(prepend(self.cls_embed, self.tokens(x)), condition))
 
     def logits(self, features: Tensor) -> Tensor:
         """[B, d] -> [B, num_classes]."""

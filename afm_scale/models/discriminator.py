@@ -53,7 +53,5 @@ class DiTDiscriminator(Backbone):
         condition = self.y_embedder(y)
         if self.target_time:
             condition = condition + self.t_embedder(t)
-        tokens = prepend(self.dis_embed, self.tokens(x))
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        return self.final_layer(tokens[:, 0]).squeeze(-1).clone()  # a view as output could lose FSDP2's hooks
+        first = self.read_first(prepend(self.dis_embed, self.tokens(x)), condition)
+        return self.final_layer(first).squeeze(-1).clone()  # a view as output could lose FSDP2's hooks

@@ -54,10 +54,11 @@ class Block(nn.Module):
             nn.SiLU(), Linear(config.hidden_size, 6 * config.hidden_size, start=zeros)
         )
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [B, N, d], c [B, d] -> [B, N, d]."""
+    def forward(self, x: Tensor, c: Tensor, first_only: bool = False) -> Tensor:
+        """x [B, N, d], c [B, d] -> [B, N, d]; with `first_only` the first token alone, [B, 1, d]."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate_attn[:, None] * self.attn(modulate(layer_norm(x), shift_attn, scale_attn))
+        attended = self.attn(modulate(layer_norm(x), shift_attn, scale_attn), first_only=first_only)
+        x = (x[:, :1] if first_only else x) + gate_attn[:, None] * attended
         return x + gate_mlp[:, None] * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
 
 
@@ -95,6 +96,23 @@ class Backbone(nn.Module):
     def shardable_blocks(self) -> list[nn.Module]:
         """The modules a plan may shard, recompute and compile one by one, in forward order."""
         return list(self.blocks)
+
+    def run_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """One pass through the stack: [B, N, d] and [B, d] -> [B, N, d]."""
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return tokens
+
+    def read_first(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """What `run_blocks` makes of the first token, [B, d].
+
+        The last block's other rows would be thrown away, so it asks the query, the projection and the MLP of the
+        first token alone: 3% of a discriminator's work at XL, 7% at B.
+        """
+        *blocks, last = self.blocks
+        for block in blocks:
+            tokens = block(tokens, condition)
+        return last(tokens, condition, True)[:, 0]
 
     def tokens(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, N, d] with positions added."""

@@ -57,16 +57,11 @@ class DiTGenerator(Backbone):
         if self.repetitions > 1:
             for repetition in range(self.repetitions):
                 time = torch.full_like(s, 1 - repetition / self.repetitions)
-                tokens = self._apply_blocks(tokens, label + self.t_embedder(time))
+                tokens = self.run_blocks(tokens, label + self.t_embedder(time))
             return self.unpatchify(self.final_layer(tokens, label))
         condition = label
         if self.times != "none":
             condition = condition + self.t_embedder(s)
         if self.times == "both":
             condition = condition + self.t_tgt_embedder(t)
-        return self.unpatchify(self.final_layer(self._apply_blocks(tokens, condition), condition))
-
-    def _apply_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        return tokens
+        return self.unpatchify(self.final_layer(self.run_blocks(tokens, condition), condition))

@@ -149,11 +149,24 @@ class Attention(nn.Module):
         self.k_norm = HeadNorm(head_size, eps=1e-6) if qk_norm else nn.Identity()
         self.proj = Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, heads, d / heads]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Tensor, *, first_only: bool = False) -> Tensor:
+        """x [B, N, d] -> [B, N, d]; with `first_only` the first token's row alone, [B, 1, d]."""
+        if first_only:
+            q, k, v = self._first_query(x)
+        else:
+            qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, heads, d / heads]
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _first_query(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The query of the first token [B, heads, 1, d / heads], keys and values of all [B, heads, N, d / heads]."""
+        d = x.shape[-1]
+        weights, biases = self.qkv.weight.split([d, 2 * d]), self.qkv.bias.split([d, 2 * d])
+        q = F.linear(x[:, :1], weights[0], biases[0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, self.num_heads, -1))  # [B, N, 2, heads, d / heads]
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
 
 
 class Mlp(nn.Module):
