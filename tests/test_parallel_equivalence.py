@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from afm_scale.parallel.fsdp2 import FSDP2Plan
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.check import check
@@ -25,7 +26,7 @@ from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState
 
-from .ranks import run_ranks
+from .ranks import RankFailure, run_ranks
 
 TOLERANCE = 1e-9
 
@@ -50,6 +51,7 @@ GAMES = {
         "objective.times={kind: any}", "objective.augmentation={probability: 0.5}",
     )),
     "deep": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2")),
+    "deeper": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=4", "loop.steps=3")),
     "flow matching": ("digits_flow_matching", (*_SMALL, "loop.steps=3")),
     "classification": ("classifier_digits", (
         *_ANY, "model.classifier.hidden_size=16", "model.classifier.num_heads=2",
@@ -62,6 +64,9 @@ class Layout(NamedTuple):
     plan: str
     ranks: int
     accumulation: int
+    policy: str = "whole"  # of FSDP2
+    replicas: int = 1  # of FSDP2's shards
+    recompute: str = "none"
 
 
 REFERENCE = Layout("ddp", 1, 1)
@@ -72,7 +77,17 @@ LAYOUTS = (
     Layout("ddp", 2, 2),
     Layout("fsdp2", 2, 1),
     Layout("fsdp2", 2, 2),
+    Layout("fsdp2", 2, 1, "full"),
+    Layout("fsdp2", 2, 2, "full"),
+    Layout("fsdp2", 2, 1, "zero2"),
+    Layout("fsdp2", 2, 2, "zero2"),
     Layout("fsdp2", 4, 1),
+    Layout("fsdp2", 4, 1, "full", 2),
+    Layout("fsdp2", 4, 2, "zero2", 2),
+    Layout("ddp", 1, 1, recompute="{kind: every, k: 2}"),
+    Layout("ddp", 2, 2, recompute="selective"),
+    Layout("fsdp2", 2, 1, "full", recompute="full"),
+    Layout("fsdp2", 2, 2, "zero2", recompute="per_repetition"),
 )
 
 
@@ -95,7 +110,11 @@ class _Recorder(QuietHook):
 
 def _train(game: str, layout: Layout) -> Outcome:
     recipe, overrides = GAMES[game]
-    layout_overrides = (f"parallel.plan={layout.plan}", f"loop.accumulation={layout.accumulation}")
+    layout_overrides = (
+        f"parallel.plan={layout.plan}", f"loop.accumulation={layout.accumulation}",
+        f"parallel.fsdp2.policy={layout.policy}", f"parallel.fsdp2.replicas={layout.replicas}",
+        f"parallel.recompute={layout.recompute}",
+    )
     config = load(RunConfig, recipe, (*overrides, *layout_overrides))
     rank = int(os.environ["RANK"])
     ranks = Ranks(rank=rank, local_rank=rank, world_size=layout.ranks, device=torch.device("cpu"))
@@ -129,7 +148,7 @@ def outcomes() -> dict[tuple[str, Layout], list[Outcome]]:
     found: dict[tuple[str, Layout], list[Outcome]] = {}
     for num_ranks in (1, 2, 4):
         layouts = [layout for layout in (REFERENCE, *LAYOUTS) if layout.ranks == num_ranks]
-        of_ranks = run_ranks(num_ranks, _train_all, layouts, timeout=200)
+        of_ranks = run_ranks(num_ranks, _train_all, layouts, timeout=280)
         found |= {key: [outcomes[key] for outcomes in of_ranks] for key in of_ranks[0]}
     return found
 
@@ -139,16 +158,19 @@ def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> d
     return {name: float((found[name].double() - wanted[name].double()).abs().max()) for name in wanted}
 
 
+def _too_large(outcome: Outcome, reference: Outcome) -> dict[str, float]:
+    differences = _differences(outcome.tensors, reference.tensors)
+    differences |= _differences(outcome.reported, reference.reported)
+    return {name: value for name, value in differences.items() if not value <= TOLERANCE}
+
+
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_ten_updates_do_not_depend_on_the_layout(outcomes: dict, game: str, layout: Layout) -> None:
     reference = outcomes[game, REFERENCE][0]
     for outcome in outcomes[game, layout]:
         assert outcome.counted == reference.counted
-        differences = _differences(outcome.tensors, reference.tensors)
-        differences |= _differences(outcome.reported, reference.reported)
-        too_large = {name: value for name, value in differences.items() if not value <= TOLERANCE}
-        assert not too_large
+        assert not _too_large(outcome, reference)
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -162,3 +184,25 @@ def test_the_updates_compared_moved_every_weight(outcomes: dict, game: str) -> N
     weights = [name for name in tensors if name.startswith(f"{learner}.") and name != f"{learner}.pos_embed"]
     behind = {name: tensors[name] - tensors[name.replace(learner, "average", 1)] for name in weights}
     assert all(difference.abs().max() > 1e-5 for difference in behind.values())
+
+
+def _train_without_rest(game: str, layout: Layout) -> Outcome:
+    FSDP2Plan.rest = lambda plan, module: None
+    return _train(game, layout)
+
+
+def _train_with_norms_over_replicas(game: str, layout: Layout) -> Outcome:
+    FSDP2Plan._sum_over_shards_ = lambda plan, value: plan.mean_(value) * plan.world_size
+    return _train(game, layout)
+
+
+def test_a_plan_that_never_rests_cannot_pass() -> None:
+    """The frozen copies of weights that are to learn give losses without a graph."""
+    with pytest.raises(RankFailure, match="does not require grad"):
+        run_ranks(2, _train_without_rest, "any step, augmented", Layout("fsdp2", 2, 1, "zero2"), timeout=100)
+
+
+def test_a_norm_that_counts_replicas_twice_would_be_seen(outcomes: dict) -> None:
+    game, layout = "flow matching", Layout("fsdp2", 4, 1, "zero2", 2)
+    for outcome in run_ranks(4, _train_with_norms_over_replicas, game, layout, timeout=100):
+        assert "generator/gradient norm" in _too_large(outcome, outcomes[game, REFERENCE][0])

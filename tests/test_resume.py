@@ -143,6 +143,14 @@ def test_killed_while_it_saves_a_run_of_one_player_ends_the_same(recipe: tuple[s
     assert_same_run(folder, tmp_path / "undisturbed", steps=80)
 
 
+def test_recomputing_more_or_less_on_the_way_changes_no_bit(tmp_path: Path) -> None:
+    deep = (*SMALL_AFM, "model.generator.repetitions=2", "hooks.metrics.every_steps=1", "checkpoint.every_steps=4")
+    finish(train(deep, tmp_path / "plain", "loop.steps=12"))
+    for steps, kind in ((4, "none"), (8, "selective"), (12, "per_repetition")):
+        finish(train(deep, tmp_path / "changed", f"loop.steps={steps}", f"parallel.recompute={kind}"))
+    assert_same_run(tmp_path / "changed", tmp_path / "plain", steps=12)
+
+
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of two ranks, sharded, in float64."""

@@ -2,6 +2,7 @@
 
     python tools/benchmark.py data [RECIPE] [a.b=c ...] [--json]
     python tools/benchmark.py evaluation [--json]
+    python tools/benchmark.py traffic RECIPE [a.b=c ...] --ranks N [--json]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from afm_scale.core.errors import RunError
 from afm_scale.estimate.flops import PEAK_TFLOPS
 from afm_scale.run.benchmark_data import DataBenchmark, benchmark_data_command
 from afm_scale.run.benchmark_evaluation import EvaluationBenchmark, benchmark_evaluation_command
+from afm_scale.run.benchmark_traffic import TrafficBenchmark, benchmark_traffic_command
 
 
 def main() -> int:
@@ -50,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--batch", type=int, default=64, metavar="B", help="features at a time (default 64)")
     evaluation.add_argument("--json", action="store_true", help="the result as JSON")
     evaluation.set_defaults(run=_evaluation)
+    traffic = commands.add_parser("traffic", help="collectives and bytes of one real step, counted over gloo")
+    traffic.add_argument("recipe", help="runs as it is; make its networks smaller by overrides")
+    traffic.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the recipe's")
+    traffic.add_argument("--ranks", type=int, required=True, metavar="N", help="processes to start on this machine")
+    traffic.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for all (default 600)")
+    traffic.add_argument("--json", action="store_true", help="the result as JSON")
+    traffic.set_defaults(run=_traffic)
     return parser
 
 
@@ -67,6 +76,13 @@ def _evaluation(options: argparse.Namespace) -> int:
         samples=options.samples, members=options.members, dim=options.dim, batch=options.batch
     )
     return benchmark_evaluation_command(benchmark, as_json=options.json)
+
+
+def _traffic(options: argparse.Namespace) -> int:
+    request = TrafficBenchmark(
+        recipe=options.recipe, overrides=options.overrides, ranks=options.ranks, timeout_seconds=options.timeout
+    )
+    return benchmark_traffic_command(request, as_json=options.json)
 
 
 if __name__ == "__main__":

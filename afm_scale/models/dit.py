@@ -98,13 +98,13 @@ class Backbone(nn.Module):
         return list(self.blocks)
 
     def run_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """One pass through the stack: [B, N, d] and [B, d] -> [B, N, d]."""
+        """One pass through the stack, which a plan may recompute as one: [B, N, d] and [B, d] -> [B, N, d]."""
         for block in self.blocks:
             tokens = block(tokens, condition)
         return tokens
 
     def read_first(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """What `run_blocks` makes of the first token, [B, d].
+        """What `run_blocks` makes of the first token, [B, d]; recomputed as one too.
 
         The last block's other rows would be thrown away, so it asks the query, the projection and the MLP of the
         first token alone: 3% of a discriminator's work at XL, 7% at B.

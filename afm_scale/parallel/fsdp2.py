@@ -1,32 +1,75 @@
-"""FSDP2: parameters, gradients, optimizer and average sharded over the ranks, block by block."""
+"""FSDP2: parameters, gradients, optimizer and average sharded over the ranks, block by block.
+
+Collectives of an update with L blocks, each used R times, which the tests count (all-gathers forward + backward):
+
+    full    R L + 1  +  R L     L + 1 reduce-scatters
+    zero2     L + 1  +  0       L + 1
+    whole         1  +  0           1
+
+FSDP2 gathers a block for each use and drops it after each; under zero2 both are switched off, and what is gathered
+stays until `rest` drops it. A step on the shards without that would train on stale weights, without an error.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.hooks import RemovableHandle
 
 from .launch import Ranks
 from .plan import ParallelConfig, Player
 from .replicated import ReplicatedPlan
 
+AUTO_SHARE = 0.1  # of the device's memory that policy auto lets one network's gathered weights take
+
+_REPLICATE, _SHARD = "replicate", "shard"  # axes of the mesh
+
+
+def gathered_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """What the module's parameters take when all are gathered, in the dtype they are computed with."""
+    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
+
+
+def chosen_policy(gathered: int, memory: int, repetitions: int) -> Literal["full", "zero2"]:
+    """What `auto` means for a network of `gathered` bytes that uses its blocks so often, on `memory` bytes per rank.
+
+    Repeated blocks cost `full` 2 R gathers where zero2 needs one; a small network gains half its gathers for nothing.
+    """
+    return "zero2" if repetitions > 1 or gathered <= AUTO_SHARE * memory else "full"
+
 
 class FSDP2Plan(ReplicatedPlan):
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
         super().__init__(ranks, config)
-        self._by_block = config.fsdp2.policy == "full"
-        self._mesh = init_device_mesh(self.device.type, (self.world_size,))
+        self._policy = config.fsdp2.policy
+        self._mesh = _mesh(self.device.type, self.world_size, config.fsdp2.replicas)
+        self._memory = _memory_per_rank(self.device, self.world_size)
+
+    def policy_of(self, module: nn.Module) -> Literal["full", "zero2", "whole"]:
+        """The policy of a network that is not laid out yet: the configured one, or what `auto` makes of it."""
+        if self._policy != "auto":
+            return self._policy
+        return chosen_policy(gathered_bytes(module, self.dtype), self._memory, _repetitions(module))
 
     def _lay_out(self, module: nn.Module) -> nn.Module:
         # Blocks first: the root then takes only what is left (embedders, final layer), or everything.
-        for block in module.shardable_blocks() if self._by_block else ():
-            fully_shard(block, mesh=self._mesh, reshard_after_forward=True)
-        return fully_shard(module, mesh=self._mesh, reshard_after_forward=False)
+        policy = self.policy_of(module)
+        for block in module.shardable_blocks() if policy != "whole" else ():
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=policy == "full")
+        root = fully_shard(module, mesh=self._mesh, reshard_after_forward=False)
+        # Without this every use of a block would drop it in the backward, and the next one gather it again.
+        root.set_reshard_after_backward(policy != "zero2")
+        return root
 
     def _fill(self, target: Tensor, full: Tensor) -> None:
         if isinstance(target, DTensor):
@@ -56,9 +99,61 @@ class FSDP2Plan(ReplicatedPlan):
     def _reducing(self, player: Player, last: bool) -> Iterator[None]:
         player.module.set_requires_gradient_sync(last)
         player.module.set_is_last_backward(last)
-        yield
+        hooks = _reduce_after_last_use(player.module) if last else []
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _sum_over_shards_(self, value: Tensor) -> Tensor:
-        if self.world_size > 1:
-            dist.all_reduce(value)
+        group = self._mesh.get_group(_SHARD)  # replicas hold the same gradients: theirs are not added
+        if dist.get_world_size(group) > 1:
+            dist.all_reduce(value, group=group)
         return value
+
+
+def _mesh(device_type: str, world_size: int, replicas: int) -> DeviceMesh:
+    if replicas == 1:
+        return init_device_mesh(device_type, (world_size,), mesh_dim_names=(_SHARD,))
+    assert world_size % replicas == 0, (world_size, replicas)  # run.check refuses it
+    return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=(_REPLICATE, _SHARD))
+
+
+def _memory_per_rank(device: torch.device, world_size: int) -> int:
+    """Bytes of the smallest device of all ranks, which have to choose alike; collective.
+
+    On a CPU as if all ranks shared this host, of which no launcher tells.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world_size
+    smallest = torch.tensor(memory)
+    if world_size > 1:
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+def _repetitions(module: nn.Module) -> int:
+    return getattr(module, "repetitions", 1)
+
+
+def _reduce_after_last_use(module: nn.Module) -> list[RemovableHandle]:
+    """Lets each block that holds the gradients of earlier microbatches reduce once in the coming backward.
+
+    A block's gradients are complete when autograd has added up those of all its uses, but FSDP2 reduces after every use
+    that finds some: those of earlier microbatches after the first, the rest after the last. Only blocks that are still
+    gathered are looked at: under zero2 those that earlier microbatches of the turn used.
+    """
+    hooks = []
+    for block in module.shardable_blocks() if _repetitions(module) > 1 else ():
+        parameter = next(block.parameters())
+        if isinstance(block, FSDPModule) and not isinstance(parameter, DTensor):
+            block.set_requires_gradient_sync(False)
+            hooks.append(parameter.register_post_accumulate_grad_hook(partial(_reduce_now, block)))
+    return hooks
+
+
+def _reduce_now(block: FSDPModule, parameter: Tensor) -> None:
+    block.set_requires_gradient_sync(True)

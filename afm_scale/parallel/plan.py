@@ -14,9 +14,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..core.schedules import Schedule
 from ..core.types import Role
 from .optim import OptimizerConfig
+from .recompute import Recompute, RecomputeConfig
 
 Weights = Iterable[tuple[str, Tensor]]
 """Full (unsharded) tensors by name, one at a time: initial values, or those of a converted checkpoint."""
@@ -24,13 +26,22 @@ Weights = Iterable[tuple[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class FSDP2Config:
-    """What is gathered when.
+    """What is gathered when, and how many copies of the shards there are.
 
     full: every block for each of its uses, dropped after it; least memory.
+    zero2: every block once in a turn, kept through its forwards and backwards, however often they use it; gradients,
+        optimizer and average stay sharded.
     whole: the network at once, and kept until its turn ends; fewest collectives, for small networks.
+    auto: zero2 for networks that repeat their blocks or are small beside the device's memory, else full
+        (`fsdp2.chosen_policy`).
     """
 
-    policy: Literal["full", "whole"] = "full"
+    policy: Literal["auto", "full", "zero2", "whole"] = "auto"
+    replicas: int = 1  # copies of all shards (HSDP), each over as many neighbouring ranks: one per node gathers in it
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ConfigError(f"parallel.fsdp2.replicas is {self.replicas}; it must be 1 (every shard once) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,7 @@ class ParallelConfig:
     precision: Literal["fp32", "tf32", "fp64"] = "fp32"  # tf32: fp32 with TF32 matrix products; fp64: for checks
     deterministic: bool = False  # on a GPU: only kernels that give the same bits every time; the CPU's always do
     timeout_seconds: int = 600  # a collective that waits longer ends the run
+    recompute: RecomputeConfig = Recompute()  # in networks that learn
     fsdp2: FSDP2Config = FSDP2Config()
 
     @property
@@ -104,7 +116,11 @@ class ParallelPlan(Protocol):
         ...
 
     def rest(self, module: nn.Module) -> None:
-        """Before `shards` are written to outside `step`: drops gathered copies, which a forward would go on using."""
+        """Before weights are read, written or set to learn: drops gathered copies, which a forward would go on using.
+
+        `step`, `moving`, `shards`, `tensors`, `optimizer_tensors` and `fill` do so by themselves; shards that were
+        asked for earlier and are written to now need it.
+        """
         ...
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from ..core.types import Role
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import ParallelConfig, Player, Weights
+from .recompute import recompute
 
 
 class ReplicatedPlan:
@@ -29,11 +30,13 @@ class ReplicatedPlan:
         self.world_size = ranks.world_size
         self.device = ranks.device
         self.dtype = config.dtype
+        self._recompute = config.recompute
         self._players: list[Player] = []
         self._mover: Player | None = None
 
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""
+        recompute(module, self._recompute)  # before blocks are sharded, so that gathering stays outside
         module = self._materialise(module, weights)
         parameters = tuple(module.parameters())
         shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
@@ -102,6 +105,7 @@ class ReplicatedPlan:
         return module.state_dict()
 
     def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
+        self.rest(player.module)
         (group,) = player.optimizer.param_groups
         named = zip(player.module.named_parameters(), group["params"], strict=True)
         return {

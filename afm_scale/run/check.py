@@ -20,6 +20,7 @@ from .config import RunConfig
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError, naming the settings, if the recipe cannot run on `world_size` ranks."""
+    check_mesh(config, world_size)
     check_batch(config, world_size)
     check_report(config)
     check_evaluation(config)
@@ -33,6 +34,18 @@ def check(config: RunConfig, world_size: int) -> None:
         check_adversarial(config, config.objective)
     else:
         check_flow_matching(config, config.objective)
+
+
+def check_mesh(config: RunConfig, world_size: int) -> None:
+    """ranks = replicas x shards."""
+    replicas = config.parallel.fsdp2.replicas
+    if config.parallel.plan == "fsdp2" and world_size % replicas:
+        fitting = [number for number in range(1, world_size + 1) if world_size % number == 0]
+        raise ConfigError(
+            f"parallel.fsdp2.replicas {replicas} does not divide the {world_size} rank(s), which are to be "
+            f"replicas of as many shards each; use {' or '.join(map(str, fitting))}, or a number of ranks that "
+            f"{replicas} divides"
+        )
 
 
 def check_batch(config: RunConfig, world_size: int) -> None:

@@ -17,9 +17,16 @@ from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.optim import OptimizerConfig
-from afm_scale.parallel.plan import ParallelConfig, ParallelPlan, Player
+from afm_scale.parallel.plan import FSDP2Config, ParallelConfig, ParallelPlan, Player
 from tests.ranks import run_ranks
 
+KINDS = {
+    "ddp": ParallelConfig(plan="ddp", device="cpu", precision="fp64"),
+    **{
+        policy: ParallelConfig(plan="fsdp2", device="cpu", precision="fp64", fsdp2=FSDP2Config(policy=policy))
+        for policy in ("full", "zero2", "whole")
+    },
+}
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 DEPTH, REPETITIONS = 2, 2
 OPTIMIZER = OptimizerConfig(learning_rate=Piecewise(points=((0, 1.0), (10, 2.0))), weight_decay=0.0, max_grad_norm=0.01)
@@ -28,7 +35,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=Piecewise(points=((0, 1.0), (10, 2.0))
 def plan_of(kind: str) -> ParallelPlan:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ranks = Ranks(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
-    return PLANS[kind](ranks, ParallelConfig(plan=kind, device="cpu", precision="fp64"))
+    return PLANS[KINDS[kind].plan](ranks, KINDS[kind])
 
 
 def network() -> DiTGenerator:
@@ -134,8 +141,9 @@ def keeps_its_promises(kind: str) -> None:
     assert value.tolist() == [1.0, (plan.world_size - 1) / 2]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize(
+    ("kind", "world_size"), [("ddp", 1), ("zero2", 1), ("ddp", 2), ("full", 2), ("zero2", 2), ("whole", 2)]
+)
 def test_a_plan_keeps_its_promises(kind: str, world_size: int) -> None:
     run_ranks(world_size, keeps_its_promises, kind, timeout=120)
 
@@ -148,7 +156,7 @@ def test_shards_of_two_ranks_are_halves() -> None:
 
 
 def sizes_of_shards() -> int:
-    plan = plan_of("fsdp2")
+    plan = plan_of("zero2")
     module = player_of(plan).module
     return sum(part.numel() for name, part in plan.shards(module).items() if name != "pos_embed")
 
@@ -168,7 +176,7 @@ class CountCollectives(TorchDispatchMode):
 
 
 def collectives_of_an_update() -> dict[str, dict[str, int]]:
-    plan = plan_of("fsdp2")
+    plan = plan_of("full")
     player = player_of(plan)
     x, counts = torch.ones(2, 1, 4, 4, dtype=torch.float64), {}
     for name, last in (("first", True), ("one of two", False), ("two of two", True)):

@@ -1,0 +1,131 @@
+"""Counts collectives while a step runs: whose turn, in which phase, for which network, of which kind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..parallel.plan import ParallelPlan, Player
+
+Phase = Literal["forward", "backward", "step", "between"]
+
+_NAMESPACES = ("c10d", "_c10d_functional", "c10d_functional")
+_WAITING = ("wait_tensor", "monitored_barrier_")
+_KINDS = {
+    "allgather": "all-gather", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter",
+    "allreduce": "all-reduce", "all_reduce": "all-reduce", "alltoall": "all-to-all", "all_to_all": "all-to-all",
+    "broadcast": "broadcast", "barrier": "barrier",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Collectives that one rank issued alike. `bytes`: whole tensors, of a gather its result, of a reduction its input.
+
+    turn: whose it was; none outside of turns (data, the average).
+    phase: forward, backward (that of a frozen network to its input too), step (clipping, optimizer), or between.
+    network: whose weights or gradients were sent; none for other values, such as the gradient normaliser.
+    """
+
+    turn: str
+    phase: Phase
+    network: str
+    kind: str
+    count: int
+    bytes: int
+
+
+class Tape(TorchDispatchMode):
+    """Notes every collective that Python or C++ hands to torch's dispatcher while the mode is on.
+
+    torch's CommDebugMode cannot be used: it fails when a module is called twice.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.mover, self.phase = "none", "between"
+        self._owners = {part: name for name, network in networks.items() for part in network.modules()}
+        self._found: dict[tuple[str, Phase, str, str], tuple[int, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace in _NAMESPACES:
+            name = func.name().partition("::")[2].partition(".")[0]
+            if name not in _WAITING:
+                self._note(name, max(_bytes(value) for value in (*args, out)))
+        return out
+
+    def traffic(self) -> list[Traffic]:
+        """In the order in which each kind was first met."""
+        return [
+            Traffic(turn=turn, phase=phase, network=network, kind=kind, count=count, bytes=size)
+            for (turn, phase, network, kind), (count, size) in self._found.items()
+        ]
+
+    def _note(self, name: str, size: int) -> None:
+        # A graph may also run inside the forward phase: autograd.grad, through a frozen discriminator to its input.
+        phase = "backward" if self.phase == "forward" and torch._C._current_graph_task_id() != -1 else self.phase
+        key = (self.mover, phase, self._owner(phase), _kind(name))
+        count, before = self._found.get(key, (0, 0))
+        self._found[key] = (count + 1, before + size)
+
+    def _owner(self, phase: Phase) -> str:
+        """FSDP2 gathers and reduces in methods of a group that knows its modules; what DDP reduces is the mover's."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            group = frame.f_locals.get("self")
+            if type(group).__name__ == "FSDPParamGroup":
+                return self._owners[group.modules[0]]
+            frame = frame.f_back
+        return self.mover if phase in ("backward", "step") else "none"
+
+
+class WatchedPlan:
+    """A plan that tells the tape whose turn it is, and what is being done."""
+
+    def __init__(self, plan: ParallelPlan, tape: Tape) -> None:
+        self._plan = plan
+        self._tape = tape
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plan, name)
+
+    @contextmanager
+    def moving(self, player: Player, *, last: bool) -> Iterator[None]:
+        with self._noting(player, "forward"), self._plan.moving(player, last=last):
+            yield
+
+    def backward(self, player: Player, loss: Tensor) -> None:
+        with self._noting(player, "backward"):
+            self._plan.backward(player, loss)
+
+    def step(self, player: Player, step: int) -> Tensor:
+        with self._noting(player, "step"):
+            return self._plan.step(player, step)
+
+    @contextmanager
+    def _noting(self, player: Player, phase: Phase) -> Iterator[None]:
+        before = self._tape.mover, self._tape.phase
+        self._tape.mover, self._tape.phase = player.role.value, phase
+        try:
+            yield
+        finally:
+            self._tape.mover, self._tape.phase = before
+
+
+def _kind(name: str) -> str:
+    bare = name.strip("_")
+    return next((kind for start, kind in _KINDS.items() if bare.startswith(start)), bare)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
