@@ -204,9 +204,11 @@ def test_a_mistake_in_a_recipe_of_a_classifier_is_told(
 def test_a_step_of_the_published_classifier_costs_what_its_layers_say() -> None:
     config = load(RunConfig, "classifier_b2", [])
     width, depth, tokens = 768, 12, 257  # 16 x 16 patches and the learnt token
-    linear = depth * tokens * (4 + 8) * width**2 + depth * 6 * width**2 + 256 * 16 * width + width * 1000
+    whole = tokens * (4 + 8) * width**2
+    last = (2 * tokens + 1 + 1 + 8) * width**2  # keys and values of all tokens, the rest of the one that is read
+    linear = (depth - 1) * whole + last + depth * 6 * width**2 + 256 * 16 * width + width * 1000
     embedder = 256 * width + width**2
-    attention = depth * 2 * tokens**2 * width
+    attention = (depth - 1) * 2 * tokens**2 * width + 2 * tokens * width
     forward = 2 * (linear + embedder + attention)
     assert step_flops_per_sample(config) == pytest.approx(3 * forward, rel=0.02)
     found = demand(config, "classifier_b2", step_seconds=0.5, gpu="h100", utilisation=0.4)
