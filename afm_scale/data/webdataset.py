@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.synchronize import Event
 
 import torch
 from PIL import Image
@@ -98,6 +99,7 @@ class _Workers:
 
     def __init__(self, loader: DataLoader) -> None:
         self._turns = iter(loader)
+        self._turns._workers_done_event = _DoneEvent(self._turns._workers_done_event)
         # At exit, multiprocessing sends SIGTERM and waits, which would be forever; what is registered now comes before.
         atexit.register(self.close)
 
@@ -124,6 +126,28 @@ class _Workers:
             for worker in self._turns._workers:
                 worker.kill()  # for one that hangs in a read: it is deaf to the SIGTERM that it has been sent by now
             self._turns = None
+
+
+class _DoneEvent:
+    """The event by which the loader tells its workers to end, as this process uses it, without ever waiting for long.
+
+    Workers look at the event all the time and hold its lock while they do; one that is killed just then keeps it, and
+    the loader would wait for it forever, first of all when it finds that the worker has died.
+    """
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Nobody but this process sets it."""
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        setter = threading.Thread(target=self._event.set, daemon=True)
+        setter.start()
+        setter.join(timeout=2.0)  # if that is not enough, the workers are killed in the end
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -158,6 +159,24 @@ def test_a_worker_that_was_killed_is_an_error_that_says_what_to_lower(build: Bui
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(DataError, match="was killed, .*lower data.workers or data.prefetch"):
         list(islice(batches, 10))  # those already decoded may still come
+
+
+def test_a_worker_killed_while_it_held_the_loaders_lock_hangs_nothing(build: Build) -> None:
+    before = set(multiprocessing.active_children())
+    source = build()
+    batches = iter(source)
+    next(batches)
+    lock = source._workers._turns._workers_done_event._event._cond  # workers take it for a moment in every round
+    holder = threading.Thread(target=lock.acquire)  # never released: as by a process that is no more
+    holder.start()
+    holder.join()
+    for worker in set(multiprocessing.active_children()) - before:
+        os.kill(worker.pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(DataError, match="was killed"):
+        list(islice(batches, 10))
+    assert time.monotonic() - began < 30
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_a_broken_sample_is_one_clean_error(build: Build, tmp_path: Path) -> None:
