@@ -23,6 +23,14 @@ def explained_write(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those it lies in. Raises UserError if the file system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {error.filename}: {error.strerror}; choose another") from error
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` with a file of a temporary name, then fsyncs and renames it to `path`; makes the folder.
 

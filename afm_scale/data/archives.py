@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..core.errors import DataError
-from ..core.files import explained_write
+from ..core.files import write_atomically
 from .description import Refused
 from .originals import Found, Listing, Original, changed, listing, refuse_path
 from .transforms import ImageError
@@ -161,13 +161,13 @@ def spool(source: Path, opener: Callable[..., BinaryIO], scratch: Path) -> Path:
     plain = scratch_path(source, scratch, ".tar")
     if plain.exists():
         return plain
-    temporary = plain.with_name(f"{plain.name}.part")
-    with explained_write(plain):
-        scratch.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as target, opener(source, "rb") as packed:
+
+    def unpack(target: BinaryIO) -> None:
+        with opener(source, "rb") as packed:
             while block := _unpack(source, packed):
                 target.write(block)
-        temporary.replace(plain)
+
+    write_atomically(plain, unpack)
     return plain
 
 

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ..core.errors import DataError
-from ..core.files import explained_write, write_atomically
+from ..core.files import write_atomically
 from .archives import SpanReader, scratch_path
 from .description import Refused
 from .originals import Listing, Original
@@ -82,12 +82,8 @@ def _spooled(path: Path, scratch: Path) -> dict:
     if listed.exists():
         return json.loads(listed.read_bytes())
     images = scratch_path(path, scratch, ".images")
-    temporary = images.with_name(f"{images.name}.part")
-    with explained_write(images):
-        scratch.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as target:
-            content = _copy(path, target)
-        temporary.replace(images)
+    content: dict = {}
+    write_atomically(images, lambda target: content.update(_copy(path, target)))
     text = json.dumps(content).encode()
     write_atomically(listed, lambda file: file.write(text))
     return content

@@ -97,6 +97,13 @@ class PackedShards:
             )
         return [problem for shard in range(len(self.description.shards)) for problem in self._shard_problems(shard)]
 
+    def refuse_damage(self, advice: str) -> None:
+        """Raises DataError with the first problem that `check` finds, how many more there are, and what to do."""
+        problems = self.check()
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise DataError(f"{problems[0]}{more}; {advice}")
+
     def _shard_problems(self, number: int) -> list[str]:
         shard = self.description.shards[number]
         problems = []

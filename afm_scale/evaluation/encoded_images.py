@@ -198,10 +198,7 @@ class PackedImages(EncodedImages):
             raise DataError(f"{folder} holds {content.kind}; wanted images: give the data set they were made from")
         if content.size is None:
             raise DataError(f"{folder} holds originals of many sizes; pack them with --size, without --raw")
-        problems = self._shards.check()
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise DataError(f"{problems[0]}{more}; restore it, or pack again")
+        self._shards.refuse_damage("restore it, or pack again")
         self.labels = self._shards.index.label[:limit]
         super().__init__(len(self.labels))
         if self.shape[1:] != (content.size, content.size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -190,6 +190,11 @@ class Figures:
     num_samples: int
     num_reference: int | None  # None: the reference does not say
     notes: tuple[str, ...]  # what a reader of the figures has to know, in sentences
+
+    def values(self) -> dict[str, float | None]:
+        """The figures themselves, by name."""
+        about = ("num_samples", "num_reference", "notes")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in about}
 
 
 def compare(summary: SampleSummary, reference: Reference, *, k: int = 3, device: torch.device | str) -> Figures:

@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..core.errors import ConfigError, RunError
 from .plan import ParallelConfig
+
+T = TypeVar("T")
 
 DEFAULT_MASTER_PORT = 29500  # torchrun's
 
@@ -80,7 +83,14 @@ def launch(config: ParallelConfig) -> Ranks:
 
 
 def agree(error: RunError | None) -> None:
-    """Collective. If any rank has met an error, every rank raises that of the lowest such rank."""
+    """Collective. If any rank has met an error, every rank raises that of the lowest such rank.
+
+    Without a process group this process is alone, and raises its own.
+    """
+    if not dist.is_initialized():
+        if error is not None:
+            raise error
+        return
     errors: list[tuple[type[RunError], str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
     for found in errors:
@@ -98,6 +108,17 @@ def agreed() -> Iterator[None]:
     except RunError as caught:
         error = caught
     agree(error)
+
+
+def from_rank_0(rank: int, work: Callable[[], T]) -> T:
+    """Collective: what `work` returns on rank 0, which alone calls it. A RunError that it meets ends all ranks."""
+    result: list[Any] = [None]
+    with agreed():
+        if rank == 0:
+            result[0] = work()
+    if dist.is_initialized():
+        dist.broadcast_object_list(result, src=0)
+    return result[0]
 
 
 def check_same_on_all_ranks(text: str, what: str) -> None:

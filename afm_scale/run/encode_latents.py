@@ -8,11 +8,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -24,11 +23,10 @@ from ..data.packing import Packing
 from ..data.shards import PackedShards, SampleError
 from ..data.transforms import ImageError, decode_checked, to_pixels
 from ..models.autoencoder import Autoencoder
-from ..parallel.launch import Ranks, agree, check_same_on_all_ranks, launch
+from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, from_rank_0, launch
 from ..parallel.plan import ParallelConfig
 from .sources import require
 
-T = TypeVar("T")
 _TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
 
 
@@ -82,34 +80,18 @@ def encode_command(request: EncodeRequest) -> int:
         plan="ddp", device=request.device, deterministic=True, timeout_seconds=_TIMEOUT_SECONDS
     )
     with launch(parallel) as ranks:
-        job = _together(lambda: _prepare(request, ranks))
+        with agreed():
+            job = _prepare(request, ranks)
         check_same_on_all_ranks(job.about, "what is encoded")
-        left = _from_rank_0(ranks, lambda: _begin(job))
+        left = from_rank_0(ranks.rank, lambda: _begin(job))
         if left is not None:
             _encode(job, left, ranks)
-            _together(lambda: _finish(job) if ranks.rank == 0 else None)
+            with agreed():
+                if ranks.rank == 0:
+                    _finish(job)
         if ranks.rank == 0:
             print(f"{job.images.num_samples} samples and their mirror images encoded in {request.out}")
     return 0
-
-
-def _together(work: Callable[[], T]) -> T:
-    """Collective: what `work` returns here, or the error of the lowest rank that met one."""
-    result: list[T] = []
-    error: UserError | None = None
-    try:
-        result.append(work())
-    except UserError as caught:
-        error = caught
-    agree(error)
-    return result[0]
-
-
-def _from_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Collective: what `work` returns on rank 0, which alone calls it."""
-    result = [_together(lambda: work() if ranks.rank == 0 else None)]
-    dist.broadcast_object_list(result, src=0)
-    return result[0]
 
 
 def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
@@ -122,10 +104,8 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
         raise DataError(
             f"{request.shards} holds {held}; wanted square images, as tools/make_shards.py --size packs them"
         )
-    problems = images.check() if ranks.rank == 0 else []
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{more}; restore it, or pack the images again")
+    if ranks.rank == 0:
+        images.refuse_damage("restore it, or pack the images again")
     found = read_autoencoder(request.vae)
     scale = found.scale if request.scale is None else request.scale
     autoencoder = Autoencoder(found.network, scale=scale, precision=request.precision).to(ranks.device)
@@ -169,7 +149,9 @@ def _encode(job: _Job, left: list[int], ranks: Ranks) -> None:
         for first in range(0, len(left), ranks.world_size):
             shared = left[first:first + ranks.world_size]
             own = shared[ranks.rank] if ranks.rank < len(shared) else None
-            _together(lambda own=own: None if own is None else _encode_shard(job, own, decoded, bar.update))
+            with agreed():
+                if own is not None:
+                    _encode_shard(job, own, decoded, bar.update)
             bar.update(sum(shards[shard].num_samples for shard in shared if shard != own))
 
 

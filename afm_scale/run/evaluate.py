@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..checkpoint.manifest import MANIFEST_NAME, read_manifest, resolve_checkpoint, visible_checkpoints
 from ..core.errors import ConfigError, UserError
+from ..core.files import make_folder
 from ..evaluation.features import Extractor, FeaturesConfig
 from ..evaluation.image_sets import ImageSet, open_images
 from ..evaluation.reference import Reference, holds_statistics, reference_from, write_reference
@@ -99,7 +100,7 @@ def evaluate_command(request: EvaluateRequest) -> int:
     with launch(on_device(parallel, request.device)) as ranks:
         with agreed():
             if request.write_reference is not None:
-                _make_folder(request.write_reference.parent)
+                make_folder(request.write_reference.parent)
             extractor = build_extractor(request.features, ranks.device)
             images = _target(request, checkpoint, extractor, ranks)
         reference = _reference(request, extractor, images, ranks)
@@ -148,13 +149,6 @@ def _num_members(request: EvaluateRequest, *, is_reference: bool) -> int:
     if request.members is not None:
         return request.members
     return NUM_REFERENCE_MEMBERS if is_reference else NUM_MEMBERS
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as caught:
-        raise UserError(f"cannot make the folder {caught.filename}: {caught.strerror}; choose another") from caught
 
 
 def _target(
@@ -216,12 +210,11 @@ def _report(
     request: EvaluateRequest, images: ImageSet, extractor: Extractor, reference: Reference | None,
     figures: Figures | None,
 ) -> dict[str, Any]:
-    found = {} if figures is None else asdict(figures)
     return {
-        "figures": {name: found[name] for name in _NAMES if found},
+        "figures": {} if figures is None else figures.values(),
         "num_samples": images.num_images,
-        "num_reference": found.get("num_reference"),
-        "notes": list(found.get("notes", ())),
+        "num_reference": None if figures is None else figures.num_reference,
+        "notes": [] if figures is None else list(figures.notes),
         "features": extractor.name,
         "neighbours": request.neighbours,
         "samples": dict(images.describe()),

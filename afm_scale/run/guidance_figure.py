@@ -17,9 +17,10 @@ from ..core.errors import UserError
 from ..core.types import Batch
 from ..data.mixture2d import ClassMixture, Mixture2DConfig
 from ..evaluation.mixture2d import ClassQuality, class_quality, data_samples, draw_classes
-from ..sampling.sampler import SampleStream, generate_together
+from ..sampling.sampler import generate_together
 from .guides import average_weights, generative_config_of
-from .networks import build_generator, prediction_of
+from .networks import build_generator
+from .sample import stream_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,6 @@ def guidance_figure_command(request: GuidanceFigure) -> int:
     if mixture is None:
         raise UserError("no run was given; wanted NAME=FOLDER[,FOLDER...]")
     samples = {"data": [data_samples(mixture, request.num_samples)], **samples}
-    request.picture.parent.mkdir(parents=True, exist_ok=True)
     draw_classes(request.picture, {name: batches[0] for name, batches in samples.items()}, mixture)
     _print_table({
         name: [class_quality(batch.x, batch.y, mixture) for batch in batches] for name, batches in samples.items()
@@ -66,10 +66,7 @@ def _samples_of(folder: Path, request: GuidanceFigure) -> tuple[Batch, ClassMixt
         raise UserError(f"{folder} is a run on data of kind {config.data.kind!r}; wanted 'mixture2d'")
     network = build_generator(config).to(config.parallel.dtype).to_empty(device="cpu")
     network.load_state_dict(average_weights(checkpoint))
-    stream = SampleStream(
-        seed=request.seed, shape=config.data.shape, labels=tuple(range(config.data.num_classes)),
-        num_steps=config.sampling.num_steps, prediction=prediction_of(config), dtype=config.parallel.dtype,
-    )
+    stream = stream_of(config, labels="balanced", steps=None, seed=request.seed)
     x, y = generate_together(
         network, stream, start=0, count=request.num_samples, rank=0, world_size=1, device=torch.device("cpu")
     )

@@ -46,11 +46,7 @@ def frozen_flow(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
     folder = config.model.flow
     if folder is None:
         return None
-    theirs, given = _average_of(folder, "model.flow", FlowMatchingConfig)
-    for name in ("shape", "num_classes"):
-        found, wanted = getattr(theirs.data, name), getattr(config.data, name)
-        if found != wanted:
-            raise ConfigError(f"model.flow {folder} was trained on data of {name} {found}, this recipe has {wanted}")
+    theirs, given = _average_of(folder, "model.flow", FlowMatchingConfig, config)
     if theirs.objective.class_dropout == 0:
         raise ConfigError(
             f"model.flow {folder} always saw the class of its samples, so it has no velocity without one to compare "
@@ -97,7 +93,7 @@ def _unprefixed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
     if path.is_dir():
-        theirs, given = _average_of(path, "model.classifier.weights", ClassificationConfig)
+        theirs, given = _average_of(path, "model.classifier.weights", ClassificationConfig, config)
         _check_description(path, theirs, config)
         return given
     if not path.is_file():
@@ -112,12 +108,6 @@ def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
 
 def _check_description(folder: Path, theirs: RunConfig, config: RunConfig) -> None:
     """Weights can fit another network: their shapes do not tell the number of heads."""
-    for name in ("shape", "num_classes"):
-        found, wanted = getattr(theirs.data, name), getattr(config.data, name)
-        if found != wanted:
-            raise ConfigError(
-                f"model.classifier.weights {folder} was trained on data of {name} {found}, this recipe has {wanted}"
-            )
     found, wanted = to_mapping(theirs.model.classifier), to_mapping(config.model.classifier)
     differing = [name for name in {**wanted, **found} if name != "weights" and found.get(name) != wanted.get(name)]
     if differing:
@@ -128,8 +118,13 @@ def _check_description(folder: Path, theirs: RunConfig, config: RunConfig) -> No
         )
 
 
-def _average_of(folder: Path, setting: str, objective: type) -> tuple[RunConfig, dict[str, Tensor]]:
-    """The configuration and the averaged weights of the run's newest checkpoint, whose objective must be this one."""
+def _average_of(
+    folder: Path, setting: str, objective: type, config: RunConfig
+) -> tuple[RunConfig, dict[str, Tensor]]:
+    """The configuration and the averaged weights of the run's newest checkpoint.
+
+    Its objective must be this one, and its data of the shape and the classes that `config` has.
+    """
     try:
         checkpoint = resolve_checkpoint(folder)
         theirs = config_of(checkpoint)
@@ -140,4 +135,8 @@ def _average_of(folder: Path, setting: str, objective: type) -> tuple[RunConfig,
             f"{setting} {folder} is a run of objective {theirs.objective.kind!r}; wanted "
             f"{objective.kind!r}, trained on the same data"
         )
+    for name in ("shape", "num_classes"):
+        found, wanted = getattr(theirs.data, name), getattr(config.data, name)
+        if found != wanted:
+            raise ConfigError(f"{setting} {folder} was trained on data of {name} {found}, this recipe has {wanted}")
     return theirs, average_weights(checkpoint)

@@ -19,7 +19,7 @@ from ..evaluation.image_sets import IMAGES, ImageSet, NpzImages
 from ..evaluation.npz import Npz
 from ..evaluation.reference import Reference, read_reference
 from ..evaluation.summary import Figures, SampleSummary, compare
-from ..parallel.launch import agree
+from ..parallel.launch import agree, agreed, from_rank_0
 from ..sampling.order import npz_order
 from .decoding import Encoder
 
@@ -54,16 +54,11 @@ def measure(
     """
     summary = SampleSummary(images.num_images, num_members, place.device)
     numbers = _numbers(images)
-    error: RunError | None = None
     silent = True if progress is None or place.rank != 0 else None
-    with tqdm(total=images.num_images, unit="image", desc=progress, disable=silent) as bar:
-        try:
-            for indices, batch in images.batches(place.rank, place.world_size, batch_size):
-                summary.add(extractor(batch.to(place.device)), numbers[indices])
-                bar.update(min(len(batch) * place.world_size, images.num_images - bar.n))
-        except RunError as caught:
-            error = caught
-    agree_in(place, error)
+    with agreed(), tqdm(total=images.num_images, unit="image", desc=progress, disable=silent) as bar:
+        for indices, batch in images.batches(place.rank, place.world_size, batch_size):
+            summary.add(extractor(batch.to(place.device)), numbers[indices])
+            bar.update(min(len(batch) * place.world_size, images.num_images - bar.n))
     summary.gather(place)
     return summary
 
@@ -78,12 +73,12 @@ def read_reference_together(path: Path, extractor: Extractor, place: Place, *, b
     """Collective: `evaluation.reference.read_reference`. Raises, on every rank, the UserError that one of them met."""
     error: RunError | None = None
     reference: Reference | None = None
-    agreed = False
+    has_agreed = False
 
     def sum_over_ranks(value: Tensor) -> Tensor:
-        nonlocal agreed
-        agreed = True
-        agree_in(place, None)  # here the others hear of the error that kept a rank from coming
+        nonlocal has_agreed
+        has_agreed = True
+        agree(None)  # here the others hear of the error that kept a rank from coming
         if place.world_size > 1:
             dist.all_reduce(value)
         return value
@@ -95,8 +90,8 @@ def read_reference_together(path: Path, extractor: Extractor, place: Place, *, b
         )
     except RunError as caught:
         error = caught
-    if not agreed:
-        agree_in(place, error)
+    if not has_agreed:
+        agree(error)
     if error is not None:
         raise error
     assert reference is not None
@@ -105,27 +100,7 @@ def read_reference_together(path: Path, extractor: Extractor, place: Place, *, b
 
 def compare_on_rank_0(summary: SampleSummary, reference: Reference, place: Place, *, k: int) -> Figures:
     """Collective: the figures, computed by rank 0 for all. Raises DataError, on all, if the two cannot be compared."""
-    error: RunError | None = None
-    found: list[Figures | None] = [None]
-    if place.rank == 0:
-        try:
-            found[0] = compare(summary, reference, k=k, device=place.device)
-        except RunError as caught:
-            error = caught
-    agree_in(place, error)
-    if place.world_size > 1:
-        dist.broadcast_object_list(found, src=0)
-    figures = found[0]
-    assert figures is not None
-    return figures
-
-
-def agree_in(place: Place, error: RunError | None) -> None:
-    """`parallel.launch.agree`, which a rank that is alone needs no process group for."""
-    if place.world_size > 1:
-        agree(error)
-    elif error is not None:
-        raise error
+    return from_rank_0(place.rank, lambda: compare(summary, reference, k=k, device=place.device))
 
 
 def check_shapes(ours: tuple[int, ...], theirs: tuple[int, ...], path: Path) -> None:

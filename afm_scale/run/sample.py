@@ -16,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint.manifest import resolve_checkpoint
-from ..core.errors import RunError, UserError
+from ..core.errors import UserError
+from ..core.files import make_folder
 from ..parallel.ddp import DDPPlan
-from ..parallel.launch import Ranks, agree, agreed, launch
+from ..parallel.launch import Ranks, agreed, launch
 from ..parallel.plan import ParallelConfig
 from ..sampling.pictures import save_png, to_uint8
 from ..sampling.sampler import SampleStream, Tile
@@ -114,11 +115,8 @@ def _decoder(config: RunConfig, request: SampleRequest, ranks: Ranks) -> Decoder
 
 def _make_folders(request: SampleRequest, ranks: Ranks, drawing: Drawing) -> Sheets | None:
     """Returns what gathers the images for the grid and the npz: on rank 0, if they are asked for."""
-    try:
-        for folder in (request.out, *(file.parent for file in (request.grid, request.npz) if file)):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as caught:
-        raise UserError(f"cannot make the folder {caught.filename}: {caught.strerror}; choose another") from caught
+    for folder in (request.out, *(file.parent for file in (request.grid, request.npz) if file)):
+        make_folder(folder)
     if ranks.rank != 0 or not (request.grid or request.npz):
         return None
     return Sheets(request.num, drawing.shape, grid=request.grid, npz=request.npz)
@@ -128,12 +126,8 @@ def _draw(request: SampleRequest, drawing: Drawing, ranks: Ranks, sheets: Sheets
     """Writes this rank's images, and brings them to rank 0 window by window if a grid or an npz needs them."""
     with tqdm(total=request.num, unit="image", desc="drawing", disable=True if ranks.rank else None) as progress:
         for end, tiles in drawing.windows(request.num, request.batch_size):
-            error: RunError | None = None
-            try:
+            with agreed():
                 tiles = _write_pictures(tiles, request.out)
-            except RunError as caught:
-                error = caught
-            agree(error)
             if request.grid or request.npz:
                 _gather(tiles, ranks, sheets)
             progress.update(end - progress.n)

@@ -16,10 +16,6 @@ from .decoding import Decoder
 from .drawing import Drawing, DrawnImages
 from .measure import compare_on_rank_0, measure
 
-_FIGURES = (
-    "frechet_distance", "spatial_frechet_distance", "inception_score", "inception_score_std", "precision", "recall",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEvaluationConfig:
@@ -74,4 +70,4 @@ class SampleEvaluation:
             num_members=config.members, batch_size=config.batch_size, progress=None,
         )
         figures = compare_on_rank_0(summary, self.reference, plan, k=config.neighbours)
-        return {name: value for name in _FIGURES if (value := getattr(figures, name)) is not None}
+        return {name: value for name, value in figures.values().items() if value is not None}
