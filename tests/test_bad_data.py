@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from afm_scale.__main__ import main
 from afm_scale.checkpoint.tensors import digest
@@ -32,14 +31,6 @@ BROKEN = 5  # the second sample of that shard
 STEPS = 2
 POSITIONS = STEPS * 2 * 8  # of two players, in batches of 8
 SHORT = (f"loop.steps={STEPS}", "checkpoint.every_steps=2", "hooks.metrics.every_steps=1")
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    assert not dist.is_initialized()
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from afm_scale.__main__ import main
@@ -33,14 +31,6 @@ GUIDED = (
     "objective.guidance={kind: flow, weight: 0.1, low: 0.0, high: 1.0}",
     "model.classifier={kind: dit, patch_size: 4, hidden_size: 32, depth: 2, num_heads: 2}",
 )
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    assert not dist.is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 from PIL import Image
 
 from afm_scale.__main__ import main
@@ -26,14 +25,6 @@ from .commands import ROOT, SMALL_AFM, run
 TRAIN_FOUR = ("loop.steps=4", "checkpoint.every_steps=2", "parallel.device=cpu")
 
 Told = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    assert not dist.is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from afm_scale.data.shards import PackedShards
 
 from .commands import QUIET, SMALL_AFM, end, train
 from .data.small import packed_images
+from .data.small_sources import damaged
 from .test_resume import last_step, rows, wait_until
 
 pytestmark = pytest.mark.slow
@@ -35,13 +36,7 @@ SETTINGS = (
 def packed(folder: Path, *broken: int) -> Path:
     """36 images of 8 pixels in 4 classes; of those that are broken, one byte is another."""
     packed_images(folder, num_samples=NUM_SAMPLES, num_classes=4, size=8)
-    shards = PackedShards(folder)
-    for sample in broken:
-        path = folder / shards.description.shards[int(shards.index.shard[sample])].name
-        data = bytearray(path.read_bytes())
-        data[int(shards.index.offset[sample, 0]) + 20] ^= 1
-        path.write_bytes(data)
-    return folder
+    return damaged(folder, *broken)
 
 
 def start(data: Path, folder: Path, *overrides: str, ranks: int = 1, **changes: object) -> subprocess.Popen[str]:

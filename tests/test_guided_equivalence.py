@@ -59,18 +59,15 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guides")
     small = ("loop.steps=3", "data.global_batch=32", "report=null", "parallel.device=cpu", "parallel.plan=ddp",
              "hooks.samples=null", "hooks.metrics.tensorboard=false", "average.decay=0.0")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
-            patch.delenv(name, raising=False)
-        assert main([
-            "train", "classifier_digits", f"run.folder={folder / 'classifier'}", _CLASSIFIER, *small,
-            "optimizer.classifier.learning_rate=1e-2",
-        ]) == EXIT_DONE
-        assert main([
-            "train", "digits_flow_matching", f"run.folder={folder / 'flow'}", "objective.class_dropout=0.3",
-            f"model.generator={_SIZE}, times: source, null_class: true}}", *small,
-            "optimizer.generator.learning_rate=1e-2",
-        ]) == EXIT_DONE
+    assert main([
+        "train", "classifier_digits", f"run.folder={folder / 'classifier'}", _CLASSIFIER, *small,
+        "optimizer.classifier.learning_rate=1e-2",
+    ]) == EXIT_DONE
+    assert main([
+        "train", "digits_flow_matching", f"run.folder={folder / 'flow'}", "objective.class_dropout=0.3",
+        f"model.generator={_SIZE}, times: source, null_class: true}}", *small,
+        "optimizer.generator.learning_rate=1e-2",
+    ]) == EXIT_DONE
     return folder
 
 

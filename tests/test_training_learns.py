@@ -21,12 +21,6 @@ def quality(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())["quality"]
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def test_a_few_hundred_updates_bring_the_flow_to_the_mixture(tmp_path: Path) -> None:
     short = (
         "loop.steps=600", "data.global_batch=256", "average.decay=0.98",

@@ -157,7 +157,7 @@ def _images(folder: Path, batch: int, cores: int) -> dict:
 
 def _missing(name: str) -> str:
     """Which extra to install for a source whose package is not there."""
-    package = {"plain": ("webdataset", "benchmark"), "dali": ("nvidia.dali", "dali")}.get(name)
+    package = {"plain": ("webdataset", "webdataset"), "dali": ("nvidia.dali", "dali")}.get(name)
     if package is None:
         return ""
     try:

@@ -15,28 +15,23 @@ from torch import Tensor
 pytest.importorskip("nvidia.dali")
 
 from afm_scale.core.errors import DataError
-from afm_scale.core.random import Positions
 from afm_scale.data.dali import DaliSource, _pipeline, crop_decoded
 from afm_scale.data.description import ImageContent
 from afm_scale.data.images import DaliConfig, WebDatasetConfig, read_or_substitute
-from afm_scale.data.order import EpochOrder
 from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards
 from afm_scale.data.transforms import adm_crop, decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
 from tests.data.small import encoded, packed_images, picture
+from tests.data.small_sources import BATCH, NUM_SAMPLES, SEED, damaged, pack_numbered, samples_at, stream
 
-NUM_SAMPLES, BATCH, SEED = 30, 24, 3  # BATCH divides among 1, 2, 3 and 4 ranks; turns cross the ends of epochs
 SIDES = [(40, 30), (30, 40), (16, 16), (10, 14), (31, 33), (32, 32), (64, 100), (65, 67), (131, 90), (300, 257)]
 Build = Callable[..., DaliSource]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 images of 8 pixels, each of its own class: the label is the number of the sample."""
-    out = tmp_path_factory.mktemp("images") / "packed"
-    packed_images(out, num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
-    return out
+    return pack_numbered(tmp_path_factory.mktemp("images") / "packed")
 
 
 @pytest.fixture
@@ -78,29 +73,6 @@ def grainy(number: int, width: int, height: int) -> Image.Image:
 def by_label(source: DaliSource) -> dict[int, Tensor]:
     pixels, labels, _ = next(source.decoded())
     return dict(zip(labels.tolist(), pixels, strict=True))
-
-
-def stream(build: Build, world_size: int, num_turns: int, **changes: object) -> Tensor:
-    """The labels of the global stream: rank r's i-th sample of a turn lies at i W + r within it."""
-    shares = []
-    for rank in range(world_size):
-        source = build(rank, world_size, **changes)
-        shares.append(torch.stack([batch.y for batch in islice(source, num_turns)]))
-        source.close()
-    return torch.stack(shares, dim=-1).flatten()
-
-
-def samples_at(first: int, count: int) -> Tensor:
-    return EpochOrder(NUM_SAMPLES, seed=SEED).indices(Positions(first, 1, count))
-
-
-def damage(folder: Path, sample: int) -> None:
-    """One byte of the sample's image becomes another."""
-    shards = PackedShards(folder)
-    path = folder / shards.description.shards[int(shards.index.shard[sample])].name
-    data = bytearray(path.read_bytes())
-    data[int(shards.index.offset[sample, 0]) + 20] ^= 1
-    path.write_bytes(data)
 
 
 def mean_difference(found: Tensor, wanted: Tensor) -> float:
@@ -208,7 +180,7 @@ def test_a_damaged_sample_ends_the_run_at_its_turn(build: Build, tmp_path: Path)
     packed_images(tmp_path / "packed", num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
     broken = int(samples_at(2 * BATCH + 5, 1))
     turns_before = [turn for turn in range(2) if broken in samples_at(turn * BATCH, BATCH)]
-    damage(tmp_path / "packed", broken)
+    damaged(tmp_path / "packed", broken)
     batches = iter(build(folder=tmp_path / "packed", prefetch=3))
     list(islice(batches, turns_before[0] if turns_before else 2))
     with pytest.raises(DataError, match=f"sample {broken:09d}: the bytes are not those that were packed"):
@@ -218,7 +190,7 @@ def test_a_damaged_sample_ends_the_run_at_its_turn(build: Build, tmp_path: Path)
 def test_a_damaged_sample_is_skipped_for_the_substitute_that_every_source_takes(build: Build, tmp_path: Path) -> None:
     packed_images(tmp_path / "packed", num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
     broken = int(samples_at(3, 1))
-    damage(tmp_path / "packed", broken)
+    damaged(tmp_path / "packed", broken)
     shards = PackedShards(tmp_path / "packed")
     used, _, wanted = read_or_substitute(shards, broken, shards.read, seed=SEED, on_error="skip")
     labels = samples_at(0, BATCH)

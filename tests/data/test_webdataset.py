@@ -22,24 +22,20 @@ from afm_scale.core.random import Positions
 from afm_scale.data.affine import AffineConfig, affines_at, moved
 from afm_scale.data.description import ImageContent
 from afm_scale.data.images import WebDatasetConfig, mirrored_at
-from afm_scale.data.order import EpochOrder
 from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards
 from afm_scale.data.transforms import decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
 from tests.data.small import encoded, packed_images, picture
+from tests.data.small_sources import BATCH, NUM_SAMPLES, SEED, damaged, pack_numbered, samples_at, stream
 
 ROOT = Path(__file__).parents[2]
-NUM_SAMPLES, BATCH, SEED = 30, 24, 3  # BATCH divides among 1, 2, 3, 4 and 8 ranks; turns cross the ends of epochs
 Build = Callable[..., WebDatasetSource]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 images of 8 pixels, each of its own class: the label is the number of the sample."""
-    out = tmp_path_factory.mktemp("images") / "packed"
-    packed_images(out, num_samples=NUM_SAMPLES, num_classes=NUM_SAMPLES, size=8)
-    return out
+    return pack_numbered(tmp_path_factory.mktemp("images") / "packed")
 
 
 @pytest.fixture
@@ -57,31 +53,6 @@ def build(folder: Path) -> Iterator[Build]:
     yield build
     for source in sources:
         source.close()
-
-
-def stream(build: Build, world_size: int, num_turns: int, **changes: object) -> Tensor:
-    """The labels of the global stream: rank r's i-th sample of a turn lies at i W + r within it."""
-    shares = []
-    for rank in range(world_size):
-        source = build(rank, world_size, **changes)
-        shares.append(torch.stack([batch.y for batch in islice(source, num_turns)]))
-        source.close()
-    return torch.stack(shares, dim=-1).flatten()
-
-
-def samples_at(first: int, count: int) -> Tensor:
-    return EpochOrder(NUM_SAMPLES, seed=SEED).indices(Positions(first, 1, count))
-
-
-def damaged(folder: Path, *samples: int) -> Path:
-    """One byte of each sample's image is another."""
-    shards = PackedShards(folder)
-    for sample in samples:
-        path = folder / shards.description.shards[int(shards.index.shard[sample])].name
-        data = bytearray(path.read_bytes())
-        data[int(shards.index.offset[sample, 0]) + 20] ^= 1
-        path.write_bytes(data)
-    return folder
 
 
 def test_a_batch_is_what_decoding_by_hand_gives_at_each_position(build: Build, folder: Path) -> None:

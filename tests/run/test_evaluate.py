@@ -27,12 +27,6 @@ PIXELS = ("--features", "pixels", "--device", "cpu")
 Evaluated = Callable[..., Mapping[str, Any]]
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def write_npz(path: Path, count: int = 60, *, seed: int = 0, size: int = 4, channels: int = 1, shift: int = 0) -> Path:
     """Random images, all at least 50 from either end of the range but for the shift."""
     images = np.random.default_rng(seed).integers(50, 200, (count, size, size, channels), dtype=np.uint8)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from afm_scale.__main__ import main
@@ -35,14 +33,6 @@ SMALL_CLASSIFIER = (
 class Means(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=[2, 3])
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    assert not dist.is_initialized()
 
 
 def trained(folder: Path, *arguments: str) -> Path:

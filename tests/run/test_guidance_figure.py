@@ -21,9 +21,7 @@ def untrained(folder: Path, *overrides: str, recipe: str = "mixture2d_afm") -> P
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
+def small(tmp_path: Path) -> dict[str, Path]:
     narrow = ("model.generator.width=8", "model.discriminator.width=8")
     return {
         "seed 0": untrained(tmp_path / "a", *narrow), "seed 1": untrained(tmp_path / "b", *narrow, "loop.seed=1"),

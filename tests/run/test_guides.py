@@ -54,12 +54,6 @@ def trained(folder: Path, *overrides: str, recipe: str = "mixture2d_afm") -> Pat
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def guided_by(folder: Path, *overrides: str) -> RunConfig:
     return load(RunConfig, "mixture2d_afm", [VELOCITY, f"model.flow={folder}", *overrides])
 

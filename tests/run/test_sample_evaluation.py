@@ -19,12 +19,6 @@ from tests.commands import SMALL_AFM, SMALL_FLOW_MATCHING, end, train
 QUICK = ("parallel.device=cpu", "checkpoint.every_steps=2", "hooks.metrics.every_steps=1")
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
