@@ -9,6 +9,12 @@ DATA = {
     "webdataset": ["webdataset>=1.0"],  # only what the data benchmark compares with; data.kind webdataset needs none
 }
 
+PARALLEL = {
+    "deepspeed": ["deepspeed>=0.19"],  # parallel.plan deepspeed
+    "megatron": ["megatron-core>=0.16"],  # parallel.plan megatron; without the transformer-engine package
+    "fp8": ["torchao>=0.17"],  # parallel.precision fp8
+}
+
 setup(
     name="afm_scale",
     version="0.1.0",
@@ -29,12 +35,15 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
+        # Triton comes with torch where there is a GPU; the tests run its kernels in its interpreter.
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "triton>=3.6; platform_system == 'Linux'"],
         "wandb": ["wandb>=0.17"],
         # Inception features. It asks for torchvision, which the one network used here does without and which is tied to
         # one version of torch: pip install --no-deps -c constraints.txt torch-fidelity
         "evaluation": ["torch-fidelity>=0.4"],
         **DATA,
+        **PARALLEL,
         "data": [requirement for requirements in DATA.values() for requirement in requirements],
+        "parallel": [requirement for requirements in PARALLEL.values() for requirement in requirements],
     },
 )

@@ -2,7 +2,7 @@
 # Runs every test that this machine can run: bash tests/run.sh [pytest options]
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/../launchers/environment.sh" test,data,evaluation
+source "$(dirname "${BASH_SOURCE[0]}")/../launchers/environment.sh" test,data,evaluation,parallel
 cd "$root"
 
 export OMP_NUM_THREADS=1

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "estimate": {"core", "flow", "models", "data", "parallel", "sampling"},
     # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error (parallel.launch).
     "train": {
-        "core", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.launch", "data.source",
+        "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.launch", "data.source",
         "checkpoint.manager", "checkpoint.manifest", "sampling",
     },
     "run": {
@@ -41,7 +41,7 @@ MAY_IMPORT = {
 }
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
 OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity",
-            "pyarrow"}
+            "pyarrow", "torchao", "triton"}
 LINES = 300
 LINES_OF_LOOP = 150
 LINES_OF_OBJECTIVE = 180

@@ -3,6 +3,7 @@
     python tools/benchmark.py data [RECIPE] [a.b=c ...] [--json]
     python tools/benchmark.py evaluation [--json]
     python tools/benchmark.py traffic RECIPE [a.b=c ...] --ranks N [--json]
+    python tools/benchmark.py step RECIPE [a.b=c ...] [--reference] [--json]      also under torchrun
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from afm_scale.core.errors import RunError
 from afm_scale.estimate.flops import PEAK_TFLOPS
 from afm_scale.run.benchmark_data import DataBenchmark, benchmark_data_command
 from afm_scale.run.benchmark_evaluation import EvaluationBenchmark, benchmark_evaluation_command
+from afm_scale.run.benchmark_step import StepBenchmark, benchmark_step_command
 from afm_scale.run.benchmark_traffic import TrafficBenchmark, benchmark_traffic_command
 
 
@@ -59,6 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     traffic.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for all (default 600)")
     traffic.add_argument("--json", action="store_true", help="the result as JSON")
     traffic.set_defaults(run=_traffic)
+    step = commands.add_parser("step", help="a training step: images/s, TFLOP/s, utilisation, memory")
+    step.add_argument("recipe", help="on random samples of its shape; its data are not opened")
+    step.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the recipe's")
+    step.add_argument("--reference", action="store_true", help="time the published way of taking the step, too")
+    step.add_argument("--reference-accumulation", type=int, metavar="N", help="default: the recipe's")
+    step.add_argument("--reference-calls", default="one", metavar="one|four", help="of D in its own turn (default one)")
+    step.add_argument("--steps", type=int, default=20, metavar="N", help="timed (default 20)")
+    step.add_argument("--warm-up", type=int, default=5, metavar="N", help="steps before them (default 5)")
+    step.add_argument("--gpu", help=f"whose peak counts: {', '.join(PEAK_TFLOPS)} (default: as the driver names it)")
+    step.add_argument("--profile", type=Path, metavar="FILE", help="of one more step: a table, or a trace if .json")
+    step.add_argument("--json", action="store_true", help="the result as JSON")
+    step.set_defaults(run=_step)
     return parser
 
 
@@ -83,6 +97,15 @@ def _traffic(options: argparse.Namespace) -> int:
         recipe=options.recipe, overrides=options.overrides, ranks=options.ranks, timeout_seconds=options.timeout
     )
     return benchmark_traffic_command(request, as_json=options.json)
+
+
+def _step(options: argparse.Namespace) -> int:
+    request = StepBenchmark(
+        recipe=options.recipe, overrides=tuple(options.overrides), steps=options.steps, warm_up=options.warm_up,
+        reference=options.reference, reference_accumulation=options.reference_accumulation,
+        reference_calls=options.reference_calls, gpu=options.gpu, profile=options.profile,
+    )
+    return benchmark_step_command(request, as_json=options.json)
 
 
 if __name__ == "__main__":

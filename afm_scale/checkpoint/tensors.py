@@ -22,16 +22,16 @@ _MISMATCHES_SHOWN = 3
 _DIGEST_CHUNK_BYTES = 256 * 2**20  # of tensors held in memory at once
 
 
-def load_into(path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+def load_into(path: Path, tensors: Mapping[str, Tensor], *, spare: str | None = None) -> Mapping[str, Any]:
     """Fills the tensors in place and returns the scalars saved with them.
 
     The tensors may be plain or DTensors, over any number of ranks. Collective if there is a process group. Raises
     CheckpointError, on all ranks alike and before anything is touched, if the checkpoint is torn or if the names,
-    shapes and dtypes are not exactly those of the checkpoint.
+    shapes and dtypes are not exactly those of the checkpoint; names that end in `spare` may be left unread.
     """
     try:
         manifest = read_manifest(path)
-        _check_fits(path, manifest, tensors)
+        _check_fits(path, manifest, tensors, spare)
         finding = (manifest.created, "")
     except CheckpointError as error:
         finding = ("", str(error))
@@ -93,12 +93,13 @@ def _load(path: Path, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
         ) from error
 
 
-def _check_fits(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+def _check_fits(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor], spare: str | None) -> None:
     here = {name: TensorEntry.of(tensor) for name, tensor in tensors.items()}
     mismatches = [
         f"{name} is {manifest.tensors.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} in this model"
         for name in sorted(here.keys() | manifest.tensors.keys())
         if here.get(name) != manifest.tensors.get(name)
+        and not (name not in here and spare is not None and name.endswith(spare))
     ]
     if mismatches:
         shown = "; ".join(mismatches[:_MISMATCHES_SHOWN])

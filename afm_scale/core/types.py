@@ -57,9 +57,9 @@ class Generator(Protocol):
 
 
 class Discriminator(Protocol):
-    """D(x_t [B, C, H, W], t [B], y [B]) -> logits [B]."""
+    """D(x_t [B, C, H, W], t [B], y [B]) -> logits [B]; `precise`: in float32 where D computes in less otherwise."""
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False) -> Tensor: ...
 
 
 class Classifier(Protocol):

@@ -48,10 +48,10 @@ class DiTDiscriminator(Backbone):
             return small_normal(tuple(self.dis_embed.shape), generator)
         return super().initial(name, generator)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """x [B, C, H, W], target time t [B] float32, y [B] int64 -> [B]."""
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False) -> Tensor:
+        """x [B, C, H, W], target time t [B] float32, y [B] int64 -> [B]; `precise`: see `read_first`."""
         condition = self.y_embedder(y)
         if self.target_time:
             condition = condition + self.t_embedder(t)
-        first = self.read_first(prepend(self.dis_embed, self.tokens(x)), condition)
+        first = self.read_first(prepend(self.dis_embed, self.tokens(x)), condition, precise)
         return self.final_layer(first).squeeze(-1).clone()  # a view as output could lose FSDP2's hooks

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.sharing import Entry, Shared
+from ..ops.block import gated_residual, modulated_norm
 from .layers import Attention, Linear, Mlp, PatchEmbed, sincos_positions, zeros
 
 
@@ -33,16 +34,6 @@ class BackboneConfig:
             )
 
 
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis without weights, eps 1e-6."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x [B, N, d] scaled and shifted per sample by [B, d]."""
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the condition (adaLN-zero: the gates start at 0)."""
 
@@ -54,12 +45,22 @@ class Block(nn.Module):
             nn.SiLU(), Linear(config.hidden_size, 6 * config.hidden_size, start=zeros)
         )
 
+    def large_linears(self) -> list[nn.Linear]:
+        return [self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2]
+
+    def share(self, parts: int, entry: Entry) -> list[Shared]:
+        """Makes this one of `parts` that share the work; what is replaced where is for the plan to do.
+
+        The condition's modulation is not shared. Raises ConfigError if the heads cannot be divided so.
+        """
+        return [*self.attn.share(parts, entry), *self.mlp.share()]
+
     def forward(self, x: Tensor, c: Tensor, first_only: bool = False) -> Tensor:
         """x [B, N, d], c [B, d] -> [B, N, d]; with `first_only` the first token alone, [B, 1, d]."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
-        attended = self.attn(modulate(layer_norm(x), shift_attn, scale_attn), first_only=first_only)
-        x = (x[:, :1] if first_only else x) + gate_attn[:, None] * attended
-        return x + gate_mlp[:, None] * self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+        attended = self.attn(modulated_norm(x, shift_attn, scale_attn), first_only=first_only)
+        x = gated_residual(x[:, :1] if first_only else x, gate_attn, attended)
+        return gated_residual(x, gate_mlp, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Module):
@@ -72,7 +73,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(layer_norm(x), shift, scale))
+        return self.linear(modulated_norm(x, shift, scale))
 
 
 class Backbone(nn.Module):
@@ -88,6 +89,7 @@ class Backbone(nn.Module):
         self.x_embedder = PatchEmbed(num_channels, config.patch_size, config.hidden_size)
         self.register_buffer("pos_embed", torch.empty(1, self.grid[0] * self.grid[1], config.hidden_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.block_dtype: torch.dtype | None = None  # what the blocks compute in; None: the dtype of their inputs
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         assert name == "pos_embed", name
@@ -97,22 +99,38 @@ class Backbone(nn.Module):
         """The modules a plan may shard, recompute and compile one by one, in forward order."""
         return list(self.blocks)
 
+    def large_linears(self) -> list[nn.Linear]:
+        """The layers that do nearly all of the work: one row for each token. Those of the condition have one a sample.
+        """
+        return [linear for block in self.blocks for linear in block.large_linears()]
+
+    def compute_blocks_in(self, dtype: torch.dtype) -> None:
+        """Everything outside of the blocks stays as it is: embedders, sinusoids, final LayerNorms, heads, outputs."""
+        self.block_dtype = dtype
+
     def run_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """One pass through the stack, which a plan may recompute as one: [B, N, d] and [B, d] -> [B, N, d]."""
+        given, (tokens, condition) = tokens.dtype, self._lowered(tokens, condition)
         for block in self.blocks:
             tokens = block(tokens, condition)
-        return tokens
+        return tokens.to(given)
 
-    def read_first(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def read_first(self, tokens: Tensor, condition: Tensor, precise: bool = False) -> Tensor:
         """What `run_blocks` makes of the first token, [B, d]; recomputed as one too.
 
         The last block's other rows would be thrown away, so it asks the query, the projection and the MLP of the
-        first token alone: 3% of a discriminator's work at XL, 7% at B.
+        first token alone: 3% of a discriminator's work at XL, 7% at B. With `precise` nothing is lowered to
+        `block_dtype`. That is an argument, and no mode, because a recomputation knows the arguments alone.
         """
+        given, (tokens, condition) = tokens.dtype, self._lowered(tokens, condition, precise)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens, condition)
-        return last(tokens, condition, True)[:, 0]
+        return last(tokens, condition, True)[:, 0].to(given)
+
+    def _lowered(self, tokens: Tensor, condition: Tensor, precise: bool = False) -> tuple[Tensor, Tensor]:
+        dtype = tokens.dtype if precise or self.block_dtype is None else self.block_dtype
+        return tokens.to(dtype), condition.to(dtype)
 
     def tokens(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, N, d] with positions added."""

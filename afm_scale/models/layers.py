@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..core.random import tensor_generator
+from ..core.sharing import Entry, Shared
 from ..core.types import NO_CLASS
 
 Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]
@@ -50,12 +52,24 @@ def initial_weights(network: nn.Module, *context: object) -> Iterator[tuple[str,
             yield full_name, module.initial(name, tensor_generator("weights", *context, full_name))
 
 
+def in_dtype_of(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+    """Parameters as a computation on x needs them.
+
+    Cast for every use, so that the gradients of all uses add up in the dtype in which the parameters are kept.
+    """
+    return [None if parameter is None else parameter.to(x.dtype) for parameter in parameters]
+
+
 class Linear(nn.Linear):
-    """A linear layer whose weight starts as told and whose bias starts at zero."""
+    """A linear layer whose weight starts as told and whose bias starts at zero; it computes in the dtype of its input.
+    """
 
     def __init__(self, num_in: int, num_out: int, *, bias: bool = True, start: Initialiser = xavier_uniform) -> None:
         super().__init__(num_in, num_out, bias=bias)
         self._start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *in_dtype_of(x, self.weight, self.bias))
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         return self._start(tuple(self.weight.shape), generator) if name == "weight" else torch.zeros(self.out_features)
@@ -131,7 +145,10 @@ class TimestepEmbedder(nn.Module):
 
 
 class HeadNorm(nn.LayerNorm):
-    """LayerNorm over one attention head's width, for QK-norm."""
+    """LayerNorm over one attention head's width, for QK-norm; in the dtype of its input, its sums in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, *in_dtype_of(x, self.weight, self.bias), self.eps)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         return torch.ones(self.normalized_shape) if name == "weight" else torch.zeros(self.normalized_shape)
@@ -148,6 +165,18 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(head_size, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(head_size, eps=1e-6) if qk_norm else nn.Identity()
         self.proj = Linear(hidden_size, hidden_size)
+        self._entry: Entry | None = None  # of shared work
+
+    def share(self, parts: int, entry: Entry) -> list[Shared]:
+        """Makes this one of `parts`, each with as many heads. Raises ConfigError if they cannot be divided so."""
+        if self.num_heads % parts:
+            raise ConfigError(f"{self.num_heads} attention heads cannot be shared by {parts} ranks")
+        self.num_heads //= parts
+        self._entry = entry
+        return [
+            Shared(self, "qkv", "outputs", stacked=3), Shared(self, "q_norm", "between"),
+            Shared(self, "k_norm", "between"), Shared(self, "proj", "inputs"),
+        ]
 
     def forward(self, x: Tensor, *, first_only: bool = False) -> Tensor:
         """x [B, N, d] -> [B, N, d]; with `first_only` the first token's row alone, [B, 1, d]."""
@@ -161,8 +190,10 @@ class Attention(nn.Module):
 
     def _first_query(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The query of the first token [B, heads, 1, d / heads], keys and values of all [B, heads, N, d / heads]."""
-        d = x.shape[-1]
-        weights, biases = self.qkv.weight.split([d, 2 * d]), self.qkv.bias.split([d, 2 * d])
+        x = x if self._entry is None else self._entry(x)
+        weight, bias = in_dtype_of(x, self.qkv.weight, self.qkv.bias)
+        d = len(weight) // 3  # the width, or this rank's share of it
+        weights, biases = weight.split([d, 2 * d]), bias.split([d, 2 * d])
         q = F.linear(x[:, :1], weights[0], biases[0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, self.num_heads, -1))  # [B, N, 2, heads, d / heads]
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -176,6 +207,9 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = Linear(hidden_size, ratio * hidden_size)
         self.fc2 = Linear(ratio * hidden_size, hidden_size)
+
+    def share(self) -> list[Shared]:
+        return [Shared(self, "fc1", "outputs"), Shared(self, "fc2", "inputs")]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -83,7 +83,8 @@ class MLPDiscriminator(_MLP):
         super().__init__(config, math.prod(shape) + 1 + config.conditional, 1)
         self.conditional = config.conditional
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False) -> Tensor:
+        """-> [B]; it is always precise: there are no blocks that a plan could lower."""
         return self.layers(self.embed(x, t, *[y] * self.conditional)).squeeze(-1).clone()
 
 

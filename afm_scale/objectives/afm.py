@@ -32,15 +32,7 @@ from ..flow.path import Prediction, interpolate, interval_weight, move
 from ..flow.times import TimeSampler
 from .augment import AugmentationConfig, paired_augmentation
 from .gradient_scale import GradientScale, GradientScaleConfig, first_order
-
-
-@dataclass(frozen=True, kw_only=True)
-class PenaltyConfig:
-    """Finite-difference R1 and R2."""
-
-    weight: float = 0.25  # l_gp, of each
-    share: float = 0.25  # of the global batch, at least one sample
-    epsilon: float = 0.01
+from .penalty import PenaltyConfig, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,23 +93,17 @@ class AdversarialFlow:
             pair = self._pair(nets.generator, batch, draws, step)
         num_penalised = max(round(draws.positions.total * config.share), 1)  # in the global batch
         count = draws.positions.below(num_penalised)  # of them in this microbatch, its first ones
-        noise = [draws.normal(name, batch.x.shape[1:])[:count].to(batch.x.dtype) for name in ("r1 noise", "r2 noise")]
-        inputs = [pair.seen_real, pair.seen_fake]
-        inputs += [a[:count] + config.epsilon * e for a, e in zip(inputs, noise, strict=True)]
-        logits = nets.discriminator(
-            torch.cat(inputs),
-            torch.cat((pair.t, pair.t, pair.t[:count], pair.t[:count])),
-            torch.cat((batch.y, batch.y, batch.y[:count], batch.y[:count])),
-        )
-        real, fake, moved_real, moved_fake = logits.split([len(batch.y), len(batch.y), count, count])
+        noise = [draws.normal(name, batch.x.shape[1:]).to(batch.x.dtype) for name in ("r1 noise", "r2 noise")]
+        judged = judge(config, nets.discriminator, (pair.seen_real, pair.seen_fake), noise, pair.t, batch.y, count)
+        real, fake = judged.real, judged.fake
 
         # A microbatch's loss is averaged over all `stride` of them; dividing by the global count makes that the mean.
         per_sample = config.weight * pair.weight[:count] * draws.positions.stride / num_penalised
         return _sum_of(
             {
                 "adversarial": F.softplus(-(real - fake)).mean(),  # Eq. 1
-                "r1": (per_sample * ((moved_real - real[:count]) / config.epsilon).square()).sum(),  # Eq. 5, 18
-                "r2": (per_sample * ((moved_fake - fake[:count]) / config.epsilon).square()).sum(),  # Eq. 6, 19
+                "r1": (per_sample * judged.slope_real.square()).sum(),  # Eq. 5, 18
+                "r2": (per_sample * judged.slope_fake.square()).sum(),  # Eq. 6, 19
                 "centring": self._config.centring_weight * (real + fake).square().mean(),  # Eq. 7
             },
             {"logit_real": real.mean(), "logit_fake": fake.mean()},

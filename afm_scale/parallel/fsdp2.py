@@ -6,6 +6,10 @@ Collectives of an update with L blocks, each used R times, which the tests count
     zero2     L + 1  +  0       L + 1
     whole         1  +  0           1
 
+A discriminator that is asked precisely (`PenaltyConfig`) uses its blocks twice. Under bf16 full and zero2 gather blocks
+as such, in half the bytes. A rank then adds up the gradients of a block's uses in bf16, before they are summed over the
+ranks in float32; whole gathers float32 and casts for each use, as DDP does.
+
 FSDP2 gathers a block for each use and drops it after each; under zero2 both are switched off, and what is gathered
 stays until `rest` drops it. A step on the shards without that would train on stale weights, without an error.
 """
@@ -22,12 +26,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.hooks import RemovableHandle
 
+from .config import ParallelConfig
 from .launch import Ranks
-from .plan import ParallelConfig, Player
+from .plan import Player
+from .precision import block_dtype
 from .replicated import ReplicatedPlan
 
 AUTO_SHARE = 0.1  # of the device's memory that policy auto lets one network's gathered weights take
@@ -35,9 +41,11 @@ AUTO_SHARE = 0.1  # of the device's memory that policy auto lets one network's g
 _REPLICATE, _SHARD = "replicate", "shard"  # axes of the mesh
 
 
-def gathered_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """What the module's parameters take when all are gathered, in the dtype they are computed with."""
-    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
+def gathered_bytes(module: nn.Module, dtype: torch.dtype, block_dtype: torch.dtype | None = None) -> int:
+    """What the module's parameters take when all are gathered: in `dtype`, those of its blocks in one of their own."""
+    in_all = sum(parameter.numel() for parameter in module.parameters())
+    in_blocks = sum(parameter.numel() for block in module.shardable_blocks() for parameter in block.parameters())
+    return (in_all - in_blocks) * dtype.itemsize + in_blocks * (block_dtype or dtype).itemsize
 
 
 def chosen_policy(gathered: int, memory: int, repetitions: int) -> Literal["full", "zero2"]:
@@ -52,6 +60,7 @@ class FSDP2Plan(ReplicatedPlan):
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
         super().__init__(ranks, config)
         self._policy = config.fsdp2.policy
+        self._block_dtype = block_dtype(config.precision)
         self._mesh = _mesh(self.device.type, self.world_size, config.fsdp2.replicas)
         self._memory = _memory_per_rank(self.device, self.world_size)
 
@@ -59,17 +68,30 @@ class FSDP2Plan(ReplicatedPlan):
         """The policy of a network that is not laid out yet: the configured one, or what `auto` makes of it."""
         if self._policy != "auto":
             return self._policy
-        return chosen_policy(gathered_bytes(module, self.dtype), self._memory, _repetitions(module))
+        gathered = gathered_bytes(module, self.dtype, self._block_dtype)
+        return chosen_policy(gathered, self._memory, _repetitions(module))
 
     def _lay_out(self, module: nn.Module) -> nn.Module:
         # Blocks first: the root then takes only what is left (embedders, final layer), or everything.
         policy = self.policy_of(module)
         for block in module.shardable_blocks() if policy != "whole" else ():
-            fully_shard(block, mesh=self._mesh, reshard_after_forward=policy == "full")
-        root = fully_shard(module, mesh=self._mesh, reshard_after_forward=False)
+            # Inputs as they are: those of a precise call are float32, and cast the weights, for each use, to that.
+            dtypes = self._dtypes(self._block_dtype)
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=policy == "full", mp_policy=dtypes)
+        root = fully_shard(module, mesh=self._mesh, reshard_after_forward=False, mp_policy=self._dtypes(None))
         # Without this every use of a block would drop it in the backward, and the next one gather it again.
         root.set_reshard_after_backward(policy != "zero2")
         return root
+
+    def _dtypes(self, gathered: torch.dtype | None) -> MixedPrecisionPolicy:
+        # Reductions in the dtype of the shards, and said so: what torch does untold differs between its versions.
+        return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=self.dtype, cast_forward_inputs=False)
+
+    def _network(self, module: nn.Module) -> nn.Module:
+        # While all of it learns. FSDP2 would do this in the first forward, where the generator is frozen, and then
+        # forget `reduce_dtype`: gradients would be added up over the ranks in bf16.
+        fully_shard.state(module)._lazy_init()
+        return module
 
     def _fill(self, target: Tensor, full: Tensor) -> None:
         if isinstance(target, DTensor):
@@ -147,7 +169,7 @@ def _reduce_after_last_use(module: nn.Module) -> list[RemovableHandle]:
     gathered are looked at: under zero2 those that earlier microbatches of the turn used.
     """
     hooks = []
-    for block in module.shardable_blocks() if _repetitions(module) > 1 else ():
+    for block in module.shardable_blocks():
         parameter = next(block.parameters())
         if isinstance(block, FSDPModule) and not isinstance(parameter, DTensor):
             block.set_requires_gradient_sync(False)

@@ -22,7 +22,9 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from ..core.errors import ConfigError, RunError
-from .plan import ParallelConfig
+from ..ops.choice import choose, probe
+from .config import ParallelConfig
+from .precision import allow_tf32, fp8_error
 
 T = TypeVar("T")
 
@@ -63,16 +65,19 @@ def launch(config: ParallelConfig) -> Ranks:
     """Joins the process group: gloo for tensors on the CPU and, with GPUs, NCCL for those on the GPU.
 
     Sets this process's device and its arithmetic (TF32, deterministic kernels). Raises ConfigError, the same one on
-    every rank, if the device is not there, and on its own rank if the launcher's variables make no sense.
+    every rank, if the device or what is wanted of it is not there, and on its own rank if the launcher's variables make
+    no sense.
     """
     place = place_of(os.environ)
     _die_with_launcher()
     timeout = timedelta(seconds=config.timeout_seconds)
     store = _meet(place, timeout)
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    _agree_in(store, place, _gpu_error(place) if on_gpu else "")
-    _set_arithmetic(config)
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+    error = _gpu_error(place) if on_gpu else ""
+    error = error or (fp8_error(device) if config.precision == "fp8" else "")
+    _agree_in(store, place, error or _operations_error(config, device))
+    _set_arithmetic(config)
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -220,10 +225,21 @@ def _agree_in(store: dist.Store, place: Place, error: str) -> None:
     raise ConfigError(verdict)
 
 
+def _operations_error(config: ParallelConfig, device: torch.device) -> str:
+    """What is wrong with the implementation wanted of the fused operations, or an empty string."""
+    try:
+        choose(config.ops, probe(device))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def _set_arithmetic(config: ParallelConfig) -> None:
-    precision = "tf32" if config.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
+    allow_tf32(config.precision)
+    if config.plan == "megatron" and config.compile is False:
+        # Read when CUDA starts: reductions then begin before the products that are to hide them. Compiled blocks
+        # have none of these.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
     torch.use_deterministic_algorithms(config.deterministic)

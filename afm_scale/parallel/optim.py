@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.schedules import Schedule
+from ..ops.adamw import adamw_, kernel_for, new_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,46 @@ class OptimizerConfig:
     max_grad_norm: float = 50.0  # L2 norm over all of the player's parameters; 50 hardly ever clips
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW whose state exists before the first step, so that saving and loading never meet an empty one."""
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate(0), betas=config.betas, eps=config.eps,
-        weight_decay=config.weight_decay, foreach=True,
-    )
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-            }
-    return optimizer
+class AdamW(torch.optim.Optimizer):
+    """AdamW without a first moment where beta1 = 0, by the kernel that `ops` chose; on the CPU as torch.optim.AdamW.
+
+    Its state of a parameter is `step` [], `exp_avg_sq` and, where beta1 > 0, `exp_avg`: with beta1 = 0 that half of the
+    memory is not needed, since the first moment is the gradient.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
+        defaults = {
+            "lr": config.learning_rate(0), "betas": config.betas, "eps": config.eps,
+            "weight_decay": config.weight_decay,
+        }
+        super().__init__(parameters, defaults)
+        self._kernel = kernel_for([parameter for group in self.param_groups for parameter in group["params"]])
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = self._new_state(parameter, has_first_moment=group["betas"][0] != 0)
+
+    def _new_state(self, parameter: nn.Parameter, *, has_first_moment: bool) -> dict[str, Tensor]:
+        """Complete before the first step, so that saving and loading never meet an empty one."""
+        moments = ("exp_avg", "exp_avg_sq") if has_first_moment else ("exp_avg_sq",)
+        return {
+            "step": new_step(parameter, self._kernel),
+            **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in moments},
+        }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step of the parameters that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self.state[parameter] for parameter in moving]
+            adamw_(
+                self._kernel, moving, [parameter.grad for parameter in moving],
+                [state["exp_avg"] for state in states] if group["betas"][0] != 0 else None,
+                [state["exp_avg_sq"] for state in states], [state["step"] for state in states],
+                lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
+            )
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> AdamW:
+    return AdamW(parameters, config)

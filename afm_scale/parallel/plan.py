@@ -6,59 +6,20 @@ the methods below; DDP, FSDP2 and whatever comes later differ behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError
 from ..core.schedules import Schedule
 from ..core.types import Role
 from .optim import OptimizerConfig
-from .recompute import Recompute, RecomputeConfig
 
 Weights = Iterable[tuple[str, Tensor]]
 """Full (unsharded) tensors by name, one at a time: initial values, or those of a converted checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FSDP2Config:
-    """What is gathered when, and how many copies of the shards there are.
-
-    full: every block for each of its uses, dropped after it; least memory.
-    zero2: every block once in a turn, kept through its forwards and backwards, however often they use it; gradients,
-        optimizer and average stay sharded.
-    whole: the network at once, and kept until its turn ends; fewest collectives, for small networks.
-    auto: zero2 for networks that repeat their blocks or are small beside the device's memory, else full
-        (`fsdp2.chosen_policy`).
-    """
-
-    policy: Literal["auto", "full", "zero2", "whole"] = "auto"
-    replicas: int = 1  # copies of all shards (HSDP), each over as many neighbouring ranks: one per node gathers in it
-
-    def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ConfigError(f"parallel.fsdp2.replicas is {self.replicas}; it must be 1 (every shard once) or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How the players are laid over the ranks, and in which arithmetic they compute."""
-
-    plan: Literal["ddp", "fsdp2"]
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is a GPU
-    precision: Literal["fp32", "tf32", "fp64"] = "fp32"  # tf32: fp32 with TF32 matrix products; fp64: for checks
-    deterministic: bool = False  # on a GPU: only kernels that give the same bits every time; the CPU's always do
-    timeout_seconds: int = 600  # a collective that waits longer ends the run
-    recompute: RecomputeConfig = Recompute()  # in networks that learn
-    fsdp2: FSDP2Config = FSDP2Config()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float64 if self.precision == "fp64" else torch.float32
 
 
 @dataclass
@@ -77,6 +38,8 @@ class Player:
 class ParallelPlan(Protocol):
     rank: int
     world_size: int
+    data_rank: int  # which share of the global batch this rank sees
+    num_data_ranks: int  # of how many shares; less than the ranks where some see the same samples (tensor parallelism)
     device: torch.device
     dtype: torch.dtype  # networks' weights and inputs
 
@@ -108,7 +71,8 @@ class ParallelPlan(Protocol):
         ...
 
     def mean_(self, value: Tensor) -> Tensor:
-        """The mean of a small plain tensor over the data-parallel ranks, in place and returned."""
+        """The mean of a small plain tensor over all ranks, in place and returned. Ranks that see the same samples hold
+        the same values, so it is that over the shares of the batch too."""
         ...
 
     def shards(self, module: nn.Module) -> dict[str, Tensor]:
@@ -124,9 +88,23 @@ class ParallelPlan(Protocol):
         ...
 
     def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """Every parameter and buffer by its unsharded name, as a checkpoint stores it (DTensor if sharded)."""
+        """Every parameter and buffer by its unsharded name, as a checkpoint stores it (DTensor if sharded).
+
+        They share storage with the module, or are gathered copies: what is written into them counts after `take`.
+        """
+        ...
+
+    def take(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Makes the values of `tensors(module)`, into which a checkpoint was loaded, those of the module. Collective.
+
+        Does nothing where they share storage.
+        """
         ...
 
     def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
         """The optimizer's state as '<parameter>.<state>' -> tensor, complete from the first step on."""
+        ...
+
+    def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
+        """As `take`, for the tensors of `optimizer_tensors(player)`."""
         ...

@@ -21,7 +21,7 @@ Forward = Callable[..., Tensor]
 
 _ATEN = torch.ops.aten
 _EXPENSIVE = [  # what `selective` keeps: matrix products, and attention under each of its kernels
-    _ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default, _ATEN.baddbmm.default,
+    _ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default, _ATEN.baddbmm.default, _ATEN._scaled_mm.default,
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default, _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_efficient_attention.default, _ATEN._scaled_dot_product_cudnn_attention.default,
 ]

@@ -6,7 +6,7 @@ arithmetic under every plan, and no dispatch cost for each small tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..core.types import Role
+from ..ops.choice import use
+from .compile import compile_blocks
+from .config import ParallelConfig
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
-from .plan import ParallelConfig, Player, Weights
+from .plan import Player, Weights
+from .precision import set_precision
 from .recompute import recompute
 
 
@@ -28,15 +32,22 @@ class ReplicatedPlan:
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
         self.rank = ranks.rank
         self.world_size = ranks.world_size
+        self.data_rank, self.num_data_ranks = ranks.rank, ranks.world_size
         self.device = ranks.device
         self.dtype = config.dtype
+        use(config.ops, ranks.device)  # in the whole process, by whoever made the last plan
         self._recompute = config.recompute
+        self._compile = config.compile
+        self._precision = config.precision
         self._players: list[Player] = []
         self._mover: Player | None = None
 
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""
-        recompute(module, self._recompute)  # before blocks are sharded, so that gathering stays outside
+        # In this order: what is compiled includes the recomputation, and both stay inside of a sharded block's hooks.
+        set_precision(module, self._precision, learns=True)
+        recompute(module, self._recompute)
+        compile_blocks(module, self._compile, self.device)
         module = self._materialise(module, weights)
         parameters = tuple(module.parameters())
         shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
@@ -49,6 +60,7 @@ class ReplicatedPlan:
         return player
 
     def frozen(self, module: nn.Module, weights: Weights) -> nn.Module:
+        set_precision(module, self._precision, learns=False)
         return self._materialise(module, weights).requires_grad_(False)
 
     @contextmanager
@@ -73,8 +85,7 @@ class ReplicatedPlan:
             shard.grad = None if parameter.grad is None else _local(parameter.grad)
             parameter.grad = None
         gradients = [shard.grad for shard in group["params"] if shard.grad is not None]
-        squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
-        norm = self._sum_over_shards_(squares).sqrt()
+        norm = self._whole_square(player, torch.stack(torch._foreach_norm(gradients)).square()).sqrt()
         torch._foreach_mul_(gradients, (player.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         group["lr"] = player.learning_rate(step)
         player.optimizer.step()
@@ -114,6 +125,12 @@ class ReplicatedPlan:
             for key, value in player.optimizer.state[shard].items()
         }
 
+    def take(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing: `tensors` share storage."""
+
+    def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing: `optimizer_tensors` share storage."""
+
     def _materialise(self, module: nn.Module, weights: Weights) -> nn.Module:
         module = self._lay_out(module.to(self.dtype)).to_empty(device=self.device)
         self.fill(module, weights)
@@ -137,6 +154,10 @@ class ReplicatedPlan:
     def _reducing(self, player: Player, last: bool) -> AbstractContextManager[None]:
         """Around a microbatch: whether its backward reduces gradients over the ranks."""
         return nullcontext()
+
+    def _whole_square(self, player: Player, squares: Tensor) -> Tensor:
+        """The squared norm of all of a player's gradients, of those of this rank's shards [number of gradients]."""
+        return self._sum_over_shards_(squares.sum())
 
     def _sum_over_shards_(self, value: Tensor) -> Tensor:
         return value

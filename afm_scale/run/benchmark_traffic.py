@@ -136,7 +136,11 @@ def count_first_step(request: TrafficBenchmark, rank: int) -> list[Traffic]:
 def _on_cpu(config: RunConfig) -> RunConfig:
     if config.loop.steps < 1:
         raise ConfigError("loop.steps is 0: there is no step to count")
-    return replace(config, parallel=replace(config.parallel, device="cpu"))
+    # fp8 needs a GPU; what is sent under it is what bf16 sends.
+    precision = "bf16" if config.parallel.precision == "fp8" else config.parallel.precision
+    # Compiled code cannot be watched, and sends what plain code does.
+    parallel = replace(config.parallel, device="cpu", precision=precision, compile=False)
+    return replace(config, parallel=parallel, model=replace(config.model, compile_guides=False))
 
 
 def _print(request: TrafficBenchmark, config: RunConfig, found: Sequence[Traffic], as_json: bool) -> None:

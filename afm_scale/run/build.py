@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +15,10 @@ from ..core.types import Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
 from ..models.layers import initial_weights
+from ..objectives.afm import AFMConfig
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
+from ..parallel.precision import block_dtype
 from ..train.average import Average
 from ..train.hooks.checkpoint import CheckpointHook
 from ..train.hooks.console import ConsoleHook
@@ -30,15 +34,41 @@ from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
 from ..train.together import TogetherSource
 from . import guides
-from .config import OBJECTIVES, PLANS, RunConfig
+from .config import OBJECTIVES, PLANS, AnyObjective, RunConfig
 from .evaluations import build_evaluation
 from .networks import build_learner, build_networks, learner_of
-from .sources import build_source
+from .sources import build_source, require
 from .typed import to_mapping
+
+# While it is imported, of parts that are not used here: its optimizers, its inference, and decorators of its own.
+_MEGATRON_WARNS_OF = (
+    "Transformer Engine and Apex are not installed", "The following imports from `dynamic_context.py`",
+    "`torch.jit.script",
+)
 
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
-    return PLANS[config.parallel.plan](ranks, config.parallel)
+    """Raises ConfigError if the plan needs a package that is not installed."""
+    name = config.parallel.plan
+    if config.parallel.precision == "fp8":
+        require("torchao", "parallel.precision 'fp8'", "fp8")
+    if name == "deepspeed":
+        require("deepspeed", "parallel.plan 'deepspeed'", "deepspeed")
+        os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)  # read by deepspeed when it is imported
+        from ..parallel.deepspeed import DeepSpeedPlan
+
+        parts = config.loop.accumulation
+        microbatch = config.data.global_batch // (ranks.world_size * parts)
+        return DeepSpeedPlan(ranks, config.parallel, microbatch=microbatch, accumulation=parts)
+    if name == "megatron":
+        require("megatron.core", "parallel.plan 'megatron'", "megatron")
+        with warnings.catch_warnings():
+            for about in _MEGATRON_WARNS_OF:
+                warnings.filterwarnings("ignore", message=about)
+            from ..parallel.megatron import MegatronPlan
+
+        return MegatronPlan(ranks, config.parallel)
+    return PLANS[name](ranks, config.parallel)
 
 
 def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainState:
@@ -59,19 +89,28 @@ def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainSta
     return TrainState(
         players=players,
         average=Average(frozen_average, config.average, plan),
-        objective=OBJECTIVES[type(config.objective)](config.objective, plan.mean_, plan.device),
-        data=_build_data(config, ranks),
+        objective=OBJECTIVES[type(config.objective)](objective_config(config), plan.mean_, plan.device),
+        data=_build_data(config, plan),
         classifier=classifier,
         flow=flow,
     )
 
 
-def _build_data(config: RunConfig, ranks: Ranks) -> DataSource:
+def objective_config(config: RunConfig) -> AnyObjective:
+    """The recipe's objective, with what it leaves open decided: whether D's penalties need a precise call."""
+    objective = config.objective
+    if not isinstance(objective, AFMConfig) or objective.penalty.precise is not None:
+        return objective
+    precise = block_dtype(config.parallel.precision) is not None
+    return replace(objective, penalty=replace(objective.penalty, precise=precise))
+
+
+def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:
     source = build_source(
-        config.data, seed=config.loop.seed, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device
+        config.data, seed=config.loop.seed, rank=plan.data_rank, world_size=plan.num_data_ranks, device=plan.device
     )
     reads_files = not isinstance(source, PositionedSource)
-    return TogetherSource(source) if reads_files and ranks.world_size > 1 else source
+    return TogetherSource(source) if reads_files and plan.world_size > 1 else source
 
 
 @dataclass(frozen=True)
@@ -105,7 +144,8 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
             )
         )
     hooks.append(metrics)
-    hooks.append(SkippedHook(folder / "skipped", rank=plan.rank, world_size=plan.world_size, stop=stop))
+    if plan.rank % (plan.world_size // plan.num_data_ranks) == 0:  # one of those that read the same samples
+        hooks.append(SkippedHook(folder / "skipped", rank=plan.data_rank, world_size=plan.num_data_ranks, stop=stop))
     hooks.append(guard)
     if chosen.samples is not None:
         hooks.append(

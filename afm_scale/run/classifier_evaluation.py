@@ -82,6 +82,8 @@ class ClassifierEvaluation:
         return samples.name, found
 
     def _sum(self, value: Tensor) -> Tensor:
+        if self._plan.rank % (self._plan.world_size // self._plan.num_data_ranks):
+            value.zero_()  # the ranks that saw the same samples have counted the same: one of them tells
         if self._plan.world_size > 1:
             dist.all_reduce(value)
         return value
@@ -151,13 +153,13 @@ def _samples(config: AccuracyConfig, state: TrainState, plan: ParallelPlan) -> I
 
 def _open(config: AnySource, seed: int, plan: ParallelPlan) -> DataSource:
     """A source of its own, from its beginning. Raises, on every rank, the error that one of them met."""
-    batch = -(-max(config.global_batch, 1) // plan.world_size) * plan.world_size
+    batch = -(-max(config.global_batch, 1) // plan.num_data_ranks) * plan.num_data_ranks
     source = None
     try:
         with agreed():
             source = build_source(
-                replace(config, global_batch=batch), seed=seed, rank=plan.rank, world_size=plan.world_size,
-                device=plan.device,
+                replace(config, global_batch=batch), seed=seed, rank=plan.data_rank,
+                world_size=plan.num_data_ranks, device=plan.device,
             )
     except RunError:
         if source is not None:
@@ -176,15 +178,17 @@ def _in_turns(source: DataSource, count: int, plan: ParallelPlan) -> Iterator[tu
                 batch = next(batches)
             except UserError as error:
                 raise DataError(str(error)) from error  # not all of its kinds can be made anew on the other ranks
-        yield Positions(first + plan.rank, plan.world_size, len(batch.y)), Batch(batch.x.to(plan.dtype), batch.y)
-        first += plan.world_size * len(batch.y)
+        positions = Positions(first + plan.data_rank, plan.num_data_ranks, len(batch.y))
+        yield positions, Batch(batch.x.to(plan.dtype), batch.y)
+        first += plan.num_data_ranks * len(batch.y)
 
 
 def _in_tiles(
     at: Callable[[Positions], Batch], count: int, plan: ParallelPlan
 ) -> Iterator[tuple[Positions, Batch]]:
     """Tiles of consecutive samples, dealt to the ranks in turn; every rank gets equally many."""
-    for first in range(plan.rank, -(-count // (_TILE * plan.world_size)) * plan.world_size, plan.world_size):
+    num_ranks = plan.num_data_ranks  # those that share the classifier's work are given the same ones
+    for first in range(plan.data_rank, -(-count // (_TILE * num_ranks)) * num_ranks, num_ranks):
         positions = Positions(first * _TILE, 1, _TILE)
         batch = at(positions)
         yield positions, Batch(batch.x.to(plan.device, plan.dtype), batch.y.to(plan.device))

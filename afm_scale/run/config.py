@@ -17,10 +17,10 @@ from ..models.mlp import MLPClassifier, MLPClassifierConfig, MLPConfig, MLPDiscr
 from ..objectives.afm import AdversarialFlow, AFMConfig
 from ..objectives.classification import Classification, ClassificationConfig
 from ..objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.fsdp2 import FSDP2Plan
 from ..parallel.optim import OptimizerConfig
-from ..parallel.plan import ParallelConfig
 from ..sampling.sampler import SamplingConfig
 from ..train.average import AverageConfig
 from ..train.hooks.console import ConsoleConfig

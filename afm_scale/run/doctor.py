@@ -18,12 +18,15 @@ from ..core.errors import ConfigError
 from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.images_to_latents import ImagesToLatentsConfig
 from ..data.latents import LatentsConfig
+from ..ops.choice import choose, probe
 from .sources import SOURCES, require
 
 _BASE = (
     "torch", "numpy", "PyYAML", "safetensors", "scikit-learn", "Pillow", "matplotlib", "tensorboard", "tqdm", "rich",
 )
 _OPTIONAL = {
+    "triton": "fused operations on a GPU (comes with torch for GPUs)",
+    "apex": "fused optimizer and average on a GPU (NVIDIA's, built from source with --cpp_ext --cuda_ext)",
     "nvidia-dali-cuda130": "data.kind dali (pip install 'afm_scale[dali]')",
     "diffusers": "data.kind images_to_latents, tools/encode_latents.py (pip install 'afm_scale[latents]')",
     "pyarrow": "packing parquet files (pip install 'afm_scale[parquet]')",
@@ -50,6 +53,7 @@ def doctor_command(*, as_json: bool) -> int:
 
 def examine() -> dict[str, dict[str, Any]]:
     """Facts by section; plain JSON values."""
+    operations = choose("auto", probe(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "machine": {
@@ -62,7 +66,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "optional": {name: _version(name) or f"not installed: {use}" for name, use in _OPTIONAL.items()},
         "used here": {
             "parallel.device auto": "cuda" if gpus else "cpu",
-            "fused operations": "torch (there are no others yet)",
+            **{f"operation {piece}": how for piece, how in operations.described().items()},
             "attention": "torch scaled_dot_product_attention",
         },
         "data": _sources(on_gpu=bool(gpus)),

@@ -47,6 +47,7 @@ class Drawing:
     world_size: int
     device: torch.device
     decoder: Decoder | None = None
+    together: int = 1  # neighbouring ranks that share the generator's work; see `generate`
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,7 +66,7 @@ class Drawing:
             end = min(start + window, num)
             yield end, list(generate(
                 self.generator, self.stream, start=start, count=end - start, rank=self.rank,
-                world_size=self.world_size, device=self.device, decode=self.decoder,
+                world_size=self.world_size, device=self.device, decode=self.decoder, together=self.together,
             ))
 
 

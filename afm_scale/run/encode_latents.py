@@ -23,8 +23,8 @@ from ..data.packing import Packing
 from ..data.shards import PackedShards, SampleError
 from ..data.transforms import ImageError, decode_checked, to_pixels
 from ..models.autoencoder import Autoencoder
+from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, from_rank_0, launch
-from ..parallel.plan import ParallelConfig
 from .sources import require
 
 _TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours

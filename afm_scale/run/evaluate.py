@@ -20,8 +20,8 @@ from ..evaluation.features import Extractor, FeaturesConfig
 from ..evaluation.image_sets import ImageSet, open_images
 from ..evaluation.reference import Reference, holds_statistics, reference_from, write_reference
 from ..evaluation.summary import Figures
+from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, agreed, launch
-from ..parallel.plan import ParallelConfig
 from .config import RunConfig
 from .decoding import decoder_of, encoder_of
 from .drawing import DrawnImages, LabelChoice, describe_labels

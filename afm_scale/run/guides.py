@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.types import Role
 from ..objectives.classification import ClassificationConfig
 from ..objectives.flow_matching import FlowMatchingConfig
+from ..parallel.compile import compile_blocks
 from ..parallel.plan import ParallelPlan
 from .check import first_mismatch
 from .config import RunConfig
@@ -58,10 +58,7 @@ def frozen_flow(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
 def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig, plan: ParallelPlan) -> nn.Module:
     """The guide as the plan lays it over the ranks, compiled where that is asked for."""
     wanted = config.model.compile_guides
-    if plan.device.type == "cuda" if wanted is None else wanted:
-        for block in guide.shardable_blocks():
-            # Its forward alone: the hooks by which a plan gathers its weights stay outside, uncompiled.
-            block.forward = torch.compile(block.forward, dynamic=False)
+    compile_blocks(guide, False if wanted is None and config.parallel.hooks_in_blocks else wanted, plan.device)
     return plan.frozen(guide, weights.items())
 
 

@@ -29,10 +29,11 @@ from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
 from ..models.generator import DiTGenerator, GeneratorConfig
 from ..objectives.afm import AdversarialFlow, AFMConfig, PenaltyConfig
 from ..objectives.gradient_scale import GradientScaleConfig
+from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.launch import Ranks
 from ..parallel.optim import OptimizerConfig
-from ..parallel.plan import ParallelConfig, Player, Weights
+from ..parallel.plan import Player, Weights
 from ..train.average import Average, AverageConfig
 
 _TERMS = {

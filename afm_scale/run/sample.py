@@ -18,9 +18,9 @@ from tqdm import tqdm
 from ..checkpoint.manifest import resolve_checkpoint
 from ..core.errors import UserError
 from ..core.files import make_folder
+from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.launch import Ranks, agreed, launch
-from ..parallel.plan import ParallelConfig
 from ..sampling.pictures import save_png, to_uint8
 from ..sampling.sampler import SampleStream, Tile
 from .config import RunConfig
@@ -77,7 +77,9 @@ def sample_command(request: SampleRequest) -> int:
 
 
 def on_device(config: ParallelConfig, device: Literal["auto", "cpu", "cuda"] | None) -> ParallelConfig:
-    return replace(config, device=device or config.device, timeout_seconds=_TIMEOUT_SECONDS)
+    """For networks that do not learn, which need no GPU with fp8: under that precision too they compute as in bf16."""
+    precision = "bf16" if config.precision == "fp8" else config.precision
+    return replace(config, device=device or config.device, precision=precision, timeout_seconds=_TIMEOUT_SECONDS)
 
 
 def stream_of(config: RunConfig, *, labels: LabelChoice, steps: int | None, seed: int) -> SampleStream:

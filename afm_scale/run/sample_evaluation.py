@@ -63,7 +63,8 @@ class SampleEvaluation:
             num_steps=self.num_steps, prediction=state.objective.prediction, dtype=plan.dtype,
         )
         drawing = Drawing(
-            state.average.network, stream, plan.rank, plan.world_size, plan.device, self.decoder
+            state.average.network, stream, plan.rank, plan.world_size, plan.device, self.decoder,
+            together=plan.world_size // plan.num_data_ranks,
         )
         summary = measure(
             DrawnImages(drawing, config.num_samples, self.extractor.reads, about={}), self.extractor, plan,

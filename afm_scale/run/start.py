@@ -30,11 +30,11 @@ def start(
     torn: list[str] = []
     own = manager.latest(on_torn=lambda path, reason: torn.append(f"{path.name}: {reason}"))
     if own is not None:
-        state.load_scalars(load_into(own, state.tensors(plan)))
+        _load(state, plan, own)
         where = f"resumed at step {state.step} from {own}"
     elif config.resume_from is not None:
         checkpoint = resolve_checkpoint(config.resume_from)
-        state.load_scalars(load_into(checkpoint, state.tensors(plan)))
+        _load(state, plan, checkpoint)
         where = f"resumed at step {state.step} from {checkpoint}"
     elif config.initialise_from is not None:
         checkpoint = resolve_checkpoint(config.initialise_from)
@@ -45,6 +45,14 @@ def start(
     # Loading was collective; only now may rank 0 fail by itself, at a file of its own.
     events.write("start", step=state.step, where=where, world_size=plan.world_size, torn=torn)
     return where + "".join(f"; passed over torn {reason}" for reason in torn)
+
+
+def _load(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
+    tensors = state.tensors(plan)
+    # With beta1 = 0 no first moment is kept, nor would one be read: that of a checkpoint may be left.
+    scalars = load_into(checkpoint, tensors, spare=".exp_avg")
+    state.take(plan, tensors)
+    state.load_scalars(scalars)
 
 
 def _load_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:

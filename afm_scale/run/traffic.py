@@ -77,12 +77,15 @@ class Tape(TorchDispatchMode):
         self._found[key] = (count + 1, before + size)
 
     def _owner(self, phase: Phase) -> str:
-        """FSDP2 gathers and reduces in methods of a group that knows its modules; what DDP reduces is the mover's."""
+        """FSDP2 gathers and reduces in methods of a group that knows its modules, ZeRO-3 gathers in those of an object
+        of the network; what else is reduced is the mover's."""
         frame = sys._getframe(1)
         while frame is not None:
             group = frame.f_locals.get("self")
             if type(group).__name__ == "FSDPParamGroup":
                 return self._owners[group.modules[0]]
+            if type(group).__name__ == "DeepSpeedZeRoOffload":
+                return self._owners[group.module]
             frame = frame.f_back
         return self.mover if phase in ("backward", "step") else "none"
 

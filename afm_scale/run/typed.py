@@ -50,6 +50,8 @@ class Mistake(ConfigError):
 def build(wanted: Any, value: Any, keys: Keys) -> Any:
     """`value` as the type `wanted`. Type hints are data here: this is the one place that tells them apart."""
     kind, arguments = get_origin(wanted) or wanted, get_args(wanted)
+    if wanted is Any:  # another program's setting, which it checks itself
+        return value
     if kind in (Union, UnionType):
         return _build_union(arguments, value, keys)
     if kind is Literal:

@@ -112,20 +112,26 @@ class Tile:
 
 def generate(
     generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
-    device: torch.device, decode: Decode | None = None,
+    device: torch.device, decode: Decode | None = None, together: int = 1,
 ) -> Iterator[Tile]:
     """Yields this rank's share of images start ... start + count - 1, in order, a tile at a time.
 
     Every rank calls the network equally often, because a sharded network gathers its weights from all of them. So
     every rank must take all it is given; a rank with less to do throws some away. `decode`, which must know no ranks,
     is given the tiles that are wanted, each of them whole.
+
+    Args:
+        together: neighbouring ranks that share one network's work (tensor parallelism). They draw the same tiles, and
+            each keeps every so many of them.
     """
     first, end = start // TILE, -(-(start + count) // TILE)
-    for round_start in range(first, end, world_size):
-        number = round_start + rank
+    num_drawers = world_size // together
+    for round_start in range(first, end, num_drawers):
+        number = round_start + rank // together
         images = stream.tile(generator, number, device)
+        is_kept = number // num_drawers % together == rank % together
         low, high = max(start, number * TILE), min(start + count, (number + 1) * TILE)
-        if low < high:
+        if is_kept and low < high:
             indices = torch.arange(low, high)
             images = images if decode is None else decode(images)
             yield Tile(indices, images[low - number * TILE : high - number * TILE], stream.labels_of(indices))
@@ -133,12 +139,13 @@ def generate(
 
 def generate_together(
     generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
-    device: torch.device,
+    device: torch.device, together: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Images [count, C, H, W] and labels [count], on the CPU of every rank. For as many as fit into memory."""
     images = torch.zeros(count, *stream.shape, dtype=stream.dtype, device=device)
     tiles = generate(
-        generator, stream, start=start, count=count, rank=rank, world_size=world_size, device=device
+        generator, stream, start=start, count=count, rank=rank, world_size=world_size, device=device,
+        together=together,
     )
     for tile in tiles:
         images[tile.indices.to(device) - start] = tile.images

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..ops.average import average_
 from ..parallel.plan import ParallelPlan, Player
 
 
@@ -36,4 +37,4 @@ class Average:
         self._plan.rest(self.network)  # samples may have been drawn since
         weights = self._plan.shards(learner.module)
         weight = 1 - self._config.decay_at(step)
-        torch._foreach_lerp_(list(self._shards.values()), [weights[name] for name in self._shards], weight)
+        average_(list(self._shards.values()), [weights[name] for name in self._shards], weight)

@@ -55,10 +55,10 @@ class ReportBuilder:
             self._terms.setdefault(f"{role.value}/{name}", []).append(value)
         self._images += images
 
-    def build(self, step: int, world_size: int, skipped: Sequence[Skipped]) -> StepReport:
+    def build(self, step: int, num_shares: int, skipped: Sequence[Skipped]) -> StepReport:
         return StepReport(
             step=step,
-            images=self._images * world_size,
+            images=self._images * num_shares,
             terms={name: torch.stack(values).mean() for name, values in self._terms.items()},
             grad_norms=self.grad_norms,
             learning_rates=self.learning_rates,
@@ -102,7 +102,7 @@ def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: Hook
                 report.learning_rates[role.value] = player.learning_rate(state.step)
             state.average.update(state.players[learner], state.step)
             state.step += 1
-            completed = report.build(state.step, plan.world_size, state.data.take_skipped())
+            completed = report.build(state.step, plan.num_data_ranks, state.data.take_skipped())
             state.images_seen += completed.images
             hooks.after_step(state, completed)
 
@@ -115,7 +115,7 @@ def microbatches(
     Sources give float32; from here on samples are in the precision of the networks.
     """
     batch = Batch(batch.x.to(plan.dtype), batch.y)
-    positions = Positions(plan.rank, plan.world_size, len(batch.y))
+    positions = Positions(plan.data_rank, plan.num_data_ranks, len(batch.y))
     parts = []
     for index in range(config.accumulation):
         part = positions.every(index, config.accumulation)

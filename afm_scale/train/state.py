@@ -47,6 +47,13 @@ class TrainState:
             named |= {f"optimizer.{role.value}.{name}": tensor for name, tensor in optimizer.items()}
         return named | {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
 
+    def take(self, plan: ParallelPlan, tensors: Mapping[str, Tensor]) -> None:
+        """Makes the values of `tensors(plan)`, into which a checkpoint was loaded, those of the run. Collective."""
+        plan.take(self.average.network, _under("average.", tensors))
+        for role, player in self.players.items():
+            plan.take(player.module, _under(f"{role.value}.", tensors))
+            plan.take_optimizer(player, _under(f"optimizer.{role.value}.", tensors))
+
     def scalars(self) -> dict[str, Any]:
         """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""
         return {"step": self.step, "images_seen": self.images_seen, "data": dict(self.data.state_dict())}
@@ -55,3 +62,7 @@ class TrainState:
         self.step = scalars["step"]
         self.images_seen = scalars["images_seen"]
         self.data.load_state_dict(scalars["data"])
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from afm_scale.core.types import Role
-from afm_scale.estimate.flops import FlopCounter, turn_flops
+from afm_scale.estimate.flops import FlopCounter, known_gpu, turn_flops
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.recipe_demand import demand, step_flops_per_sample
@@ -71,3 +72,12 @@ def test_the_demand_is_all_turns_samples_over_the_seconds_of_a_step() -> None:
     flops = step_flops_per_sample(config)
     assert abs(estimated.images_per_second / (2 * 989e12 * 0.5 / flops) - 1) < 1e-9
     assert "estimated" in estimated.how
+
+
+@pytest.mark.parametrize(("name", "gpu"), [
+    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA GH200 480GB", "gh200"),
+    ("NVIDIA L40S", "l40s"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA B200", "b200"),
+    ("NVIDIA H100 PCIe", None), ("NVIDIA H200 NVL", None), ("NVIDIA GeForce RTX 4090", None), ("Tesla V100", None),
+])
+def test_a_gpu_is_known_by_its_driver_s_name_if_its_peak_is(name: str, gpu: str | None) -> None:
+    assert known_gpu(name) == gpu

@@ -12,7 +12,7 @@ import pytest
 import setuptools
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ["launchers/environment.sh", "launchers/local.sh", "tests/run.sh", ".ci/run"]
+SCRIPTS = ["launchers/environment.sh", "launchers/local.sh", "launchers/deepspeed.sh", "tests/run.sh", ".ci/run"]
 TOOLS = ["bash", "cat", "cksum", "dirname"]
 
 

@@ -50,7 +50,7 @@ TRAINS_FOREVER = """
 import os, sys, time
 from pathlib import Path
 from afm_scale.parallel.launch import launch
-from afm_scale.parallel.plan import ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
 
 launch(ParallelConfig(plan="ddp", device="cpu"))
 Path(sys.argv[1], "ready" + os.environ["RANK"]).write_text(str(os.getpid()))

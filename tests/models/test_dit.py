@@ -14,9 +14,9 @@ from afm_scale.models.dit import Backbone, BackboneConfig, Block, FinalLayer
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
 from afm_scale.models.mlp import MLPConfig, MLPDiscriminator, MLPGenerator
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.launch import Ranks
-from afm_scale.parallel.plan import ParallelConfig
 from tests.models.small import NUM_CLASSES, SHAPE, SIZE, at_start, awake
 
 random = torch.Generator().manual_seed(3)

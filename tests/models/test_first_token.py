@@ -15,7 +15,7 @@ def discriminator(**changes: object) -> DiTDiscriminator:
     return DiTDiscriminator(DiscriminatorConfig(**{**SIZE, "target_time": True, **changes}), SHAPE, NUM_CLASSES)
 
 
-def of_all_tokens(network: DiTDiscriminator, tokens: Tensor, condition: Tensor) -> Tensor:
+def of_all_tokens(network: DiTDiscriminator, tokens: Tensor, condition: Tensor, precise: bool) -> Tensor:
     return network.run_blocks(tokens, condition)[:, 0]
 
 

@@ -12,10 +12,11 @@ from afm_scale.core.types import Networks, Role
 from afm_scale.flow.times import AnyTimes
 from afm_scale.objectives.afm import AdversarialFlow, PenaltyConfig
 from afm_scale.objectives.gradient_scale import GradientScaleConfig
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.optim import OptimizerConfig
-from afm_scale.parallel.plan import ParallelConfig, Player
+from afm_scale.parallel.plan import Player
 from tests.objectives.small import (
     CPU,
     SHAPE,

@@ -11,9 +11,9 @@ from afm_scale.core.errors import ConfigError
 from afm_scale.core.types import Role
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
+from afm_scale.parallel.config import FSDP2Config, ParallelConfig
 from afm_scale.parallel.fsdp2 import FSDP2Plan, chosen_policy, gathered_bytes
 from afm_scale.parallel.launch import Ranks
-from afm_scale.parallel.plan import FSDP2Config, ParallelConfig
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
@@ -135,7 +135,7 @@ def hybrid_sharding_keeps_two_copies_of_two_shards() -> None:
         plan.backward(player, loss_of(player, x))
     assert not any(isinstance(parameter, DTensor) for parameter in player.module.parameters())  # still gathered
     states = whole(plan.optimizer_tensors(player))
-    assert all(states[f"{name}.exp_avg"].shape == weights[name].shape for name in shards)
+    assert all(states[f"{name}.exp_avg_sq"].shape == weights[name].shape for name in shards)
     alone = network().to_empty(device="cpu")
     alone.load_state_dict(weights)
     time = torch.ones(2)

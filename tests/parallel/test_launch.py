@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from afm_scale.core.errors import CheckpointError, ConfigError, DataError
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.launch import Place, agree, check_same_on_all_ranks, launch, place_of
-from afm_scale.parallel.plan import ParallelConfig
 from tests.ranks import RankFailure, run_ranks
 
 LAUNCHERS_WORDS = [
@@ -96,11 +96,14 @@ def test_more_processes_than_gpus_are_the_users_mistake(no_launcher, monkeypatch
         launch(config(device="cuda"))
 
 
-@pytest.mark.parametrize("precision, wanted", [("tf32", "tf32"), ("fp32", "ieee"), ("fp64", "ieee")])
-def test_tf32_is_used_only_if_asked_for(no_launcher, precision, wanted):
+@pytest.mark.parametrize("precision, products, convolutions", [
+    ("tf32", "tf32", "tf32"), ("fp32", "ieee", "ieee"), ("fp64", "ieee", "ieee"),
+    ("bf16", "tf32", "ieee"),  # for the discriminator's penalties
+])
+def test_tf32_is_used_only_if_asked_for(no_launcher, precision, products, convolutions):
     with launch(config(precision=precision)):
-        assert torch.backends.cuda.matmul.fp32_precision == wanted
-        assert torch.backends.cudnn.conv.fp32_precision == wanted
+        assert torch.backends.cuda.matmul.fp32_precision == products
+        assert torch.backends.cudnn.conv.fp32_precision == convolutions
 
 
 @pytest.mark.gpu
@@ -121,7 +124,7 @@ warnings.simplefilter("error")
 import torch, torch.distributed as dist
 from afm_scale.core.errors import UserError
 from afm_scale.parallel.launch import launch
-from afm_scale.parallel.plan import ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
 try:
     with launch(ParallelConfig(plan="ddp", device=sys.argv[1], timeout_seconds=60)) as ranks:
         value = torch.tensor([ranks.rank + 1.0])

@@ -13,11 +13,12 @@ from afm_scale.core.schedules import Piecewise
 from afm_scale.core.types import Role
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
+from afm_scale.parallel.config import FSDP2Config, ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.optim import OptimizerConfig
-from afm_scale.parallel.plan import FSDP2Config, ParallelConfig, ParallelPlan, Player
+from afm_scale.parallel.plan import ParallelPlan, Player
 from tests.ranks import run_ranks
 
 KINDS = {
@@ -89,8 +90,8 @@ def keeps_its_promises(kind: str) -> None:
     # The optimizer's state can be listed before the first step; its names are those of the parameters.
     names = [name for name, _ in network().named_parameters()]
     states = whole(plan.optimizer_tensors(player))
-    assert set(states) == {f"{name}.{key}" for name in names for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert all(states[f"{name}.exp_avg"].shape == weights()[name].shape for name in names)
+    assert set(states) == {f"{name}.{key}" for name in names for key in ("step", "exp_avg_sq")}
+    assert all(states[f"{name}.exp_avg_sq"].shape == weights()[name].shape for name in names)
     assert not any(state.any() for state in states.values())
 
     # Only the mover's weights require grad, also after forwards without a backward.

@@ -151,6 +151,19 @@ def test_every_rank_calls_the_network_equally_often_with_full_tiles() -> None:
         assert counted.sizes == [TILE] * 2  # two tiles for three ranks: one round of two steps
 
 
+def test_ranks_that_share_a_network_draw_the_same_tiles_and_keep_different_ones() -> None:
+    every, kept, sizes = images_of(10, 250), [], []
+    for rank in range(4):
+        counted = Counted()
+        for tile in generate(
+            counted, stream(), start=10, count=250, rank=rank, world_size=4, device=CPU, together=2
+        ):
+            kept += tile.indices.tolist()
+        sizes.append(len(counted.sizes))
+    assert sorted(kept) == sorted(every)
+    assert sizes == [2 * 5] * 4  # nine tiles for two pairs: five rounds of two steps
+
+
 def test_another_seed_gives_other_images() -> None:
     first, second = (stream(seed=seed).tile(network(), 0, CPU) for seed in (0, 1))
     assert not torch.allclose(first, second)

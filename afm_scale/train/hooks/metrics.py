@@ -133,8 +133,8 @@ class MetricsHook(QuietHook):
                 values.setdefault(name, []).append(value)
         means = [torch.stack(steps).mean() for steps in values.values()]
         skipped = means[0].new_tensor(sum(len(report.skipped) for report in reports))
-        *reduced, skipped_per_rank = self._plan.mean_(torch.stack([*means, skipped])).tolist()
-        return dict(zip(values, reduced, strict=True)), round(skipped_per_rank * self._plan.world_size)
+        *reduced, skipped_per_share = self._plan.mean_(torch.stack([*means, skipped])).tolist()
+        return dict(zip(values, reduced, strict=True)), round(skipped_per_share * self._plan.num_data_ranks)
 
 
 class JsonLines:

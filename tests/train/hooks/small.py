@@ -12,11 +12,12 @@ from afm_scale.core.schedules import Constant
 from afm_scale.core.types import Role
 from afm_scale.data.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from afm_scale.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.optim import OptimizerConfig
-from afm_scale.parallel.plan import ParallelConfig, ParallelPlan
+from afm_scale.parallel.plan import ParallelPlan
 from afm_scale.train.average import Average, AverageConfig
 from afm_scale.train.hooks.hook import Hook, HookList, StepReport
 from afm_scale.train.loop import LoopConfig, train

@@ -1,0 +1,1 @@
+"""Fused pieces of a training step, each behind one interface with several implementations, one of which is chosen."""

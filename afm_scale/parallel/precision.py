@@ -1,0 +1,91 @@
+"""Which arithmetic a network computes in.
+
+Under bf16 and fp8 the blocks alone are lowered: they take a network's time, and what is left outside of them
+(embedders, sinusoids, final LayerNorms, heads) is where a rounding would be seen in every logit and pixel. Parameters
+stay float32 where they rest, and are cast for each use.
+
+TF32 is switched on for the discriminator's penalties, whose blocks then compute in float32 (`PenaltyConfig.precise`):
+in full float32 they would take several times as long as everything else. The switch is the process's, so layers outside
+of the blocks switch it off around their products. Their backwards, and what else multiplies matrices of float32, may
+use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .config import Precision
+
+FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+FP8_MULTIPLE = 16  # widths that its fp8 products can take
+
+_BLOCKS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp8": torch.bfloat16}
+
+
+def block_dtype(precision: Precision) -> torch.dtype | None:
+    """What blocks compute in where that is lower than the parameters' dtype, else None."""
+    return _BLOCKS.get(precision)
+
+
+def allow_tf32(precision: Precision) -> None:
+    """Sets which products of float32 matrices may take TF32 on a GPU, in this process."""
+    # By the older of torch's two switches, which sets the newer one too: while only that is set, torch.compile's search
+    # for the fastest kernel fails, because it asks the older.
+    torch.set_float32_matmul_precision("highest" if precision in ("fp32", "fp64") else "high")
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+
+
+def set_precision(module: nn.Module, precision: Precision, *, learns: bool) -> None:
+    """Before the module is laid out over the ranks.
+
+    Under fp8 networks that do not learn compute as under bf16. Raises ConfigError if there are no blocks to lower.
+    """
+    dtype = block_dtype(precision)
+    if dtype is None:
+        return
+    if not module.shardable_blocks():
+        raise ConfigError(
+            f"parallel.precision {precision!r} lowers the blocks of a network, but {type(module).__name__} has none; "
+            "set parallel.precision to fp32 or tf32"
+        )
+    module.compute_blocks_in(dtype)
+    if precision == "fp8" and learns:
+        from .fp8 import compute_in_fp8
+
+        compute_in_fp8(module.large_linears())
+    lowered = {part for block in module.shardable_blocks() for part in block.modules()}
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and part not in lowered:
+            part.forward = _without_tf32(part.forward)
+
+
+def fp8_error(device: torch.device) -> str:
+    """Why this device cannot compute in fp8, or an empty string."""
+    wanted = f"parallel.precision is fp8, which needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))}"
+    if device.type != "cuda":
+        return f"{wanted} or newer, found device {device.type!r}; set parallel.precision=bf16"
+    found = torch.cuda.get_device_capability(device)
+    if found >= FP8_CAPABILITY:
+        return ""
+    return (
+        f"{wanted} or newer, found {torch.cuda.get_device_name(device)} of {'.'.join(map(str, found))}; set "
+        "parallel.precision=bf16"
+    )
+
+
+def _without_tf32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    @wraps(forward)
+    def in_float32(x: Tensor) -> Tensor:
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        try:
+            return forward(x)
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
+
+    return in_float32

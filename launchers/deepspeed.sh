@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Trains under DeepSpeed's launcher: bash launchers/deepspeed.sh [LAUNCHER OPTIONS --] [RECIPE] [a.b=c ...]
+# One process per GPU of this machine, or two on the CPU; on many machines with `--hostfile FILE --`: each line of FILE
+# is a host that ssh reaches and its GPUs, `node1 slots=8`, and this folder is at the same place on all of them.
+# The plan is deepspeed unless parallel.plan=... says otherwise. Ends with the exit code of the rank that failed first.
+# On one machine DeepSpeed's launcher passes no signal on: SIGTERM sent to it alone ends it, and its ranks train on.
+# Where jobs are stopped by signals use launchers/torchrun.py: it runs the same plan and lets ranks save.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test,deepspeed
+
+options=()
+for argument in "$@"; do
+    [[ "$argument" != -- ]] || { while [[ "$1" != -- ]]; do options+=("$1"); shift; done; shift; break; }
+done
+
+recipe="configs/recipes/digits_afm.yaml"
+if [[ $# -gt 0 && "$1" != *=* ]]; then
+    recipe="$1"
+    shift
+    [[ ! -e "$recipe" ]] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
+fi
+
+if [[ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" == 0 ]]; then
+    export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 # processes that each take every core would wait for one another
+    [[ ${#options[@]} -gt 0 ]] || options=(--num_accelerators 2)
+fi
+cd "$root" # runs/ is in one place, wherever this is called from, so that the same command goes on with the same run
+
+exec "$python" -m deepspeed.launcher.runner ${options[@]+"${options[@]}"} --module --no_local_rank \
+    afm_scale train "$recipe" parallel.plan=deepspeed "$@"
