@@ -12,6 +12,7 @@ from typing import NoReturn
 from .core.errors import RunError, UserError
 from .run.doctor import doctor_command
 from .run.doctor_data import doctor_data_command
+from .run.ending import tell
 from .run.evaluate import NUM_DRAWN, EvaluateRequest, evaluate_command, features_of
 from .run.sample import SampleRequest, sample_command
 from .run.show import show_command
@@ -24,10 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except RunError as error:
-        # Ranks agree on their errors, so rank 0 speaks for all.
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return tell(error)
 
 
 def _run(options: argparse.Namespace) -> int:

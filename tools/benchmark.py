@@ -20,6 +20,7 @@ from afm_scale.run.benchmark_data import DataBenchmark, benchmark_data_command
 from afm_scale.run.benchmark_evaluation import EvaluationBenchmark, benchmark_evaluation_command
 from afm_scale.run.benchmark_step import StepBenchmark, benchmark_step_command
 from afm_scale.run.benchmark_traffic import TrafficBenchmark, benchmark_traffic_command
+from afm_scale.run.ending import tell
 
 
 def main() -> int:
@@ -27,8 +28,7 @@ def main() -> int:
     try:
         return options.run(options)
     except RunError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return tell(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ after it was killed, it goes on. Exit code 0 if OUT is complete, 2 if something 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from afm_scale.core.errors import RunError
 from afm_scale.run.encode_latents import EncodeRequest, encode_command
+from afm_scale.run.ending import tell
 
 
 def main() -> int:
@@ -32,9 +32,7 @@ def main() -> int:
     try:
         return encode_command(EncodeRequest(**vars(parser.parse_args())))
     except RunError as error:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # ranks agree on their errors
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
 
 
 if __name__ == "__main__":

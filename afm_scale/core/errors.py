@@ -12,6 +12,11 @@ class RunError(Exception):
     """An end of the run that is explained by its message alone: printed without a traceback."""
 
     exit_code = EXIT_FAILURE
+    is_of_all_ranks = False  # true once they have agreed on it, so that one of them may speak for all
+
+    def of_all_ranks(self) -> RunError:
+        self.is_of_all_ranks = True
+        return self
 
 
 class UserError(RunError):

@@ -15,6 +15,7 @@ layout. Checkpoints see names and shapes of the parameters, so a run may go on u
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -266,6 +267,8 @@ def _join(ranks: Ranks) -> None:
     logger.setLevel("WARNING")
     # An operation for inference on CPUs that takes a minute to compile. (deepspeed.comm.torch is torch itself.)
     import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    # It gathers and reduces by names that torch 2.13 deprecates, and says so in every process.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
     deepspeed.init_distributed()
 
 

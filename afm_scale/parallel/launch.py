@@ -101,7 +101,7 @@ def agree(error: RunError | None) -> None:
     for found in errors:
         if found is not None:
             kind, message = found
-            raise kind(message) from error
+            raise kind(message).of_all_ranks() from error
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def check_same_on_all_ranks(text: str, what: str) -> None:
         f"the ranks disagree on {what}: rank 0 has {mine.strip()!r} where rank {others[0]} has {other.strip()!r} "
         f"(ranks that differ from rank 0: {', '.join(map(str, others))}); start every rank with the same recipe, "
         f"overrides and code"
-    )
+    ).of_all_ranks()
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
@@ -222,7 +222,7 @@ def _agree_in(store: dist.Store, place: Place, error: str) -> None:
     store.add("launch/read", 1)
     while place.rank == 0 and store.add("launch/read", 0) < place.world_size:
         time.sleep(0.01)  # the store may live in this process, and has to outlive the others' reading
-    raise ConfigError(verdict)
+    raise ConfigError(verdict).of_all_ranks()
 
 
 def _operations_error(config: ParallelConfig, device: torch.device) -> str:

@@ -140,7 +140,7 @@ def _row(name: str, timing: Timing, about: dict[str, Any]) -> dict[str, Any]:
         "seconds": list(timing.seconds),
     }
     if about["rows"]:
-        row["recipe_is_faster_by"] = about["rows"][0]["images_per_second"] / images_per_second
+        row["recipe_to_reference"] = about["rows"][0]["images_per_second"] / images_per_second
     return row
 
 
@@ -172,7 +172,8 @@ def describe(answer: dict[str, Any]) -> str:
         told = (f"{name} {value}" for name, value in row["settings"].items() if name != "ops")
         lines.append(f"{row['name']}: {', '.join(told)}")
     if len(answer["rows"]) == 2:
-        lines.append(f"the recipe is faster than the reference by {answer['rows'][1]['recipe_is_faster_by']:.3g}")
+        ratio = answer["rows"][1]["recipe_to_reference"]
+        lines.append(f"images/s of the recipe to those of the reference: {ratio:.3g}")
     lines += [line.format(steps=answer["steps"], warm_up=answer["warm_up"]) for line in LEGEND]
     if answer["no_utilisation"]:
         lines.append(f"no utilisation: {answer['no_utilisation']}")

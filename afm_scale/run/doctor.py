@@ -27,6 +27,9 @@ _BASE = (
 _OPTIONAL = {
     "triton": "fused operations on a GPU (comes with torch for GPUs)",
     "apex": "fused optimizer and average on a GPU (NVIDIA's, built from source with --cpp_ext --cuda_ext)",
+    "deepspeed": "parallel.plan deepspeed (pip install 'afm_scale[deepspeed]')",
+    "megatron-core": "parallel.plan megatron (pip install 'afm_scale[megatron]')",
+    "torchao": "parallel.precision fp8 (pip install 'afm_scale[fp8]')",
     "nvidia-dali-cuda130": "data.kind dali (pip install 'afm_scale[dali]')",
     "diffusers": "data.kind images_to_latents, tools/encode_latents.py (pip install 'afm_scale[latents]')",
     "pyarrow": "packing parquet files (pip install 'afm_scale[parquet]')",

@@ -53,7 +53,7 @@ def test_the_command_s_figures_follow_from_each_other(tmp_path: Path) -> None:
         assert row["tflops_per_rank"] == pytest.approx(row["images_per_second"] * found["tflop_per_image"])
         assert row["utilisation"] is None and row["peak_memory_bytes"] > 2**27 and row["first_step_seconds"] > 0
     ours, theirs = found["rows"]
-    assert theirs["recipe_is_faster_by"] == pytest.approx(ours["images_per_second"] / theirs["images_per_second"])
+    assert theirs["recipe_to_reference"] == pytest.approx(ours["images_per_second"] / theirs["images_per_second"])
     assert (ours["settings"]["plan"], theirs["settings"]["plan"]) == ("fsdp2", "ddp")
     assert found["tflop_per_image"] == step_flops_per_sample(load(RunConfig, "afm_1step_tiny", SMALL)) / 1e12
     assert "aten::addmm" in table.read_text()
