@@ -1,7 +1,7 @@
 """The same training whatever the number of ranks, the number of microbatches and the plan.
 
-Every layout below takes ten updates in float64 from the same recipe, with other samples on every rank. Only the order
-of sums may differ, so everything that a step leaves behind must agree to 1e-9.
+Every layout below takes ten updates (three of some games) in float64 from the same recipe, with other samples on every
+rank. Only the order of sums may differ, so everything that a step leaves behind must agree to 1e-9.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def reference_of(game: str) -> Outcome:
 
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_ten_updates_do_not_depend_on_the_layout(game: str, layout: Layout) -> None:
+def test_updates_do_not_depend_on_the_layout(game: str, layout: Layout) -> None:
     reference = reference_of(game)
     for outcome in outcomes(layout.ranks)[game, layout]:
         assert outcome.counted == reference.counted

@@ -87,7 +87,10 @@ class AdversarialFlow:
         return {"gradient_scale.square_avg": self._gradient_scale.square_avg} if self._gradient_scale else {}
 
     def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """Eq. 13, by one call of D on real, fake and their perturbed copies: 2.5 times the batch at share 1/4."""
+        """Eq. 13, on real, fake and their perturbed copies: 2.5 times the batch at share 1/4.
+
+        By one call of D, or by two (`PenaltyConfig.precise`).
+        """
         config = self._config.penalty
         with torch.no_grad():
             pair = self._pair(nets.generator, batch, draws, step)

@@ -6,7 +6,7 @@ samples, in batches of many other sizes, each of which would be compiled again a
 A block is compiled once for each way in which training calls it, which makes these for a network:
 
     with or without a graph; learning, or only passing on a gradient (D in the generator's turn)
-    the batch of each turn (D sees real, fake and perturbed samples at once in its own)
+    the batch of each turn (D sees real, fake and perturbed samples in its own, at once or in two dtypes)
     all rows, or the first alone (the last block of D)
 
 torch.compile keeps these beside the code of the function and, after 8 of them, would go back to plain PyTorch with no
@@ -30,7 +30,7 @@ from torch.utils._triton import has_triton
 from ..core.errors import ConfigError
 
 BACKEND = "inductor"
-MOST_WAYS = 32  # in which a network's blocks may be called: training has been seen to need 8 (bf16, microbatches)
+MOST_WAYS = 32  # in which a network's blocks may be called: training has been seen to need 8
 _MARK = "_compiled_by_afm_scale"
 
 Forward = Callable[..., Tensor]

@@ -36,13 +36,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ..core.errors import ConfigError
 from ..core.types import Role
-from .compile import compile_blocks
 from .config import DeepSpeedConfig, ParallelConfig
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import Player, Weights
-from .precision import set_precision
-from .recompute import recompute
 from .replicated import ReplicatedPlan
 
 _BUCKET = 50_000_000  # elements reduced at once, which each engine may allocate; DeepSpeed's default is 2 GB
@@ -100,9 +97,7 @@ class DeepSpeedPlan(ReplicatedPlan):
 
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""
-        set_precision(module, self._precision, learns=True)
-        recompute(module, self._recompute)
-        compile_blocks(module, self._compile, self.device)
+        self._prepare(module)
         module = self._materialise(module, weights)
         # ZeRO wants an optimizer of whole parameters, and then puts flat partitions in their place. Ours is built over
         # these: no state of whole parameters is ever allocated, and what there is exists from the start.

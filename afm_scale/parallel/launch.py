@@ -72,14 +72,14 @@ def launch(config: ParallelConfig) -> Ranks:
     _die_with_launcher()
     timeout = timedelta(seconds=config.timeout_seconds)
     store = _meet(place, timeout)
+    _set_arithmetic(config)  # before CUDA starts, which reads some of it
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     error = _gpu_error(place) if on_gpu else ""
+    if on_gpu and not error:
+        torch.cuda.set_device(device)
     error = error or (fp8_error(device) if config.precision == "fp8" else "")
     _agree_in(store, place, error or _operations_error(config, device))
-    _set_arithmetic(config)
-    if on_gpu:
-        torch.cuda.set_device(device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size,
         timeout=timeout, device_id=device if on_gpu else None,

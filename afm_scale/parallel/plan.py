@@ -1,7 +1,7 @@
 """The protocol every plan keeps, and the player it lays over the ranks.
 
 A player is a network with the optimizer that moves it. Objectives and the loop see `Player.network` (a callable) and
-the methods below; DDP, FSDP2 and whatever comes later differ behind them.
+the methods below; the plans differ behind them.
 """
 
 from __future__ import annotations

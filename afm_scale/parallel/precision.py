@@ -34,9 +34,10 @@ def block_dtype(precision: Precision) -> torch.dtype | None:
 
 def allow_tf32(precision: Precision) -> None:
     """Sets which products of float32 matrices may take TF32 on a GPU, in this process."""
-    # By the older of torch's two switches, which sets the newer one too: while only that is set, torch.compile's search
-    # for the fastest kernel fails, because it asks the older.
+    # By the older of torch's two switches, which sets the newer one too: while the two disagree, whatever asks the
+    # older fails (torch.compile's search for the fastest kernel does).
     torch.set_float32_matmul_precision("highest" if precision in ("fp32", "fp64") else "high")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
@@ -81,11 +82,11 @@ def fp8_error(device: torch.device) -> str:
 def _without_tf32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     @wraps(forward)
     def in_float32(x: Tensor) -> Tensor:
-        before = torch.backends.cuda.matmul.fp32_precision
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
         try:
             return forward(x)
         finally:
-            torch.backends.cuda.matmul.fp32_precision = before
+            torch.set_float32_matmul_precision(before)
 
     return in_float32

@@ -1,7 +1,7 @@
-"""What DDP and FSDP2 share: filling modules, moving one player at a time, clipping, stepping, listing state.
+"""What the plans share: preparing and filling modules, moving one player at a time, clipping, stepping, listing state.
 
-The optimizer works on this rank's shards as plain tensors (`_Shard`), whatever the parameters are wrapped in: the same
-arithmetic under every plan, and no dispatch cost for each small tensor.
+The optimizer works on this rank's shards as plain tensors, whatever the parameters are wrapped in (DeepSpeed's on flat
+partitions): the same arithmetic under every plan, and no dispatch cost for each small tensor.
 """
 
 from __future__ import annotations
@@ -44,10 +44,7 @@ class ReplicatedPlan:
 
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""
-        # In this order: what is compiled includes the recomputation, and both stay inside of a sharded block's hooks.
-        set_precision(module, self._precision, learns=True)
-        recompute(module, self._recompute)
-        compile_blocks(module, self._compile, self.device)
+        self._prepare(module)
         module = self._materialise(module, weights)
         parameters = tuple(module.parameters())
         shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
@@ -130,6 +127,15 @@ class ReplicatedPlan:
 
     def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
         """Nothing: `optimizer_tensors` share storage."""
+
+    def _prepare(self, module: nn.Module) -> None:
+        """What is done to a network that learns before it is laid out.
+
+        In this order: what is compiled includes the recomputation, and both stay inside of a sharded block's hooks.
+        """
+        set_precision(module, self._precision, learns=True)
+        recompute(module, self._recompute)
+        compile_blocks(module, self._compile, self.device)
 
     def _materialise(self, module: nn.Module, weights: Weights) -> nn.Module:
         module = self._lay_out(module.to(self.dtype)).to_empty(device=self.device)

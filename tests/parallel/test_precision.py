@@ -96,10 +96,8 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture
 def tf32_as_before() -> Iterator[None]:
-    matrices, convolutions = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
     yield
-    torch.backends.cuda.matmul.fp32_precision = matrices
-    torch.backends.cudnn.conv.fp32_precision = convolutions
+    allow_tf32("fp32")
 
 
 def dtypes_of_layers(network: nn.Module, **options: bool) -> dict[str, set[torch.dtype]]:
@@ -234,3 +232,21 @@ def test_fp8_on_a_cpu_is_refused_before_there_is_a_process_group() -> None:
     with pytest.raises(ConfigError, match="fp8, which needs a GPU of .* 8.9 or newer, found device 'cpu'; set .*=bf16"):
         launch(ParallelConfig(plan="ddp", device="cpu", precision="fp8"))
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp64"])
+def test_torch_s_older_and_newer_switches_of_tf32_agree(precision: str, tf32_as_before: None) -> None:
+    """Else whoever asks the older ones, as torch.compile may, meets an error; also within a layer without TF32."""
+
+    def ask() -> tuple[bool, bool]:
+        return torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
+
+    allow_tf32(precision)
+    network, inside = NETWORKS["discriminator"](), []
+    head = network.final_layer[1]
+    plain = head.forward
+    head.forward = lambda x: (inside.append(ask()), plain(x))[1]
+    filled(network, precision)
+    head(torch.ones(1, head.in_features))
+    assert inside == [(precision == "tf32", precision == "tf32")]
+    assert ask() == (precision in ("tf32", "bf16"), precision == "tf32")
