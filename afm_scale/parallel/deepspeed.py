@@ -40,21 +40,9 @@ from .config import DeepSpeedConfig, ParallelConfig
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import Player, Weights
-from .replicated import ReplicatedPlan
+from .replicated import ReplicatedPlan, WhileLearning
 
 _BUCKET = 50_000_000  # elements reduced at once, which each engine may allocate; DeepSpeed's default is 2 GB
-
-
-class _Network:
-    """Calls the engine while its player learns, the raw module otherwise."""
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self.engine = engine
-        self.module = engine.module
-
-    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        learns = torch.is_grad_enabled() and next(self.module.parameters()).requires_grad
-        return (self.engine if learns else self.module)(*inputs, **options)
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ class DeepSpeedPlan(ReplicatedPlan):
         zero.optimizer = engine.basic_optimizer = build_optimizer(self._partitions(zero), optimizer)
         self._engines[module] = engine
         player = Player(
-            role=role, module=module, parameters=tuple(module.parameters()), network=_Network(engine),
+            role=role, module=module, parameters=tuple(module.parameters()), network=WhileLearning(module, engine),
             optimizer=zero.optimizer, max_grad_norm=optimizer.max_grad_norm, learning_rate=optimizer.learning_rate,
         )
         self._players.append(player)

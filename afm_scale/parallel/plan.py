@@ -40,6 +40,7 @@ class ParallelPlan(Protocol):
     world_size: int
     data_rank: int  # which share of the global batch this rank sees
     num_data_ranks: int  # of how many shares; less than the ranks where some see the same samples (tensor parallelism)
+    together: int  # how many neighbouring ranks see the same samples and share every network's work
     device: torch.device
     dtype: torch.dtype  # networks' weights and inputs
 

@@ -6,7 +6,7 @@ partitions): the same arithmetic under every plan, and no dispatch cost for each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,21 @@ from .precision import set_precision
 from .recompute import recompute
 
 
+class WhileLearning:
+    """Calls the wrapper of a network while its player learns, the bare module otherwise.
+
+    A wrapper prepares for a backward in each forward; one that a frozen network never gets would upset it.
+    """
+
+    def __init__(self, module: nn.Module, wrapper: Callable[..., Tensor]) -> None:
+        self.module = module
+        self.wrapper = wrapper
+
+    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
+        learns = torch.is_grad_enabled() and next(self.module.parameters()).requires_grad
+        return (self.wrapper if learns else self.module)(*inputs, **options)
+
+
 class ReplicatedPlan:
     """Every rank computes its share of the batch with whole networks; subclasses say how weights are kept."""
 
@@ -41,6 +56,10 @@ class ReplicatedPlan:
         self._precision = config.precision
         self._players: list[Player] = []
         self._mover: Player | None = None
+
+    @property
+    def together(self) -> int:
+        return self.world_size // self.num_data_ranks
 
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""

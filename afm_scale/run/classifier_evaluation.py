@@ -82,7 +82,7 @@ class ClassifierEvaluation:
         return samples.name, found
 
     def _sum(self, value: Tensor) -> Tensor:
-        if self._plan.rank % (self._plan.world_size // self._plan.num_data_ranks):
+        if self._plan.rank % self._plan.together:
             value.zero_()  # the ranks that saw the same samples have counted the same: one of them tells
         if self._plan.world_size > 1:
             dist.all_reduce(value)

@@ -43,7 +43,7 @@ class DigitsReport:
         images, labels = generate_together(
             state.average.network, stream, start=0, count=self.num_samples,
             rank=plan.rank, world_size=plan.world_size, device=plan.device,
-            together=plan.world_size // plan.num_data_ranks,
+            together=plan.together,
         )
         if plan.rank == 0:
             by_class = images[:100].unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1)
@@ -96,7 +96,7 @@ class Mixture2DReport:
         samples = Batch(*generate_together(
             state.average.network, stream, start=0, count=self.num_samples,
             rank=plan.rank, world_size=plan.world_size, device=plan.device,
-            together=plan.world_size // plan.num_data_ranks,
+            together=plan.together,
         ))
         if plan.rank == 0:
             panels = {"data": data_samples(self.distribution, self.num_samples), "samples": samples}

@@ -64,7 +64,7 @@ class SampleEvaluation:
         )
         drawing = Drawing(
             state.average.network, stream, plan.rank, plan.world_size, plan.device, self.decoder,
-            together=plan.world_size // plan.num_data_ranks,
+            together=plan.together,
         )
         summary = measure(
             DrawnImages(drawing, config.num_samples, self.extractor.reads, about={}), self.extractor, plan,

@@ -68,6 +68,6 @@ class SamplesHook(QuietHook):
         images, _ = generate_together(
             state.average.network, stream, start=0, count=len(classes) * self._config.images_per_class,
             rank=self._plan.rank, world_size=self._plan.world_size, device=self._plan.device,
-            together=self._plan.world_size // self._plan.num_data_ranks,
+            together=self._plan.together,
         )
         return images.unflatten(0, (-1, len(classes))).transpose(0, 1).flatten(0, 1), classes
