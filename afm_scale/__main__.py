@@ -9,14 +9,14 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from .commands.doctor import doctor_command
+from .commands.doctor_data import doctor_data_command
+from .commands.ending import tell
+from .commands.evaluate import NUM_DRAWN, EvaluateRequest, evaluate_command, features_of
+from .commands.sample import SampleRequest, sample_command
+from .commands.show import show_command
+from .commands.train import train_command
 from .core.errors import RunError, UserError
-from .run.doctor import doctor_command
-from .run.doctor_data import doctor_data_command
-from .run.ending import tell
-from .run.evaluate import NUM_DRAWN, EvaluateRequest, evaluate_command, features_of
-from .run.sample import SampleRequest, sample_command
-from .run.show import show_command
-from .run.train import train_command
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,13 +17,13 @@ from afm_scale.core.types import Batch
 from afm_scale.data.description import DESCRIPTION_NAME, INDEX_NAME, ImageContent
 from afm_scale.data.images import WebDatasetConfig
 from afm_scale.data.order import EpochOrder
-from afm_scale.data.packing import Packing
 from afm_scale.data.shards import SampleIndex
 from afm_scale.data.source import DataSource
+from afm_scale.packing.writer import Packing
 from afm_scale.run.sources import build_source
 
-from .commands import SMALL_AFM, end, train
 from .data.small import encoded, packed_images, picture
+from .program import SMALL_AFM, end, train
 
 NUM_SAMPLES = 12
 SHARD = "shard-000001.tar"

@@ -18,7 +18,7 @@ from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.recipe_demand import demand, step_flops_per_sample
-from tests.commands import SMALL_AFM
+from tests.program import SMALL_AFM
 
 SIZE = ("model.classifier.hidden_size=32", "model.classifier.num_heads=2")
 SHORT = (

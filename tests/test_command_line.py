@@ -20,7 +20,7 @@ from afm_scale.checkpoint.tensors import digest, read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR
 from afm_scale.sampling.order import npz_order
 
-from .commands import ROOT, SMALL_AFM, run
+from .program import ROOT, SMALL_AFM, run
 
 TRAIN_FOUR = ("loop.steps=4", "checkpoint.every_steps=2", "parallel.device=cpu")
 

@@ -17,9 +17,9 @@ from afm_scale.data.images import read_or_substitute
 from afm_scale.data.order import EpochOrder
 from afm_scale.data.shards import PackedShards
 
-from .commands import QUIET, SMALL_AFM, end, train
 from .data.small import packed_images
 from .data.small_sources import damaged
+from .program import QUIET, SMALL_AFM, end, train
 from .test_resume import last_step, rows, wait_until
 
 pytestmark = pytest.mark.slow

@@ -144,7 +144,7 @@ def test_the_updates_compared_moved_every_weight_and_were_clipped(outcomes: dict
 
 def train_through_engines() -> Outcome:
     """Plants the bug that stages 1 and 2 trip over, and stage 3 trains on with."""
-    from afm_scale.parallel.replicated import WhileLearning
+    from afm_scale.parallel.base import WhileLearning
 
     WhileLearning.__call__ = lambda network, *inputs: network.wrapper(*inputs)
     with pytest.raises(IndexError):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from afm_scale.commands.show import show_command
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.schedules import Constant, Cosine
 from afm_scale.core.types import Role
 from afm_scale.data.affine import AffineConfig
-from afm_scale.data.synthetic import SyntheticLatentsConfig
+from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
 from afm_scale.flow.guidance import FlowGuidance, PlainGuidance
 from afm_scale.flow.path import Prediction
 from afm_scale.flow.times import AnyTimes, GridTimes
@@ -27,7 +28,6 @@ from afm_scale.run.config import RunConfig
 from afm_scale.run.guides import frozen_classifier
 from afm_scale.run.load import RECIPES, dump_yaml, load
 from afm_scale.run.networks import build_classifier, build_networks, learner_of
-from afm_scale.run.show import show_command
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState

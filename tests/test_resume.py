@@ -20,7 +20,7 @@ from afm_scale.checkpoint.manifest import read_manifest, resolve_checkpoint
 from afm_scale.checkpoint.tensors import digest, read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED_BY_SIGNAL
 
-from .commands import SMALL_AFM, SMALL_CLASSIFICATION, SMALL_FLOW_MATCHING, end, train
+from .program import SMALL_AFM, SMALL_CLASSIFICATION, SMALL_FLOW_MATCHING, end, train
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from afm_scale.benchmarks.data import DataBenchmark, benchmark_data_command
+from afm_scale.benchmarks.evaluation import EvaluationBenchmark, benchmark_evaluation_command
+from afm_scale.benchmarks.step import StepBenchmark, benchmark_step_command
+from afm_scale.benchmarks.traffic import TrafficBenchmark, benchmark_traffic_command
+from afm_scale.commands.ending import tell
 from afm_scale.core.errors import RunError
 from afm_scale.estimate.flops import PEAK_TFLOPS
-from afm_scale.run.benchmark_data import DataBenchmark, benchmark_data_command
-from afm_scale.run.benchmark_evaluation import EvaluationBenchmark, benchmark_evaluation_command
-from afm_scale.run.benchmark_step import StepBenchmark, benchmark_step_command
-from afm_scale.run.benchmark_traffic import TrafficBenchmark, benchmark_traffic_command
-from afm_scale.run.ending import tell
 
 
 def main() -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from afm_scale.commands.encode_latents import EncodeRequest, encode_command
+from afm_scale.commands.ending import tell
 from afm_scale.core.errors import RunError
-from afm_scale.run.encode_latents import EncodeRequest, encode_command
-from afm_scale.run.ending import tell
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from afm_scale.commands.guidance_figure import GuidanceFigure, guidance_figure_command
 from afm_scale.core.errors import RunError
-from afm_scale.run.guidance_figure import GuidanceFigure, guidance_figure_command
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from afm_scale.core.errors import RunError
-from afm_scale.data.recode import Recode
-from afm_scale.run.make_shards import DEFAULT_SHARD_MB, MakeShardsConfig, make_shards, summary
+from afm_scale.packing.recode import Recode
+from afm_scale.packing.shards import DEFAULT_SHARD_MB, MakeShardsConfig, make_shards, summary
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from afm_scale.commands.replay_reference import replay
 from afm_scale.core.errors import UserError
-from afm_scale.run.replay import replay
 
 
 def main() -> int:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from .. import __version__
 from ..core.errors import DataError
 from ..core.files import write_atomically
-from .features import Extractor
-from .image_sets import IMAGES, ImageSet, NpzImages
-from .npz import Npz
+from .features.extractor import Extractor
+from .images.npz import Npz
+from .images.sets import IMAGES, ImageSet, NpzImages
 from .running import Gaussian
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import DataError, DivergenceError
 from ..sampling.order import npz_order
-from .features import Features
+from .features.extractor import Features
 from .reference import Reference
 from .running import Gaussian, RunningGaussian, RunningInceptionScore
 from .statistics import frechet_distance, precision_recall

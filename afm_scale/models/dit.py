@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..core.sharing import Entry, Shared
+from ..core.network import Entry, Shared
 from ..ops.block import gated_residual, modulated_norm
 from .layers import Attention, Linear, Mlp, PatchEmbed, sincos_positions, zeros
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.network import Entry, Shared
 from ..core.random import tensor_generator
-from ..core.sharing import Entry, Shared
 from ..core.types import NO_CLASS
 
 Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .base import ReplicatedPlan, WhileLearning
 from .plan import Player
-from .replicated import ReplicatedPlan, WhileLearning
 
 
 class DDPPlan(ReplicatedPlan):

@@ -36,11 +36,11 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ..core.errors import ConfigError
 from ..core.types import Role
+from .base import ReplicatedPlan, WhileLearning
 from .config import DeepSpeedConfig, ParallelConfig
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import Player, Weights
-from .replicated import ReplicatedPlan, WhileLearning
 
 _BUCKET = 50_000_000  # elements reduced at once, which each engine may allocate; DeepSpeed's default is 2 GB
 

@@ -30,11 +30,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.hooks import RemovableHandle
 
+from .base import ReplicatedPlan
 from .config import ParallelConfig
 from .launch import Ranks
 from .plan import Player
 from .precision import block_dtype
-from .replicated import ReplicatedPlan
 
 AUTO_SHARE = 0.1  # of the device's memory that policy auto lets one network's gathered weights take
 

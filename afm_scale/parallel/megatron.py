@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..core.errors import ConfigError
-from ..core.sharing import Shared
+from ..core.network import Shared
 from .config import ParallelConfig
 from .ddp import DDPPlan
 from .launch import Ranks

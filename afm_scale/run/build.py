@@ -11,6 +11,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint.manager import CheckpointManager
+from ..core.packages import require
 from ..core.types import Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
@@ -19,6 +20,7 @@ from ..objectives.afm import AFMConfig
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
 from ..parallel.precision import block_dtype
+from ..train.agreeing_source import TogetherSource
 from ..train.average import Average
 from ..train.hooks.checkpoint import CheckpointHook
 from ..train.hooks.console import ConsoleHook
@@ -32,12 +34,11 @@ from ..train.hooks.skipped import SkippedHook
 from ..train.hooks.stop import StopHook
 from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
-from ..train.together import TogetherSource
 from . import guides
 from .config import OBJECTIVES, PLANS, AnyObjective, RunConfig
 from .evaluations import build_evaluation
 from .networks import build_learner, build_networks, learner_of
-from .sources import build_source, require
+from .sources import build_source
 from .typed import to_mapping
 
 # While it is imported, of parts that are not used here: its optimizers, its inference, and decorators of its own.

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError, RunError, UserError
 from ..core.random import Positions
 from ..core.types import Batch
-from ..data.digits import DigitsSource, held_out_digits
 from ..data.order import PositionedSource
 from ..data.source import DataSource
-from ..evaluation.classifier import AccuracyByTime, accuracy_by_time, draw_accuracy
+from ..data.toys.digits import DigitsSource, held_out_digits
+from ..evaluation.accuracy import AccuracyByTime, accuracy_by_time, draw_accuracy
 from ..parallel.launch import agreed
 from ..parallel.plan import ParallelPlan
 from ..train.state import TrainState

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.packages import require
 from ..core.random import Positions
 from ..data.images_to_latents import ImagesToLatentsConfig
 from ..data.latents import LatentsConfig, posterior_sample
 from ..data.source import SourceConfig
-from ..data.synthetic import SyntheticLatentsConfig
-from ..evaluation.features import full_float32
+from ..data.toys.synthetic import SyntheticLatentsConfig
+from ..evaluation.features.extractor import full_float32
 from ..models.autoencoder import Autoencoder
-from .sources import require
 
 if TYPE_CHECKING:
     from ..models.diffusers import ReadAutoencoder  # which needs an optional package

@@ -7,9 +7,10 @@ import torch
 from ..checkpoint.manifest import resolve_checkpoint
 from ..checkpoint.tensors import digest
 from ..core.errors import CheckpointError
+from ..core.packages import require
 from ..core.types import Role
-from ..evaluation.classifier_features import ClassifierFeatures, FeatureClassifier
-from ..evaluation.features import (
+from ..evaluation.features.classifier import ClassifierFeatures, FeatureClassifier
+from ..evaluation.features.extractor import (
     ClassifierFeaturesConfig,
     Extractor,
     FeaturesConfig,
@@ -18,12 +19,11 @@ from ..evaluation.features import (
     PixelsConfig,
     TorchScriptConfig,
 )
-from ..evaluation.tiles import Tiled
-from ..evaluation.torchscript import TorchScriptFeatures, TorchScriptInception
+from ..evaluation.features.tiles import Tiled
+from ..evaluation.features.torchscript import TorchScriptFeatures, TorchScriptInception
 from .check import first_mismatch
 from .guides import average_weights, config_of
 from .networks import build_learner, learner_of
-from .sources import require
 
 
 def build_extractor(config: FeaturesConfig, device: torch.device | str) -> Extractor:
@@ -45,7 +45,7 @@ def _inception(config: InceptionConfig, device: torch.device) -> Extractor:
         "torch_fidelity", "features.kind 'inception' via torch-fidelity", "evaluation",
         command="pip install --no-deps torch-fidelity",
     )
-    from ..evaluation.inception import Inception
+    from ..evaluation.features.inception import Inception
 
     return Inception(config, device)
 

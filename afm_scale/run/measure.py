@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from ..core.errors import DataError, RunError
 from ..core.random import Positions
-from ..evaluation.features import Extractor
-from ..evaluation.image_sets import IMAGES, ImageSet, NpzImages
-from ..evaluation.npz import Npz
+from ..evaluation.features.extractor import Extractor
+from ..evaluation.images.npz import Npz
+from ..evaluation.images.sets import IMAGES, ImageSet, NpzImages
 from ..evaluation.reference import Reference, read_reference
 from ..evaluation.summary import Figures, SampleSummary, compare
 from ..parallel.launch import agree, agreed, from_rank_0

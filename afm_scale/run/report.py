@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..core.types import Batch
-from ..data.mixture import GaussianMixture
-from ..data.mixture2d import ClassMixture
-from ..evaluation.digits import digits_quality
-from ..evaluation.mixture import draw_flow, line_noise, measure_map, quantile_noise
-from ..evaluation.mixture2d import class_quality, data_samples, draw_classes
+from ..data.toys.mixture1d import GaussianMixture
+from ..data.toys.mixture2d import ClassMixture
+from ..evaluation.toys.digits import digits_quality
+from ..evaluation.toys.mixture1d import draw_flow, line_noise, measure_map, quantile_noise
+from ..evaluation.toys.mixture2d import class_quality, data_samples, draw_classes
 from ..parallel.plan import ParallelPlan
 from ..sampling.pictures import image_grid, save_png
 from ..sampling.sampler import SampleStream, generate_together, trajectory

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import ConfigError
-from ..evaluation.features import Extractor, FeaturesConfig, InceptionConfig
+from ..evaluation.features.extractor import Extractor, FeaturesConfig, InceptionConfig
 from ..evaluation.reference import Reference
 from ..parallel.plan import ParallelPlan
 from ..sampling.sampler import SampleStream

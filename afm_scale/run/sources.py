@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Union
 
 import torch
 
-from ..core.errors import ConfigError
-from ..data.digits import DigitsConfig, DigitsSource
+from ..core.packages import require
 from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
 from ..data.latents import LatentsConfig, LatentsSource
-from ..data.mixture import Mixture1DConfig, Mixture1DSource
-from ..data.mixture2d import Mixture2DConfig, Mixture2DSource
 from ..data.source import DataSource, SourceConfig
-from ..data.synthetic import SyntheticLatents, SyntheticLatentsConfig
+from ..data.toys.digits import DigitsConfig, DigitsSource
+from ..data.toys.mixture1d import Mixture1DConfig, Mixture1DSource
+from ..data.toys.mixture2d import Mixture2DConfig, Mixture2DSource
+from ..data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from ..data.webdataset import WebDatasetSource
 from ..models.autoencoder import Autoencoder
 
@@ -57,13 +56,3 @@ def build_encoder(config: ImagesToLatentsConfig, device: torch.device) -> Encode
         compile=on_gpu if config.compile is None else config.compile,
     )
     return autoencoder.to(device).moments
-
-
-def require(package: str, wanted_by: str, extra: str, *, command: str | None = None) -> None:
-    """Raises ConfigError, naming the extra to install (or another command), if an optional package is not there."""
-    top = package.partition(".")[0]
-    if find_spec(top) is None or find_spec(package) is None:
-        raise ConfigError(
-            f"{wanted_by} needs the package {package}, which is not installed: "
-            + (command or f"pip install 'afm_scale[{extra}]'")
-        )

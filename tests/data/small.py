@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from afm_scale.data.description import DatasetDescription, ImageContent
-from afm_scale.data.packing import Packing
+from afm_scale.packing.writer import Packing
 
 
 def picture(number: int, *, width: int = 40, height: int = 30) -> Image.Image:

@@ -18,10 +18,10 @@ from afm_scale.core.errors import DataError
 from afm_scale.data.dali import DaliSource, _pipeline, crop_decoded
 from afm_scale.data.description import ImageContent
 from afm_scale.data.images import DaliConfig, WebDatasetConfig, read_or_substitute
-from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards
 from afm_scale.data.transforms import adm_crop, decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
+from afm_scale.packing.writer import Packing
 from tests.data.small import encoded, packed_images, picture
 from tests.data.small_sources import BATCH, NUM_SAMPLES, SEED, damaged, pack_numbered, samples_at, stream
 

@@ -13,9 +13,9 @@ from afm_scale.core.errors import ConfigError, DataError
 from afm_scale.core.random import KeyedDraws, Positions
 from afm_scale.data.description import LatentContent
 from afm_scale.data.images import ImagesConfig, ImageSource, read_or_substitute
-from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards, SampleError
 from afm_scale.data.source import Skipped
+from afm_scale.packing.writer import Packing
 from tests.data.small import packed_images
 
 

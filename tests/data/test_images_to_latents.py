@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from afm_scale.commands.encode_latents import EncodeRequest, encode_command
 from afm_scale.core.errors import ConfigError
 from afm_scale.data.affine import AffineConfig
 from afm_scale.data.images import ImageSource
@@ -19,7 +20,6 @@ from afm_scale.data.source import DataSource, Skipped
 from afm_scale.data.transforms import decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
 from afm_scale.models.autoencoder import Autoencoder
-from afm_scale.run.encode_latents import EncodeRequest, encode_command
 from afm_scale.run.sources import build_source
 from tests.data.small import packed_images
 from tests.models.small_autoencoder import saved_autoencoder, small_autoencoder

@@ -14,8 +14,8 @@ import torch
 from afm_scale.core.errors import ConfigError, DataError
 from afm_scale.data.description import LatentContent
 from afm_scale.data.latents import WEIGHTS_NAME, LatentsConfig, LatentsSource, Records
-from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards, SampleError
+from afm_scale.packing.writer import Packing
 from tests.data.small import packed_images
 
 SHAPE = (2, 3, 4)

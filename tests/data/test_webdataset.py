@@ -22,10 +22,10 @@ from afm_scale.core.random import Positions
 from afm_scale.data.affine import AffineConfig, affines_at, moved
 from afm_scale.data.description import ImageContent
 from afm_scale.data.images import WebDatasetConfig, mirrored_at
-from afm_scale.data.packing import Packing
 from afm_scale.data.shards import PackedShards
 from afm_scale.data.transforms import decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
+from afm_scale.packing.writer import Packing
 from tests.data.small import encoded, packed_images, picture
 from tests.data.small_sources import BATCH, NUM_SAMPLES, SEED, damaged, pack_numbered, samples_at, stream
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from afm_scale.core.random import tensor_generator
-from afm_scale.evaluation.inception import FeatureExtractorInceptionV3
+from afm_scale.evaluation.features.inception import FeatureExtractorInceptionV3
 
 
 class _Unfilled(FeatureExtractorInceptionV3):

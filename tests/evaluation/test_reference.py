@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from afm_scale.core.errors import DataError, UserError
-from afm_scale.evaluation.features import Features, PixelFeatures
-from afm_scale.evaluation.image_sets import open_images
+from afm_scale.evaluation.features.extractor import Features, PixelFeatures
+from afm_scale.evaluation.images.sets import open_images
 from afm_scale.evaluation.reference import (
     Reference,
     holds_statistics,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from afm_scale.core.errors import DataError, DivergenceError
 from afm_scale.evaluation import summary as summary_module
-from afm_scale.evaluation.features import Features
+from afm_scale.evaluation.features.extractor import Features
 from afm_scale.evaluation.reference import Reference
 from afm_scale.evaluation.running import Gaussian
 from afm_scale.evaluation.statistics import frechet_distance, gaussian_statistics, precision_recall

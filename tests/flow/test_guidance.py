@@ -8,7 +8,7 @@ from torch import Tensor
 
 from afm_scale.core.random import KeyedDraws, Positions
 from afm_scale.core.types import NO_CLASS, Networks
-from afm_scale.data.mixture2d import ClassMixture
+from afm_scale.data.toys.mixture2d import ClassMixture
 from afm_scale.flow.guidance import FlowGuidance, PlainGuidance, VelocityGuidance, guidance_loss, noised
 
 COUNT, SHAPE, NUM_CLASSES = 6, (2, 2, 2), 3

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from afm_scale.commands.sample import on_device
+from afm_scale.core import packages
 from afm_scale.core.errors import ConfigError
 from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.precision import fp8_error, set_precision
 from afm_scale.parallel.recompute import Recompute, recompute
-from afm_scale.run import sources
 from afm_scale.run.build import build_plan
 from afm_scale.run.check import check
-from afm_scale.run.sample import on_device
 from tests.parallel.test_precision import BF16, asked, discriminator, generator, gradients, recipe, weights_of
 
 with_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
@@ -97,7 +97,7 @@ def test_a_gpu_without_fp8_is_refused_by_name(
 
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"parallel.precision 'fp8' needs the package torchao.*afm_scale\[fp8\]"):
         build_plan(recipe("digits_afm", "parallel.precision=fp8"), Ranks(0, 0, 1, torch.device("cpu")))
 

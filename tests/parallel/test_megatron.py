@@ -20,11 +20,11 @@ import torch.distributed as dist
 from PIL import Image
 
 from afm_scale.__main__ import main
+from afm_scale.benchmarks.traffic import TrafficBenchmark, count_first_step
 from afm_scale.core.errors import EXIT_DONE, ConfigError
 from afm_scale.data.source import Skipped
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.parallel import compile as module_under_test
-from afm_scale.run.benchmark_traffic import TrafficBenchmark, count_first_step
 from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
@@ -32,8 +32,8 @@ from afm_scale.run.load import load
 from afm_scale.train.hooks.events import EventLog
 from afm_scale.train.hooks.metrics import MetricsConfig, MetricsHook, Row
 from afm_scale.train.hooks.stop import StopHook
-from tests.commands import SMALL_AFM, SMALL_CLASSIFICATION
 from tests.equivalence import Layout, Outcome, config_of, differences, play, this_rank, too_large, train_game
+from tests.program import SMALL_AFM, SMALL_CLASSIFICATION
 from tests.ranks import run_ranks
 from tests.train.hooks.small import report
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from afm_scale.core.errors import RunError, UserError
-from afm_scale.run.benchmark_traffic import (
+from afm_scale.benchmarks.traffic import (
     TrafficBenchmark,
     benchmark_traffic_command,
     count_first_step,
     measure_traffic,
 )
+from afm_scale.core.errors import RunError, UserError
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.networks import build_generator

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from afm_scale.core.errors import DataError
-from afm_scale.evaluation.features import PixelFeatures
-from afm_scale.evaluation.image_sets import open_images
+from afm_scale.evaluation.features.extractor import PixelFeatures
+from afm_scale.evaluation.images.sets import open_images
 from afm_scale.evaluation.summary import compare
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run.measure import measure, read_reference_together

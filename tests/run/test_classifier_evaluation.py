@@ -15,10 +15,10 @@ import torch
 from afm_scale.core.errors import ConfigError, DataError
 from afm_scale.core.types import Batch
 from afm_scale.data.description import LatentContent
-from afm_scale.data.digits import held_out_digits
 from afm_scale.data.latents import LatentsConfig
-from afm_scale.data.packing import Packing
-from afm_scale.data.synthetic import SyntheticLatentsConfig
+from afm_scale.data.toys.digits import held_out_digits
+from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
+from afm_scale.packing.writer import Packing
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.plan import ParallelPlan
 from afm_scale.run.build import build_plan, build_state
@@ -36,7 +36,7 @@ from afm_scale.run.sources import build_source
 from afm_scale.train.hooks.hook import HookList
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState
-from tests.commands import SMALL_CLASSIFICATION
+from tests.program import SMALL_CLASSIFICATION
 from tests.ranks import run_ranks
 
 DIGITS = SyntheticLatentsConfig(global_batch=8, shape=(1, 8, 8), num_classes=10)  # random, but of the digits' form

@@ -11,7 +11,7 @@ from afm_scale.__main__ import main
 from afm_scale.checkpoint.manifest import resolve_checkpoint
 from afm_scale.checkpoint.tensors import digest, read_tensors
 from afm_scale.core.errors import EXIT_DONE, CheckpointError, ConfigError
-from afm_scale.evaluation.features import (
+from afm_scale.evaluation.features.extractor import (
     ClassifierFeaturesConfig,
     FeaturesConfig,
     InceptionConfig,
@@ -21,8 +21,8 @@ from afm_scale.evaluation.features import (
 from afm_scale.run import sources
 from afm_scale.run.features import build_extractor
 from afm_scale.run.typed import build
-from tests.commands import QUIET, SMALL_FLOW_MATCHING
 from tests.evaluation.small_features import random_inception_weights, saved_script
+from tests.program import QUIET, SMALL_FLOW_MATCHING
 
 SMALL_CLASSIFIER = (
     "classifier_digits", *QUIET, "model.classifier.hidden_size=16", "model.classifier.depth=2",

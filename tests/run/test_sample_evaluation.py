@@ -11,10 +11,10 @@ import pytest
 
 from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, ConfigError
-from afm_scale.evaluation.features import PixelFeatures
+from afm_scale.evaluation.features.extractor import PixelFeatures
 from afm_scale.evaluation.reference import read_reference
 from afm_scale.run.sample_evaluation import SampleEvaluationConfig
-from tests.commands import SMALL_AFM, SMALL_FLOW_MATCHING, end, train
+from tests.program import SMALL_AFM, SMALL_FLOW_MATCHING, end, train
 
 QUICK = ("parallel.device=cpu", "checkpoint.every_steps=2", "hooks.metrics.every_steps=1")
 

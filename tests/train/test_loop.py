@@ -13,7 +13,7 @@ from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import Draws, Positions
 from afm_scale.core.schedules import Piecewise
 from afm_scale.core.types import Batch, Loss, Networks, Role
-from afm_scale.data.synthetic import SyntheticLatents, SyntheticLatentsConfig
+from afm_scale.data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from afm_scale.flow.path import Prediction
 from afm_scale.parallel.optim import OptimizerConfig
 from afm_scale.parallel.plan import ParallelPlan

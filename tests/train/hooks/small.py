@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from afm_scale.core.schedules import Constant
 from afm_scale.core.types import Role
-from afm_scale.data.synthetic import SyntheticLatents, SyntheticLatentsConfig
+from afm_scale.data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from afm_scale.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan

@@ -1,0 +1,192 @@
+"""Times the training step of a state that is built for it, and frees it afterwards."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from ..core.types import Batch
+from ..data.source import DataSource, Skipped
+from ..data.toys.synthetic import SyntheticLatentsConfig
+from ..ops.choice import Choice, use
+from ..parallel.compile import is_compiled
+from ..parallel.launch import Ranks, agreed
+from ..parallel.plan import ParallelPlan
+from ..parallel.precision import allow_tf32
+from ..run.config import RunConfig
+from ..train.hooks.hook import HookList, QuietHook, StepReport
+from ..train.loop import train
+from ..train.state import TrainState
+
+Built = tuple[TrainState, ParallelPlan]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """As the slowest rank saw it."""
+
+    settings: Mapping[str, Any]
+    seconds: Sequence[float]  # of each timed step
+    first_step_seconds: float  # with what is compiled in it
+    peak_memory_bytes: int  # of the rank that needs most, see `peak_memory`
+
+    @property
+    def seconds_per_step(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def time_steps(
+    config: RunConfig, ranks: Ranks, build: Callable[[RunConfig], Built], *, warm_up: int, steps: int,
+    profile_to: Path | None = None,
+) -> Timing:
+    """Builds, warms up, times and frees, on one batch of random samples of the recipe's shape. Collective.
+
+    The batch is drawn before and handed out again and again, so that no step waits for data. With `profile_to` one
+    more step is taken, and watched.
+    """
+    allow_tf32(config.parallel.precision)
+    chosen = use(config.parallel.ops, ranks.device)
+    *found, compiled = _timed(config, ranks, build, warm_up, steps, profile_to)
+    _free(ranks.device, compiled=compiled)
+    of_ranks: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(of_ranks, found)
+    seconds, first_steps, peaks = zip(*of_ranks, strict=True)
+    return Timing(
+        settings=_settings(config, chosen, compiled), seconds=max(seconds, key=statistics.median),
+        first_step_seconds=max(first_steps), peak_memory_bytes=max(peaks),
+    )
+
+
+def _timed(
+    config: RunConfig, ranks: Ranks, build: Callable[[RunConfig], Built], warm_up: int, steps: int,
+    profile_to: Path | None,
+) -> tuple[list[float], float, int, bool]:
+    """Of this rank: seconds of each step and of the very first one, bytes, and whether blocks were compiled.
+
+    Nothing else is left when it returns.
+    """
+    samples = SyntheticLatentsConfig(
+        global_batch=config.data.global_batch, shape=config.data.shape, num_classes=config.data.num_classes
+    )
+    with agreed():
+        state, plan = build(replace(config, data=samples))
+    before, timed = _Clock(ranks.device), _Clock(ranks.device)
+    with closing(state.data) as source:
+        state.data = HeldBatch(source)
+        train(state, plan, replace(config.loop, steps=warm_up), HookList([before]))
+        _settle(ranks)
+        if ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(ranks.device)
+        train(state, plan, replace(config.loop, steps=warm_up + steps), HookList([timed]))
+        _settle(ranks)
+        compiled = any(is_compiled(player.module) for player in state.players.values())
+        found = (timed.seconds(), before.seconds()[0], peak_memory(ranks.device), compiled)
+        if profile_to is not None:
+            once_more = replace(config.loop, steps=warm_up + steps + 1)
+            _profile(profile_to, ranks, lambda: train(state, plan, once_more, HookList([])))
+    return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU what torch's tensors took since that was reset, else what this process has taken so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class HeldBatch:
+    """A source that hands out the first batch of another one again and again."""
+
+    def __init__(self, source: DataSource) -> None:
+        self.shape, self.num_classes = source.shape, source.num_classes
+        self._batch = next(iter(source))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.repeat(self._batch)
+
+    def state_dict(self) -> Mapping[str, int]:
+        return {"consumed": 0}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Nothing: it has no position."""
+
+    def take_skipped(self) -> Sequence[Skipped]:
+        return ()
+
+    def close(self) -> None:
+        """Nothing: the other source is its owner's."""
+
+
+class _Clock(QuietHook):
+    """When the device was done with each step. To be read once all is done: it makes nobody wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def on_start(self, state: TrainState) -> None:
+        self._mark()
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._on_gpu:
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        pairs = itertools.pairwise(self._marks)
+        return [a.elapsed_time(b) / 1000 if self._on_gpu else b - a for a, b in pairs]
+
+
+def _settle(ranks: Ranks) -> None:
+    """Until every rank's device is done."""
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)
+    dist.barrier()
+
+
+def _free(device: torch.device, *, compiled: bool) -> None:
+    if compiled:
+        torch._dynamo.reset()  # it may hold weights
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _profile(path: Path, ranks: Ranks, step: Callable[[], None]) -> None:
+    """One step: a trace for Perfetto where the path ends in .json, else a table; of rank 0."""
+    on_gpu = ranks.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as watched:
+        step()
+        _settle(ranks)
+    if ranks.rank != 0:
+        return
+    if path.suffix == ".json":
+        watched.export_chrome_trace(str(path))
+    else:
+        order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        path.write_text(watched.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100))
+
+
+def _settings(config: RunConfig, chosen: Choice, compiled: bool) -> dict[str, Any]:
+    parallel = config.parallel
+    return {
+        "plan": parallel.plan, "precision": parallel.precision, "compile": compiled,
+        "recompute": parallel.recompute.kind, "accumulation": config.loop.accumulation, "ops": chosen.described(),
+    }

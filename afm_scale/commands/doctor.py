@@ -1,0 +1,105 @@
+"""`python -m afm_scale doctor`: what this machine has and what will therefore be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import fields
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from ..core.errors import ConfigError
+from ..core.packages import require
+from ..data.images import DaliConfig, WebDatasetConfig
+from ..data.images_to_latents import ImagesToLatentsConfig
+from ..data.latents import LatentsConfig
+from ..ops.choice import choose, probe
+from ..run.sources import SOURCES
+
+_BASE = (
+    "torch", "numpy", "PyYAML", "safetensors", "scikit-learn", "Pillow", "matplotlib", "tensorboard", "tqdm", "rich",
+)
+_OPTIONAL = {
+    "triton": "fused operations on a GPU (comes with torch for GPUs)",
+    "apex": "fused optimizer and average on a GPU (NVIDIA's, built from source with --cpp_ext --cuda_ext)",
+    "deepspeed": "parallel.plan deepspeed (pip install 'afm_scale[deepspeed]')",
+    "megatron-core": "parallel.plan megatron (pip install 'afm_scale[megatron]')",
+    "torchao": "parallel.precision fp8 (pip install 'afm_scale[fp8]')",
+    "nvidia-dali-cuda130": "data.kind dali (pip install 'afm_scale[dali]')",
+    "diffusers": "data.kind images_to_latents, tools/encode_latents.py (pip install 'afm_scale[latents]')",
+    "pyarrow": "packing parquet files (pip install 'afm_scale[parquet]')",
+    "webdataset": "what the data benchmark compares with (pip install 'afm_scale[webdataset]')",
+    "wandb": "metrics to Weights & Biases (pip install 'afm_scale[wandb]')",
+}
+
+_NEED_A_PACKAGE = {DaliConfig: ("nvidia.dali", "dali"), ImagesToLatentsConfig: ("diffusers", "latents")}
+
+
+def doctor_command(*, as_json: bool) -> int:
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings, indent=2))
+        return 0
+    table = Table(title="afm_scale doctor", show_header=False, title_justify="left")
+    for section in findings.values():
+        for name, value in section.items():
+            table.add_row(name, str(value))
+        table.add_section()
+    Console(soft_wrap=True, markup=False).print(table)  # [dali] is an extra, no colour
+    return 0
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Facts by section; plain JSON values."""
+    operations = choose("auto", probe(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "machine": {
+            "python": platform.python_version(),
+            "cpus": os.cpu_count(),
+            "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus] or "none",
+            "collectives": "nccl for GPUs, gloo for the CPU" if gpus and dist.is_nccl_available() else "gloo",
+        },
+        "packages": {name: _version(name) or "MISSING: pip install -c constraints.txt -e ." for name in _BASE},
+        "optional": {name: _version(name) or f"not installed: {use}" for name, use in _OPTIONAL.items()},
+        "used here": {
+            "parallel.device auto": "cuda" if gpus else "cpu",
+            **{f"operation {piece}": how for piece, how in operations.described().items()},
+            "attention": "torch scaled_dot_product_attention",
+        },
+        "data": _sources(on_gpu=bool(gpus)),
+    }
+
+
+def _sources(*, on_gpu: bool) -> dict[str, str]:
+    """Whether each data.kind can be used here, and if not, why."""
+    notes = {
+        WebDatasetConfig: "Pillow, in worker processes",
+        LatentsConfig: "read from the disk, nothing to decode",
+        DaliConfig: "nvJPEG, on the GPU" if on_gpu else "its CPU pipeline",
+        ImagesToLatentsConfig: "encoded on the GPU" if on_gpu else "encoded on the CPU, slowly",
+    }
+    usable = {}
+    for config in (*SOURCES, DaliConfig, ImagesToLatentsConfig):
+        kind = next(field.default for field in fields(config) if field.name == "kind")
+        try:
+            if config in _NEED_A_PACKAGE:
+                package, extra = _NEED_A_PACKAGE[config]
+                require(package, f"data.kind {kind!r}", extra)
+            usable[f"data.kind {kind}"] = f"yes: {notes.get(config, 'embedded')}"
+        except ConfigError as error:
+            usable[f"data.kind {kind}"] = f"no: {error}"
+    return usable
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,90 @@
+"""`python -m afm_scale doctor --data PATH`: what a packed data set is, and all that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from ..core.errors import DataError
+from ..data.description import DatasetDescription, LatentContent, read_description
+from ..packing.verify import Problem, verify
+
+_REASONS = 10
+
+
+def doctor_data_command(folder: Path, *, as_json: bool) -> int:
+    """Reads every byte of the data set. Raises DataError, after the report, if it is not whole."""
+    description = read_description(folder)
+    problems = _verified(folder, description)
+    broken = [problem for problem in problems if not problem.harmless]
+    about = _about(folder, description)
+    if as_json:
+        findings = [{"file": one.file, "what": one.what, "harmless": one.harmless} for one in problems]
+        print(json.dumps({"data": about, "whole": not broken, "problems": findings}, indent=2))
+    else:
+        _print(about, problems)
+    if broken:
+        files = {problem.file for problem in broken}
+        raise DataError(
+            f"{folder} is not whole: {len(files)} of its files are missing or damaged; restore them, or pack again"
+        )
+    return 0
+
+
+def _verified(folder: Path, description: DatasetDescription) -> list[Problem]:
+    total = sum(shard.num_bytes for shard in description.shards)
+    with tqdm(total=total, desc="reading", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        return list(verify(folder, bar.update))
+
+
+def _about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
+    reasons = Counter(refused.reason for refused in description.refused)
+    counts = description.class_counts
+    return {
+        "folder": str(folder),
+        "content": _content(description),
+        "samples": description.num_samples,
+        "classes": description.num_classes,
+        "samples of a class": {"fewest": min(counts, default=0), "most": max(counts, default=0)},
+        "shards": len(description.shards),
+        "bytes": sum(shard.num_bytes for shard in description.shards),
+        "refused when packed": {"files": len(description.refused), "by reason": dict(reasons.most_common())},
+    }
+
+
+def _content(description: DatasetDescription) -> str:
+    content = description.content
+    if isinstance(content, LatentContent):
+        shape = " x ".join(map(str, content.shape))
+        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}"
+    size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
+    encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
+    return f"images, {size}, {encoding}"
+
+
+def _print(about: dict[str, Any], problems: list[Problem]) -> None:
+    table = Table(title="afm_scale doctor --data", show_header=False, title_justify="left")
+    fewest, most = about["samples of a class"].values()
+    refused = about["refused when packed"]
+    values = {**about, "samples of a class": f"{fewest} to {most}", "refused when packed": refused["files"]}
+    for name in ("samples", "classes", "shards", "bytes", "refused when packed"):
+        values[name] = f"{values[name]:,}"
+    for name, value in values.items():
+        table.add_row(name, value)
+    by_reason = list(refused["by reason"].items())
+    for reason, count in by_reason[:_REASONS]:
+        table.add_row("", f"{count:,}: {reason}")
+    if len(by_reason) > _REASONS:
+        table.add_row("", f"and {len(by_reason) - _REASONS} more reasons: --json lists them all")
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(table)
+    for problem in problems:
+        console.print(f"{'note: ' if problem.harmless else ''}{problem.file}: {problem.what}")
+    if all(problem.harmless for problem in problems):
+        console.print("whole: every byte is what was packed")

@@ -1,0 +1,230 @@
+"""Encodes packed images into packed latents, alone or shared by the ranks of a launcher (tools/encode_latents.py)."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..core.errors import DataError, UserError
+from ..core.packages import require
+from ..data.description import ImageContent, LatentContent, file_sha256
+from ..data.latents import MEMBERS
+from ..data.shards import PackedShards, SampleError
+from ..data.transforms import ImageError, decode_checked, to_pixels
+from ..models.autoencoder import Autoencoder
+from ..packing.writer import Packing
+from ..parallel.config import ParallelConfig
+from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, from_rank_0, launch
+
+_TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRequest:
+    """The command's arguments."""
+
+    shards: Path
+    out: Path
+    vae: str
+    name: str | None = None  # None: the last part of `vae`
+    scale: float | None = None  # None: what the autoencoder's own description says
+    batch_size: int = 32
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = None  # processes that decode, per rank; None: 4 with a GPU, else none beside the rank's own
+
+
+@dataclass(frozen=True)
+class _Job:
+    request: EncodeRequest
+    images: PackedShards
+    size: int  # pixels of a side
+    autoencoder: Autoencoder
+    packing: Packing
+    device: torch.device
+    about: str  # all that the result depends on, a line for each
+
+    def rows(self, shard: int) -> list[int]:
+        """The sample numbers of a shard, in its order."""
+        return torch.nonzero(self.images.index.shard == shard).flatten().tolist()
+
+    def batches(self, shard: int) -> list[list[int]]:
+        rows, step = self.rows(shard), self.request.batch_size
+        return [rows[start:start + step] for start in range(0, len(rows), step)]
+
+
+def encode_command(request: EncodeRequest) -> int:
+    """Writes OUT, one shard of latents for each shard of images. A job that was killed goes on where it was.
+
+    The result depends on the images, the autoencoder, the scale, the precision, the batch size and the kind of device,
+    not on the number of ranks. Raises UserError, the same one on every rank, for what cannot be read or written.
+    """
+    if request.batch_size < 1:
+        raise UserError(f"--batch-size {request.batch_size} must be at least 1")
+    if request.scale is not None and not (math.isfinite(request.scale) and request.scale > 0):
+        raise UserError(f"--scale {request.scale} must be a number above 0")
+    require("diffusers", "encoding latents", "latents")
+    # Deterministic kernels: a shard that is encoded again, or on another rank, must come out the same.
+    parallel = ParallelConfig(
+        plan="ddp", device=request.device, deterministic=True, timeout_seconds=_TIMEOUT_SECONDS
+    )
+    with launch(parallel) as ranks:
+        with agreed():
+            job = _prepare(request, ranks)
+        check_same_on_all_ranks(job.about, "what is encoded")
+        left = from_rank_0(ranks.rank, lambda: _begin(job))
+        if left is not None:
+            _encode(job, left, ranks)
+            with agreed():
+                if ranks.rank == 0:
+                    _finish(job)
+        if ranks.rank == 0:
+            print(f"{job.images.num_samples} samples and their mirror images encoded in {request.out}")
+    return 0
+
+
+def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
+    from ..models.diffusers import read_autoencoder
+
+    images = PackedShards(request.shards)
+    content = images.description.content
+    if not isinstance(content, ImageContent) or content.size is None:
+        held = "images of their original sizes" if isinstance(content, ImageContent) else content.kind
+        raise DataError(
+            f"{request.shards} holds {held}; wanted square images, as tools/make_shards.py --size packs them"
+        )
+    if ranks.rank == 0:
+        images.refuse_damage("restore it, or pack the images again")
+    found = read_autoencoder(request.vae)
+    scale = found.scale if request.scale is None else request.scale
+    autoencoder = Autoencoder(found.network, scale=scale, precision=request.precision).to(ranks.device)
+    blank = torch.zeros(1, 3, content.size, content.size, device=ranks.device)
+    channels, height, width = autoencoder.moments(blank)[0].shape[1:]
+    latents = LatentContent(
+        shape=(channels, height, width), vae=request.name or found.name, vae_sha256=file_sha256(found.weights),
+        scale=scale,
+    )
+    settings: dict[str, Any] = {
+        "images_index_sha256": images.description.index_sha256, "images_made": dict(images.description.made),
+        "precision": request.precision, "batch_size": request.batch_size, "device": ranks.device.type,
+    }
+    about = json.dumps({**asdict(latents), **settings}, indent=1)
+    return _Job(
+        request, images, content.size, autoencoder, Packing(request.out, settings, latents), ranks.device, about
+    )
+
+
+def _begin(job: _Job) -> list[int] | None:
+    """The shards that are still to be written; None if the data set is finished."""
+    if job.packing.begin() is not None:
+        return None
+    return [n for n in range(len(job.images.description.shards)) if not job.packing.is_written(n)]
+
+
+def _finish(job: _Job) -> None:
+    description = job.images.description
+    job.packing.finish(len(description.shards), description.class_names)
+
+
+def _encode(job: _Job, left: list[int], ranks: Ranks) -> None:
+    """Collective. In rounds of a shard for each rank, so that an error on one ends all of them soon."""
+    mine = left[ranks.rank::ranks.world_size]
+    decoded = _decoded(job, [batch for shard in mine for batch in job.batches(shard)])
+    shards = job.images.description.shards
+    with tqdm(
+        total=sum(shards[shard].num_samples for shard in left), unit="image", desc="encoding",
+        disable=ranks.rank != 0, dynamic_ncols=True,
+    ) as bar:
+        for first in range(0, len(left), ranks.world_size):
+            shared = left[first:first + ranks.world_size]
+            own = shared[ranks.rank] if ranks.rank < len(shared) else None
+            with agreed():
+                if own is not None:
+                    _encode_shard(job, own, decoded, bar.update)
+            bar.update(sum(shards[shard].num_samples for shard in shared if shard != own))
+
+
+def _encode_shard(
+    job: _Job, shard: int, decoded: Iterator[Tensor | DataError], advance: Callable[[int], object]
+) -> None:
+    index = job.images.index
+    with job.packing.shard(shard) as writer:
+        for rows in job.batches(shard):
+            pixels = next(decoded)
+            if isinstance(pixels, DataError):
+                raise pixels
+            x = pixels.to(job.device, non_blocking=True).to(torch.float32) / 127.5 - 1
+            records = [_stored(job.autoencoder.moments(side), len(rows)) for side in (x, x.flip(-1))]
+            for place, row in enumerate(rows):
+                members = {}
+                for member, record in zip(MEMBERS, records, strict=True):
+                    if not np.isfinite(record[place]).all():
+                        raise DataError(
+                            f"{job.images.place(row)}: its latent ({member}) is not finite in float16; look at the "
+                            "image, use --precision fp32, or another autoencoder"
+                        )
+                    members[f"{member}.npy"] = _npy(record[place])
+                writer.add(int(index.key[row]), int(index.label[row]), members)
+            advance(len(rows))
+
+
+def _stored(moments: tuple[Tensor, Tensor], count: int) -> np.ndarray:
+    """float16 [count, 2, C, H, W], without the padding of the batch."""
+    return torch.stack(moments, dim=1)[:count].to(torch.float16).cpu().numpy()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _decoded(job: _Job, batches: list[list[int]]) -> Iterator[Tensor | DataError]:
+    workers = job.request.workers
+    workers = workers if workers is not None else 4 if job.device.type == "cuda" else 0
+    return iter(DataLoader(
+        _Images(job.images, job.size, job.request.batch_size),
+        sampler=batches,
+        batch_size=None,  # an item is a whole batch
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,  # a fork would copy locks held by threads
+        pin_memory=job.device.type == "cuda",
+    ))
+
+
+@dataclass(frozen=True)
+class _Images(Dataset):
+    """From sample numbers to pixels; it is sent to every worker."""
+
+    shards: PackedShards
+    size: int
+    batch_size: int
+
+    def __getitem__(self, samples: list[int]) -> Tensor | DataError:
+        """uint8 [batch_size, 3, S, S], the last batch of a shard filled up with black: one shape, one arithmetic.
+
+        An error in the data is returned: raised, it would arrive wrapped in this process's traceback.
+        """
+        pixels = torch.zeros((self.batch_size, 3, self.size, self.size), dtype=torch.uint8)
+        for place, sample in zip(pixels, samples, strict=False):
+            try:
+                place.copy_(to_pixels(decode_checked(self.shards.read(sample)), self.size))
+            except (SampleError, ImageError) as error:
+                return DataError(f"{self.shards.place(sample)}: {error.reason}; restore the shard, or pack again")
+        return pixels
+
+
+def _as_it_is(pixels: Tensor | DataError) -> Tensor | DataError:
+    return pixels

@@ -1,0 +1,256 @@
+"""`python -m afm_scale evaluate`: figures of a checkpoint's samples or of a set of images, against a reference."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..checkpoint.manifest import MANIFEST_NAME, read_manifest, resolve_checkpoint, visible_checkpoints
+from ..core.errors import ConfigError, UserError
+from ..core.files import make_folder
+from ..evaluation.features.extractor import Extractor, FeaturesConfig
+from ..evaluation.images.sets import ImageSet, open_images
+from ..evaluation.reference import Reference, holds_statistics, reference_from, write_reference
+from ..evaluation.summary import Figures
+from ..parallel.config import ParallelConfig
+from ..parallel.launch import Ranks, agreed, launch
+from ..run.config import RunConfig
+from ..run.decoding import decoder_of, encoder_of
+from ..run.drawing import DrawnImages, LabelChoice, describe_labels
+from ..run.features import build_extractor
+from ..run.guides import generative_config_of
+from ..run.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_together, rehearse
+from ..run.typed import build
+from .sample import drawing_of, on_device, stream_of
+
+NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all
+NUM_REFERENCE_MEMBERS = 10_000  # as ADM's reference has
+NUM_DRAWN = 50_000  # from a checkpoint, unless --num says otherwise: what published figures are of
+_WEIGHTS_OF = {"inception": "weights", "torchscript": "file", "classifier": "checkpoint"}  # what --weights sets
+_NAMES = {
+    "frechet_distance": "Frechet distance", "spatial_frechet_distance": "spatial Frechet distance",
+    "inception_score": "inception score", "inception_score_std": "   its deviation over splits",
+    "precision": "precision", "recall": "recall",
+}
+_INCEPTION_NAMES = {"frechet_distance": "FID", "spatial_frechet_distance": "sFID"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """The command's arguments. None: not given."""
+
+    target: Path
+    reference: Path | None
+    features: FeaturesConfig
+    write_reference: Path | None
+    num: int | None
+    labels: LabelChoice | None
+    steps: int | None
+    seed: int | None
+    batch_size: int
+    vae: str | None
+    neighbours: int
+    members: int | None
+    as_json: bool
+    device: Literal["auto", "cpu", "cuda"] | None
+
+
+def features_of(text: str, weights: Path | None) -> FeaturesConfig:
+    """A kind of features, or a mapping of one kind in YAML as a recipe has it; and its file. Raises ConfigError."""
+    mapping: Any = {"kind": text}
+    if text.lstrip().startswith("{"):
+        try:
+            mapping = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--features {text}: not YAML: {' '.join(str(error).split())}") from None
+    kind = str(mapping.get("kind"))
+    setting = _WEIGHTS_OF.get(kind)
+    if weights is not None and setting is None:
+        raise ConfigError(f"--weights {weights}: features {kind!r} have no weights; leave it out")
+    if weights is not None:
+        mapping[setting] = str(weights)
+    elif setting not in (None, "weights", *mapping):
+        raise ConfigError(f"--features {kind} needs --weights PATH, its {setting}")
+    return build(FeaturesConfig, mapping, ("--features",))
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    path: Path
+    config: RunConfig
+
+
+def evaluate_command(request: EvaluateRequest) -> int:
+    """Prints the figures of the target on stdout, or stores its statistics, or both; all ranks share the work.
+
+    Raises UserError, the same one on every rank, for what cannot be read, measured or compared.
+    """
+    began = time.monotonic()
+    checkpoint = _checkpoint(request.target)
+    _check(request, checkpoint)
+    parallel = ParallelConfig(plan="ddp") if checkpoint is None else checkpoint.config.parallel
+    with launch(on_device(parallel, request.device)) as ranks:
+        with agreed():
+            if request.write_reference is not None:
+                make_folder(request.write_reference.parent)
+            extractor = build_extractor(request.features, ranks.device)
+            images = _target(request, checkpoint, extractor, ranks)
+        reference = _reference(request, extractor, images, ranks)
+        summary = measure(
+            images, extractor, ranks, num_members=_num_members(request, is_reference=reference is None),
+            batch_size=request.batch_size, progress="measuring",
+        )
+        with agreed():
+            if request.write_reference is not None and ranks.rank == 0:
+                write_reference(request.write_reference, reference_from(summary, extractor, images))
+        figures = None
+        if reference is not None:
+            figures = compare_on_rank_0(summary, reference, ranks, k=request.neighbours)
+        if ranks.rank == 0:
+            report = _report(request, images, extractor, reference, figures)
+            _print(request, {**report, "seconds": round(time.monotonic() - began, 1), "ranks": ranks.world_size})
+    return 0
+
+
+def _checkpoint(path: Path) -> _Checkpoint | None:
+    """The checkpoint that a path means; None if it means images."""
+    if not ((path / "checkpoints").is_dir() or (path / MANIFEST_NAME).exists()):
+        if not path.is_dir() or not visible_checkpoints(path):
+            return None
+    found = resolve_checkpoint(path)
+    return _Checkpoint(found, generative_config_of(found))
+
+
+def _check(request: EvaluateRequest, checkpoint: _Checkpoint | None) -> None:
+    for name, least in (("num", 1), ("steps", 1), ("batch_size", 1), ("neighbours", 1), ("members", 0)):
+        value = getattr(request, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    if request.reference is None and request.write_reference is None:
+        raise UserError(
+            "nothing to compare with: give --reference, or --write-reference FILE.npz to store the statistics alone"
+        )
+    given = [name for name in ("labels", "steps", "seed") if getattr(request, name) is not None]
+    if checkpoint is None and given:
+        raise UserError(
+            f"--{given[0]} says how samples are drawn from a checkpoint, but {request.target} is none; leave it out"
+        )
+
+
+def _num_members(request: EvaluateRequest, *, is_reference: bool) -> int:
+    if request.members is not None:
+        return request.members
+    return NUM_REFERENCE_MEMBERS if is_reference else NUM_MEMBERS
+
+
+def _target(
+    request: EvaluateRequest, checkpoint: _Checkpoint | None, extractor: Extractor, ranks: Ranks
+) -> ImageSet:
+    if checkpoint is None:
+        return _readable(open_images(request.target, limit=request.num), extractor, request, ranks)
+    config, labels = checkpoint.config, request.labels or "balanced"
+    stream = stream_of(config, labels=labels, steps=request.steps, seed=request.seed or 0)
+    decoder = None
+    if extractor.reads == "images":
+        otherwise = "; or measure the latents themselves, with --features classifier"
+        decoder = decoder_of(config.data, request.vae, ranks.device, setting="--vae", otherwise=otherwise)
+    about = {
+        "source": str(checkpoint.path), "step": read_manifest(checkpoint.path).step, "seed": stream.seed,
+        "num_steps": stream.num_steps, "labels": describe_labels(labels),
+        "decoded_by": None if decoder is None else decoder.name,
+    }
+    drawing = drawing_of(checkpoint.path, config, stream, ranks, decoder)
+    return DrawnImages(drawing, request.num or NUM_DRAWN, extractor.reads, about)
+
+
+def _readable(images: ImageSet, extractor: Extractor, request: EvaluateRequest, ranks: Ranks) -> ImageSet:
+    """Images as the extractor reads them."""
+    if extractor.reads == "images":
+        return images
+    encoder = None if request.vae is None else encoder_of(request.vae, ranks.device)
+    return AsSamples(images, ranks.device, encoder)
+
+
+def _reference(
+    request: EvaluateRequest, extractor: Extractor, images: ImageSet, ranks: Ranks
+) -> Reference | None:
+    """Collective: a stored one, or one made of images now. Before anything is drawn, so that a mistake costs little."""
+    path = request.reference
+    if path is None:
+        return None
+    own: ImageSet | None = None
+    with agreed():
+        if path.is_dir() or not path.exists() or not holds_statistics(path):
+            own = _readable(open_images(path), extractor, request, ranks)
+    if own is None:
+        reference = read_reference_together(path, extractor, ranks, batch_size=request.batch_size)
+        if not isinstance(images, AsSamples):
+            with agreed():
+                rehearse(extractor, images.shape, reference, path, k=request.neighbours, device=ranks.device)
+    else:
+        if extractor.reads == "images":
+            check_shapes(images.shape, own.shape, path)
+        summary = measure(
+            own, extractor, ranks, num_members=_num_members(request, is_reference=True),
+            batch_size=request.batch_size, progress="reference",
+        )
+        reference = reference_from(summary, extractor, own)
+    return reference
+
+
+def _report(
+    request: EvaluateRequest, images: ImageSet, extractor: Extractor, reference: Reference | None,
+    figures: Figures | None,
+) -> dict[str, Any]:
+    return {
+        "figures": {} if figures is None else figures.values(),
+        "num_samples": images.num_images,
+        "num_reference": None if figures is None else figures.num_reference,
+        "notes": [] if figures is None else list(figures.notes),
+        "features": extractor.name,
+        "neighbours": request.neighbours,
+        "samples": dict(images.describe()),
+        "reference": None if reference is None else {"path": str(request.reference), **reference.about},
+        "written": None if request.write_reference is None else str(request.write_reference),
+    }
+
+
+def _print(request: EvaluateRequest, report: dict[str, Any]) -> None:
+    if request.as_json:
+        print(json.dumps(report, indent=2))
+        return
+    table = Table(title=escape(str(request.target)), show_header=False, title_justify="left")
+    names = {**_NAMES, **(_INCEPTION_NAMES if report["features"].startswith("inception") else {})}
+    for name, value in report["figures"].items():
+        if value is not None:
+            table.add_row(escape(names[name]), f"{value:.5g}")
+    table.add_section()
+    for name, text in _circumstances(request, report).items():
+        table.add_row(name, escape(text))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for note in report["notes"]:
+        console.print(f"- {escape(note)}", highlight=False)
+
+
+def _circumstances(request: EvaluateRequest, report: dict[str, Any]) -> dict[str, str]:
+    samples = report["samples"]
+    rows = {"samples": f"{report['num_samples']:,}"}
+    if samples["kind"] == "drawn":
+        rows["drawn from"] = f"{samples['source']}, {samples['num_steps']} step(s), seed {samples['seed']}"
+        rows["labels"] = samples["labels"]
+    rows["features"] = report["features"]
+    if request.reference is not None:
+        count = report["num_reference"]
+        rows["reference"] = f"{request.reference} ({'unknown number of' if count is None else f'{count:,}'} images)"
+    if report["written"] is not None:
+        rows["statistics stored in"] = report["written"]
+    return {**rows, "seconds": f"{report['seconds']:g} on {report['ranks']} rank(s)"}

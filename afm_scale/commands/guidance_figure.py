@@ -1,0 +1,86 @@
+"""Runs on the plane's mixture side by side: what guidance does to the samples, as a table and a picture."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..checkpoint.manifest import resolve_checkpoint
+from ..core.errors import UserError
+from ..core.types import Batch
+from ..data.toys.mixture2d import ClassMixture, Mixture2DConfig
+from ..evaluation.toys.mixture2d import ClassQuality, class_quality, data_samples, draw_classes
+from ..run.guides import average_weights, generative_config_of
+from ..run.networks import build_generator
+from ..sampling.sampler import generate_together
+from .sample import stream_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceFigure:
+    """The command's arguments."""
+
+    picture: Path
+    runs: Mapping[str, Sequence[Path]]  # by the name of a panel: runs that differ by their seed; the first is drawn
+    num_samples: int = 4500
+    seed: int = 0
+
+
+def guidance_figure_command(request: GuidanceFigure) -> int:
+    """Writes the picture and prints the table: mean over the runs of a panel and, of several, their deviation.
+
+    Raises UserError if a run is of other data, or one is of another mixture than the rest.
+    """
+    samples: dict[str, list[Batch]] = {}
+    mixture: ClassMixture | None = None
+    for name, folders in request.runs.items():
+        for folder in folders:
+            batch, theirs = _samples_of(folder, request)
+            if mixture not in (None, theirs):
+                raise UserError(f"{folder} was trained on another mixture than the runs before it; compare runs on one")
+            mixture = theirs
+            samples.setdefault(name, []).append(batch)
+    if mixture is None:
+        raise UserError("no run was given; wanted NAME=FOLDER[,FOLDER...]")
+    samples = {"data": [data_samples(mixture, request.num_samples)], **samples}
+    draw_classes(request.picture, {name: batches[0] for name, batches in samples.items()}, mixture)
+    _print_table({
+        name: [class_quality(batch.x, batch.y, mixture) for batch in batches] for name, batches in samples.items()
+    })
+    print(f"picture: {request.picture}")
+    return 0
+
+
+def _samples_of(folder: Path, request: GuidanceFigure) -> tuple[Batch, ClassMixture]:
+    """Samples of a run's average, the same noise for every run, and the mixture it was trained on."""
+    checkpoint = resolve_checkpoint(folder)
+    config = generative_config_of(checkpoint)
+    if not isinstance(config.data, Mixture2DConfig):
+        raise UserError(f"{folder} is a run on data of kind {config.data.kind!r}; wanted 'mixture2d'")
+    network = build_generator(config).to(config.parallel.dtype).to_empty(device="cpu")
+    network.load_state_dict(average_weights(checkpoint))
+    stream = stream_of(config, labels="balanced", steps=None, seed=request.seed)
+    x, y = generate_together(
+        network, stream, start=0, count=request.num_samples, rank=0, world_size=1, device=torch.device("cpu")
+    )
+    return Batch(x, y), config.data.distribution
+
+
+def _print_table(found: Mapping[str, Sequence[ClassQuality]]) -> None:
+    table = Table("", "runs", *(field.name.replace("_", " ") for field in fields(ClassQuality)))
+    for name, qualities in found.items():
+        columns = zip(*map(astuple, qualities), strict=True)
+        table.add_row(name, str(len(qualities)), *map(_mean, columns))
+    Console(soft_wrap=True).print(table)
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{math.fsum(values) / len(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean

@@ -1,0 +1,160 @@
+"""`python -m afm_scale sample`: images from the average of a checkpoint, alone or shared by the ranks of a launcher."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint.manifest import resolve_checkpoint
+from ..core.errors import UserError
+from ..core.files import make_folder
+from ..parallel.config import ParallelConfig
+from ..parallel.ddp import DDPPlan
+from ..parallel.launch import Ranks, agreed, launch
+from ..run.config import RunConfig
+from ..run.decoding import Decoder, decoder_of
+from ..run.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
+from ..run.guides import average_weights, generative_config_of
+from ..run.networks import build_generator, prediction_of
+from ..run.sheets import Sheets
+from ..sampling.pictures import save_png, to_uint8
+from ..sampling.sampler import SampleStream, Tile
+
+_WRITERS = 8
+_TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """The command's arguments."""
+
+    checkpoint: Path
+    out: Path
+    num: int
+    labels: LabelChoice
+    steps: int | None
+    seed: int
+    batch_size: int
+    grid: Path | None
+    npz: Path | None
+    vae: str | None
+    latents: bool  # pictures of latents in false colour, without an autoencoder
+    device: Literal["auto", "cpu", "cuda"] | None
+
+
+def sample_command(request: SampleRequest) -> int:
+    """Writes OUT/000000.png, ... and, if asked for, a grid and an npz. Image i depends on (weights, seed, i) alone."""
+    _check(request)
+    checkpoint = resolve_checkpoint(request.checkpoint)
+    config = generative_config_of(checkpoint)
+    stream = stream_of(config, labels=request.labels, steps=request.steps, seed=request.seed)
+    with launch(on_device(config.parallel, request.device)) as ranks:
+        with agreed():
+            decoder = None if request.latents else _decoder(config, request, ranks)
+            drawing = drawing_of(checkpoint, config, stream, ranks, decoder)
+            sheets = _make_folders(request, ranks, drawing)
+        _draw(request, drawing, ranks, sheets)
+        with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
+            for written in sheets.write() if sheets else ():
+                print(written)
+        if ranks.rank == 0:
+            by = f", decoded by {decoder.name}" if decoder else ""
+            print(
+                f"{request.num} images of {checkpoint} in {request.out}; {stream.num_steps} step(s), seed "
+                f"{request.seed}, labels: {describe_labels(request.labels)}{by}"
+            )
+    return 0
+
+
+def on_device(config: ParallelConfig, device: Literal["auto", "cpu", "cuda"] | None) -> ParallelConfig:
+    """For networks that do not learn, which need no GPU with fp8: under that precision too they compute as in bf16."""
+    precision = "bf16" if config.precision == "fp8" else config.precision
+    return replace(config, device=device or config.device, precision=precision, timeout_seconds=_TIMEOUT_SECONDS)
+
+
+def stream_of(config: RunConfig, *, labels: LabelChoice, steps: int | None, seed: int) -> SampleStream:
+    """The samples of a generator. Raises UserError if there is no such class."""
+    return SampleStream(
+        seed=seed, shape=config.data.shape, labels=classes_of(labels, config.data.num_classes),
+        random_labels=labels == "random", num_steps=steps or config.sampling.num_steps,
+        prediction=prediction_of(config), dtype=config.parallel.dtype,
+    )
+
+
+def drawing_of(
+    checkpoint: Path, config: RunConfig, stream: SampleStream, ranks: Ranks, decoder: Decoder | None
+) -> Drawing:
+    """The average of a checkpoint at work. Not collective; raises CheckpointError if it is torn."""
+    plan = DDPPlan(ranks, config.parallel)  # whole networks: every rank draws by itself
+    network = plan.frozen(build_generator(config), average_weights(checkpoint).items())
+    return Drawing(network, stream, ranks.rank, ranks.world_size, ranks.device, decoder)
+
+
+def _check(request: SampleRequest) -> None:
+    if request.num < 1 or request.batch_size < 1 or (request.steps is not None and request.steps < 1):
+        raise UserError(
+            f"--num {request.num}, --batch-size {request.batch_size} and --steps {request.steps} must all be at least 1"
+        )
+    if request.latents and (request.vae is not None or request.npz is not None):
+        other = "--vae" if request.vae is not None else "--npz"
+        raise UserError(f"--latents shows latents in false colour, which does not go with {other}; leave one out")
+
+
+def _decoder(config: RunConfig, request: SampleRequest, ranks: Ranks) -> Decoder | None:
+    otherwise = "; or say --latents for pictures in false colour"
+    return decoder_of(config.data, request.vae, ranks.device, setting="--vae", otherwise=otherwise)
+
+
+def _make_folders(request: SampleRequest, ranks: Ranks, drawing: Drawing) -> Sheets | None:
+    """Returns what gathers the images for the grid and the npz: on rank 0, if they are asked for."""
+    for folder in (request.out, *(file.parent for file in (request.grid, request.npz) if file)):
+        make_folder(folder)
+    if ranks.rank != 0 or not (request.grid or request.npz):
+        return None
+    return Sheets(request.num, drawing.shape, grid=request.grid, npz=request.npz)
+
+
+def _draw(request: SampleRequest, drawing: Drawing, ranks: Ranks, sheets: Sheets | None) -> None:
+    """Writes this rank's images, and brings them to rank 0 window by window if a grid or an npz needs them."""
+    with tqdm(total=request.num, unit="image", desc="drawing", disable=True if ranks.rank else None) as progress:
+        for end, tiles in drawing.windows(request.num, request.batch_size):
+            with agreed():
+                tiles = _write_pictures(tiles, request.out)
+            if request.grid or request.npz:
+                _gather(tiles, ranks, sheets)
+            progress.update(end - progress.n)
+
+
+def _write_pictures(tiles: list[Tile], out: Path) -> list[Tile]:
+    """The same tiles as uint8 on the CPU, which are now on the disk."""
+    check_finite(tiles)
+    written = [Tile(tile.indices, to_uint8(tile.images).cpu(), tile.labels) for tile in tiles]
+    with ThreadPoolExecutor(min(_WRITERS, len(os.sched_getaffinity(0)))) as writers:  # disks and zlib let others run
+        numbered = [pair for tile in written for pair in zip(tile.indices.tolist(), tile.images, strict=True)]
+        done = writers.map(lambda pair: save_png(_picture(pair[1]), out / f"{pair[0]:06d}.png"), numbered)
+        deque(done, maxlen=0)  # raises the first error
+    return written
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """[C, H, W] uint8; of latents (four channels) the first three, in false colour."""
+    array = image[:3].permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+
+
+def _gather(tiles: list[Tile], ranks: Ranks, sheets: Sheets | None) -> None:
+    gathered: list[list[Tile]] = [[] for _ in range(ranks.world_size)]
+    dist.gather_object(tiles, gathered if ranks.rank == 0 else None)
+    if sheets is not None:
+        for tile in (tile for part in gathered for tile in part):
+            sheets.add(tile)

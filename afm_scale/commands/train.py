@@ -1,0 +1,101 @@
+"""`python -m afm_scale train`: one run, from the recipe to the last table."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
+from ..core.files import write_atomically
+from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, launch
+from ..parallel.plan import ParallelPlan
+from ..run import build
+from ..run.check import check
+from ..run.config import RunConfig
+from ..run.load import dump_yaml, load
+from ..run.start import start
+from ..train.loop import train
+from ..train.state import TrainState
+
+
+def train_command(recipe: str, overrides: Sequence[str]) -> int:
+    """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
+    config = load(RunConfig, recipe, overrides)
+    with launch(config.parallel) as ranks:
+        check_same_on_all_ranks(dump_yaml(config), "the configuration")
+        check(config, ranks.world_size)
+        plan = build.build_plan(config, ranks)
+        with agreed():
+            state = build.build_state(config, ranks, plan)
+        with closing(state.data):  # its processes and threads end whatever happens
+            stopped_by = _run(config, ranks, plan, state)
+    return EXIT_DONE if stopped_by is None else EXIT_STOPPED_BY_SIGNAL
+
+
+def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState) -> signal.Signals | None:
+    """From where the run starts to its report; the signal that stopped it, if one did."""
+    manager = build.build_manager(config, ranks)
+    observers = build.build_observers(config, plan, manager)
+    with agreed():
+        if plan.rank == 0:
+            text = dump_yaml(config)
+            write_atomically(config.run.folder / "config.yaml", lambda file: file.write(text.encode()))
+    with agreed():
+        where = start(state, plan, manager, config.run, observers.events)
+    if plan.rank == 0:
+        print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
+    first_step, began = state.step, time.monotonic()
+    train(state, plan, config.loop, observers.hooks)
+    seconds = time.monotonic() - began
+    stopped_by = observers.stop.signal
+    with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
+        if stopped_by is None:
+            _report(config, ranks, plan, state, seconds, state.step - first_step)
+        elif plan.rank == 0:
+            print(
+                f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on",
+                file=sys.stderr, flush=True,
+            )
+    return stopped_by
+
+
+def _report(
+    config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, seconds: float, num_steps: int
+) -> None:
+    folder = config.run.folder
+    picture = folder / "samples" / "final.png"
+    summary: dict[str, Any] = {
+        "step": state.step, "images_seen": state.images_seen, "steps_in_this_process": num_steps,
+        "training_seconds": round(seconds, 1), "ranks": ranks.world_size, "plan": config.parallel.plan,
+    }
+    if config.report is not None:
+        summary["quality"] = dict(config.report(state, plan, picture, config.sampling.num_steps))
+    if plan.rank == 0:
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(folder / "summary.json", lambda file: file.write(text.encode()))
+        _print_table(summary, folder, picture if config.report is not None else None)
+
+
+def _print_table(summary: dict[str, Any], folder: Path, picture: Path | None) -> None:
+    table = Table(title=f"{folder} at step {summary['step']}", show_header=False, title_justify="left")
+    for name, value in summary.get("quality", {}).items():
+        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+    table.add_section()
+    minutes, seconds = divmod(round(summary["training_seconds"]), 60)
+    table.add_row("training time", f"{minutes} min {seconds:02d} s for {summary['steps_in_this_process']} steps")
+    table.add_section()
+    places = {"picture": picture, "summary": folder / "summary.json", "metrics": folder / "metrics.jsonl",
+              "checkpoints": folder / "checkpoints"}
+    for name, place in places.items():
+        if place is not None:
+            table.add_row(name, str(place))
+    Console(soft_wrap=True).print(table)

@@ -1,0 +1,47 @@
+"""Random latents and labels, for trying a large recipe without a data set. There is nothing in them to learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ...core.errors import ConfigError
+from ...core.random import KeyedDraws, Positions
+from ...core.types import Batch
+from ..order import PositionedSource
+from ..source import SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticLatentsConfig(SourceConfig):
+    """The defaults are the latents of ImageNet at 256 pixels."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    shape: tuple[int, int, int] = (4, 32, 32)  # C, H, W
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or self.num_classes < 1:
+            raise ConfigError(
+                f"data.shape {list(self.shape)} and data.num_classes {self.num_classes} are sizes: "
+                "all must be at least 1"
+            )
+
+
+class SyntheticLatents(PositionedSource):
+    """Standard normal latents and evenly likely labels, drawn from the seed and the stream position."""
+
+    def __init__(
+        self, config: SyntheticLatentsConfig, *, seed: int, rank: int, world_size: int, device: torch.device | str
+    ) -> None:
+        super().__init__(global_batch=config.global_batch, rank=rank, world_size=world_size)
+        self.shape = config.shape
+        self.num_classes = config.num_classes
+        self._seed = seed
+        self._device = torch.device(device)
+
+    def at(self, positions: Positions) -> Batch:
+        draws = KeyedDraws("synthetic", self._seed, positions=positions, device=self._device)
+        return Batch(draws.normal("latents", self.shape), draws.uniform("label", 0, self.num_classes).long())

@@ -1,0 +1,1 @@
+"""Sets of finished images to be measured."""

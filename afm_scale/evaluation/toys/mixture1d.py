@@ -1,0 +1,117 @@
+"""How near a learned 1-D map is to the optimal transport: numbers, and the picture of the paper's 1-D experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ...core.errors import DivergenceError
+from ...core.files import write_atomically
+from ...data.toys.mixture1d import GaussianMixture
+from ..statistics import Array, wasserstein1
+
+NUM_LINES = 20
+_NUM_NOISES = 8192
+_INK, _LINE, _MODE, _FLOW = "#1c2833", "#c0392b", "#7f8c8d", "#5d9bd3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureQuality:
+    """Measures of a map x(z) of noise to samples. Means are over N(0, 1), by its quantiles instead of random draws."""
+
+    w1: float  # Wasserstein-1 distance of the samples to the exact distribution
+    rms_to_transport_map: float  # root mean square of x(z) - T(z), T the exact optimal map
+    transport_cost: float  # mean of (x(z) - z)^2
+    optimal_cost: float  # mean of (T(z) - z)^2
+    split: tuple[int, ...]  # how many of the 20 lines from linspace(-2, 2) go to each mode; optimal: 7, 3, 3, 7
+    monotone: bool  # no two of the 20 lines change places
+
+
+def line_noise() -> Tensor:
+    """Where the 20 lines of the picture begin: [20] float64."""
+    return torch.linspace(-2, 2, NUM_LINES, dtype=torch.float64)
+
+
+def quantile_noise(count: int = _NUM_NOISES) -> Tensor:
+    """N(0, 1) without chance: its quantiles at (i + 1/2) / count, in order, [count] float64."""
+    return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+
+
+def measure_map(transport: Callable[[Tensor], Tensor], mixture: GaussianMixture) -> MixtureQuality:
+    """Measures `transport`, which maps noise [N] float64 on the CPU to samples [N] of any float dtype.
+
+    It is called twice, on 8,192 and on 20 values. Raises DivergenceError if a sample is not finite.
+    """
+    noise, lines = quantile_noise(), line_noise()
+    x, ends = (transport(z).detach().to("cpu", torch.float64) for z in (noise, lines))
+    if not (torch.isfinite(x).all() and torch.isfinite(ends).all()):
+        raise DivergenceError("the generated samples are not finite numbers: the training had diverged")
+    optimal = mixture.transport_map(noise)  # at the quantiles of the noise these are the quantiles of the data
+    counts = torch.bincount(mixture.nearest_mode(ends), minlength=len(mixture.modes))
+    return MixtureQuality(
+        w1=wasserstein1(x.numpy(), optimal.numpy()),
+        rms_to_transport_map=float((x - optimal).square().mean().sqrt()),
+        transport_cost=float((x - noise).square().mean()),
+        optimal_cost=float((optimal - noise).square().mean()),
+        split=tuple(counts.tolist()),
+        monotone=bool((ends.diff() >= 0).all()),
+    )
+
+
+def draw_flow(path: Path, *, times: Tensor, lines: Tensor, samples: Tensor, mixture: GaussianMixture) -> None:
+    """Draws the paper's picture to a PNG: the density of the flow, and the lines, from noise (left) to data (right).
+
+    Args:
+        times: [K + 1], from 1 (noise) down to 0 (data): where the generator of K steps was.
+        lines: [20, K + 1], the positions at these times of what started at `line_noise()`.
+        samples: [N, K + 1], the positions of N(0, 1) noise. Between two times everything moves straight.
+    """
+    knots, paths, flow = (value.detach().to("cpu", torch.float64).numpy() for value in (times, lines, samples))
+    reach = max(3.0, 1.1 * float(np.abs(paths).max()))
+    edges = np.linspace(-reach, reach, 301)
+
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    noise_side, middle, data_side = figure.subplots(1, 3, sharey=True, width_ratios=(1, 6, 1))
+    middle.imshow(
+        _density(knots, flow, edges).T, origin="lower", aspect="auto", extent=(1, 0, -reach, reach),
+        cmap="Blues", interpolation="bilinear", vmin=0, vmax=1,
+    )
+    middle.plot(knots, paths.T, color=_LINE, linewidth=0.9)
+    middle.scatter(np.full(len(paths), knots[0]), paths[:, 0], s=9, color=_LINE, zorder=3, clip_on=False)
+    middle.scatter(np.full(len(paths), knots[-1]), paths[:, -1], s=9, color=_LINE, zorder=3, clip_on=False)
+    for mode in mixture.modes:
+        middle.axhline(mode, color=_MODE, linewidth=0.6, linestyle=(0, (4, 4)))
+    middle.set(xlim=(1, 0), xlabel="time", ylim=(-reach, reach), xticks=[1, 0.75, 0.5, 0.25, 0])
+    middle.set_title("density of the flow and 20 of its paths", fontsize=10, color=_INK)
+
+    axis = torch.linspace(-reach, reach, 2001, dtype=torch.float64)
+    noise_density, data_density = torch.exp(-(axis**2) / 2) / np.sqrt(2 * np.pi), mixture.density(axis)
+    for side, knot, exact, name in ((noise_side, 0, noise_density, "noise"), (data_side, -1, data_density, "data")):
+        side.hist(flow[:, knot], bins=edges.tolist(), density=True, orientation="horizontal", color=_FLOW)
+        side.plot(exact.numpy(), axis.numpy(), color=_INK, linewidth=0.8)
+        side.set_title(name, fontsize=10, color=_INK)
+        side.set(xticks=[])
+        side.tick_params(left=False)
+        side.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    noise_side.invert_xaxis()
+    data_side.set_xlim(0, 1.3 * float(data_density.max()))
+    noise_side.set_ylabel("x")
+    write_atomically(path, lambda file: figure.savefig(file, dpi=160, format="png"))
+
+
+def _density(knots: Array, flow: Array, edges: Array, num_columns: int = 240) -> Array:
+    """[num_columns, bins] in [0, 1]: histograms of the flow at even times from 1 to 0, each scaled to its own peak."""
+    columns = []
+    for time in np.linspace(1, 0, num_columns):
+        right = int(np.clip(np.searchsorted(-knots, -time), 1, len(knots) - 1))
+        share = (knots[right - 1] - time) / (knots[right - 1] - knots[right])
+        position = flow[:, right - 1] + share * (flow[:, right] - flow[:, right - 1])
+        counts, _ = np.histogram(position, bins=edges)
+        columns.append(np.sqrt(counts / max(counts.max(), 1)))  # the root, so that the thin parts show
+    return np.stack(columns)

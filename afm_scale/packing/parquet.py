@@ -1,0 +1,160 @@
+"""Originals in parquet files: a column of image bytes and a column `label`, as Hugging Face data sets have them."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow
+import pyarrow.parquet
+
+from ..core.errors import DataError
+from ..core.files import write_atomically
+from ..data.description import Refused
+from .archives import SpanReader, scratch_path
+from .originals import Listing, Original
+
+_ROWS_AT_ONCE = 64
+_USUAL_NAMES = ("image", "img", "jpg", "png", "bytes")
+_MOST_CLASSES = 1 << 20  # where no names say how many there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    image: str
+    nested: bool  # struct of bytes and path
+    class_names: tuple[str, ...] | None  # where the file knows them
+
+
+def list_parquet(files: Sequence[Path], scratch: Path) -> Listing:
+    """Of one or several parquet files with the same columns, whose image bytes are first copied into `scratch`.
+
+    Raises DataError if a file is damaged, has no such columns, or the files disagree about the classes.
+    """
+    parts = [_spooled(path, scratch) for path in files]
+    names = {None if part["class_names"] is None else tuple(part["class_names"]) for part in parts}
+    if len(names) > 1:
+        raise DataError(f"{files[0].parent}: the parquet files name different classes; pack them one by one")
+    known = names.pop()
+    rows = [(number, *row) for number, part in enumerate(parts) for row in part["rows"]]
+    limit = _MOST_CLASSES if known is None else len(known)
+    starts = list(accumulate((part["num_bytes"] for part in parts[:-1]), initial=0))
+    refused = [Refused(name=name, reason=reason) for part in parts for name, reason in part["refused"]]
+    originals = []
+    for number, name, label, size, place in rows:
+        if label is None or not 0 <= label < limit:
+            refused.append(Refused(name=name, reason=f"has no label in 0 to {limit - 1}: {label}"))
+        else:
+            originals.append(Original(name=name, label=label, size=size, place=starts[number] + place))
+    if known is None:
+        known = tuple(str(label) for label in range(1 + max((one.label for one in originals), default=-1)))
+    refused.sort(key=lambda one: (one.name, one.reason))
+    paths = [scratch_path(path, scratch, ".images") for path in files]
+    return Listing(originals=originals, class_names=known, refused=refused, reader=_Parts(paths, starts))
+
+
+class _Parts:
+    """Several files one after the other, as if they were one."""
+
+    def __init__(self, paths: Sequence[Path], starts: Sequence[int]) -> None:
+        self._paths, self._starts = tuple(paths), tuple(starts)
+        self._readers = [SpanReader(path) for path in paths]
+
+    def __reduce__(self) -> tuple:
+        return _Parts, (self._paths, self._starts)
+
+    def read(self, original: Original) -> bytes:
+        number = bisect_right(self._starts, original.place) - 1
+        place = original.place - self._starts[number]
+        return self._readers[number].read(
+            Original(name=original.name, label=original.label, size=original.size, place=place)
+        )
+
+
+def _spooled(path: Path, scratch: Path) -> dict:
+    """What the parquet file holds, once its image bytes lie one after the other in the scratch folder."""
+    listed = scratch_path(path, scratch, ".json")
+    if listed.exists():
+        return json.loads(listed.read_bytes())
+    images = scratch_path(path, scratch, ".images")
+    content: dict = {}
+    write_atomically(images, lambda target: content.update(_copy(path, target)))
+    text = json.dumps(content).encode()
+    write_atomically(listed, lambda file: file.write(text))
+    return content
+
+
+def _copy(path: Path, target: BinaryIO) -> dict:
+    rows: list[tuple[str, int | None, int, int]] = []
+    refused: list[tuple[str, str]] = []
+    place = 0
+    columns, batches = _read(path)
+    for number, (value, label) in enumerate(batches):
+        data, inner = value, None
+        if columns.nested:
+            data, inner = (value or {}).get("bytes"), (value or {}).get("path")
+        name = f"{path.name}/{number:09d}" + (f"/{Path(inner).name}" if inner else "")
+        if data is None:
+            refused.append((name, "has no image bytes"))
+            continue
+        target.write(data)
+        rows.append((name, label, len(data), place))
+        place += len(data)
+    names = None if columns.class_names is None else list(columns.class_names)
+    return {"class_names": names, "rows": rows, "refused": refused, "num_bytes": place}
+
+
+def _read(path: Path) -> tuple[_Columns, Iterator[tuple]]:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a whole parquet file: {error}; get it again") from None
+    columns = _columns(path, file.schema_arrow)
+    return columns, _values(path, file, columns)
+
+
+def _values(path: Path, file: pyarrow.parquet.ParquetFile, columns: _Columns) -> Iterator[tuple]:
+    try:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[columns.image, "label"]):
+            yield from zip(batch[columns.image].to_pylist(), batch["label"].to_pylist(), strict=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged: {error}; get it again") from None
+    finally:
+        file.close()
+
+
+def _columns(path: Path, schema: pyarrow.Schema) -> _Columns:
+    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    images = [field.name for field in schema if _is_bytes(field.type) or _is_struct(field.type)]
+    images = [name for name in _USUAL_NAMES if name in images] or images
+    if not images or "label" not in schema.names or not pyarrow.types.is_integer(schema.field("label").type):
+        raise DataError(
+            f"{path} has the columns {found}; wanted one of image bytes (binary, or a struct of bytes and path) and "
+            "an integer column 'label'"
+        )
+    if len(images) > 1 and images[0] not in _USUAL_NAMES:
+        raise DataError(f"{path} has several columns of bytes ({', '.join(images)}); name the one of images 'image'")
+    nested = _is_struct(schema.field(images[0]).type)
+    return _Columns(image=images[0], nested=nested, class_names=_class_names(schema.metadata or {}))
+
+
+def _is_bytes(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def _is_struct(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
+    """From what the Hugging Face library writes beside the columns; None if it says nothing of the classes."""
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from afm_scale.core.errors import ConfigError
+from afm_scale.data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
+
+
+def source(rank: int = 0, world_size: int = 1, **changes: object) -> SyntheticLatents:
+    config = SyntheticLatentsConfig(**{"global_batch": 8} | changes)
+    return SyntheticLatents(config, seed=0, rank=rank, world_size=world_size, device="cpu")
+
+
+def test_latents_are_standard_normal_and_labels_evenly_likely() -> None:
+    batch = next(iter(source(global_batch=8000, shape=(1, 2, 2), num_classes=3)))
+    assert batch.x.shape == (8000, 1, 2, 2) and batch.x.dtype == torch.float32
+    assert abs(batch.x.mean()) < 0.02 and abs(batch.x.std() - 1) < 0.02
+    assert batch.y.dtype == torch.int64
+    assert (torch.bincount(batch.y) / 8000 - 1 / 3).abs().max() < 0.02
+
+
+def test_the_defaults_are_imagenet_latents() -> None:
+    latents = source()
+    batch = next(iter(latents))
+    assert batch.x.shape[1:] == latents.shape == (4, 32, 32) and latents.num_classes == 1000
+    assert batch.y.max() >= 10  # more than a few classes occur
+
+
+def test_two_ranks_share_the_stream_of_one() -> None:
+    one, parts = iter(source()), [iter(source(rank, 2)) for rank in range(2)]
+    for _ in range(2):
+        whole = next(one)
+        for rank, part in enumerate(parts):
+            batch = next(part)
+            assert torch.equal(batch.x, whole.x[rank::2]) and torch.equal(batch.y, whole.y[rank::2])
+
+
+@pytest.mark.parametrize("wrong", [{"shape": (4, 0, 32)}, {"num_classes": 0}])
+def test_sizes_below_one_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        source(**wrong)

@@ -1,0 +1,150 @@
+"""Shards as they are written: readable by others, the same bytes every time, and restartable shard by shard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from afm_scale.core.errors import DataError
+from afm_scale.data.description import ImageContent, LatentContent, read_description
+from afm_scale.data.shards import PackedShards
+from afm_scale.packing.writer import Packing
+from tests.data.small import encoded, packed_images, picture
+
+CONTENT = ImageContent(size=16, encoding="png")
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pack(out, *, settings=None, shards=(0, 1), finish=True):
+    packing = Packing(out, settings or {"seed": 0}, CONTENT)
+    packing.begin()
+    for number in shards:
+        with packing.shard(number) as writer:
+            for key in (2 * number, 2 * number + 1):
+                writer.add(key, key % 2, {"png": encoded(picture(key))})
+    return packing.finish(2, ["a", "b"]) if finish else packing
+
+
+def test_the_idx_is_the_one_that_wds2idx_writes(tmp_path):
+    pytest.importorskip("wds2idx")
+    packed_images(tmp_path / "packed")
+    for number in range(3):
+        tar, idx = tmp_path / f"packed/shard-{number:06d}.tar", tmp_path / "theirs.idx"
+        command = [sys.executable, "-m", "wds2idx", str(tar), str(idx)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        assert tar.with_suffix(".idx").read_text() == idx.read_text()
+
+
+def test_the_shards_are_tars_that_tarfile_reads(tmp_path):
+    packed_images(tmp_path)
+    with tarfile.open(tmp_path / "shard-000001.tar") as tar:
+        members = tar.getmembers()
+        assert [member.name for member in members[:3]] == ["000000004.png", "000000004.cls", "000000005.png"]
+        assert tar.extractfile(members[0]).read() == encoded(picture(4, width=16, height=16))
+        assert tar.extractfile(members[1]).read() == b"\x01\0\0\0"
+        assert {(member.mtime, member.uid, member.uname) for member in members} == {(0, 0, "")}
+
+
+READ_BY_WEBDATASET = """
+import json, sys, webdataset
+samples = webdataset.WebDataset(sys.argv[1:], shardshuffle=False)
+print(json.dumps([(sample["__key__"], sample["cls"].hex(), sample["png"].hex()) for sample in samples]))
+"""
+
+
+def test_the_shards_are_read_by_the_webdataset_library(tmp_path):
+    pytest.importorskip("webdataset")
+    packed_images(tmp_path)
+    urls = [str(tmp_path / f"shard-{number:06d}.tar") for number in range(3)]
+    # In a process of its own: the library leaves files open, which is an error here.
+    command = [sys.executable, "-c", READ_BY_WEBDATASET, *urls]
+    output = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    assert json.loads(output) == [
+        [f"{number:09d}", (number % 3).to_bytes(4, "little").hex(),
+         encoded(picture(number, width=16, height=16)).hex()]
+        for number in range(12)
+    ]
+
+
+def test_packing_twice_gives_the_same_bytes(tmp_path):
+    packed_images(tmp_path / "one")
+    packed_images(tmp_path / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+
+
+def test_a_packing_that_stopped_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    pack(tmp_path / "whole")
+    half = pack(tmp_path / "half", shards=[1], finish=False)
+    assert half.is_written(1) and not half.is_written(0)
+    (tmp_path / "half/.shard-000000.tar.part").write_bytes(b"what a killed process left")
+    pack(tmp_path / "half", shards=[0])
+    assert bytes_of(tmp_path / "half") == bytes_of(tmp_path / "whole")
+
+
+def test_a_finished_data_set_is_found_and_left_alone(tmp_path):
+    done = pack(tmp_path)
+    before = bytes_of(tmp_path)
+    found = Packing(tmp_path, {"seed": 0}, CONTENT).begin()
+    assert found == done == read_description(tmp_path)
+    assert bytes_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_other_settings_are_refused_in_a_folder_that_has_some(tmp_path, finish):
+    pack(tmp_path, finish=finish)
+    with pytest.raises(DataError, match="was packed with seed 0, now it is 1"):
+        Packing(tmp_path, {"seed": 1}, CONTENT).begin()
+    with pytest.raises(DataError, match="was packed with size 16, now it is 32"):
+        Packing(tmp_path, {"seed": 0}, ImageContent(size=32, encoding="png")).begin()
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(DataError, match="not empty and holds no packing.*thesis.tex"):
+        Packing(tmp_path, {}, CONTENT).begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(DataError, match="is a file; a data set is a folder"):
+        Packing(tmp_path / "out", {}, CONTENT).begin()
+
+
+def test_what_is_refused_is_listed(tmp_path):
+    packing = Packing(tmp_path, {}, CONTENT)
+    packing.begin()
+    with packing.shard(0) as writer:
+        writer.add(0, 0, {"png": b"bytes"})
+        writer.refuse("cat/1.jpg", "is empty")
+    packing.finish(1, ["cat", "dog"])
+    plain = json.loads((tmp_path / "dataset.json").read_text())
+    assert plain["refused"] == [{"name": "cat/1.jpg", "reason": "is empty"}]
+    assert plain["class_counts"] == [1, 0]
+
+
+def test_a_packing_of_nothing_is_refused_with_the_reasons(tmp_path):
+    packing = Packing(tmp_path, {}, CONTENT)
+    packing.begin()
+    with packing.shard(0) as writer:
+        writer.refuse("cat/1.jpg", "is empty")
+    with pytest.raises(DataError, match="no sample is left to pack: cat/1.jpg: is empty"):
+        packing.finish(1, ["cat"])
+
+
+def test_both_members_of_a_latent_are_indexed(tmp_path):
+    packing = Packing(tmp_path, {}, LatentContent(shape=(4, 2, 2), vae="tiny", vae_sha256="", scale=1.0))
+    packing.begin()
+    with packing.shard(0) as writer:
+        writer.add(0, 0, {"plain.npy": b"first", "mirrored.npy": b"second one"})
+    packing.finish(1, ["cat"])
+    shards = PackedShards(tmp_path)
+    assert (shards.read(0, 0), shards.read(0, 1)) == (b"first", b"second one")
+    shards.close()
