@@ -140,8 +140,13 @@ def test_what_is_no_checkpoint_cannot_be_sampled(told: Told, tmp_path: Path) -> 
     assert str(tmp_path) in told("sample", tmp_path, "--out", tmp_path / "images", "--num", "1")
 
 
-def test_a_command_to_come_says_so(told: Told) -> None:
-    assert "'plan' is not there yet" in told("plan", "digits_afm")
+@pytest.mark.parametrize(("words", "near"), [
+    (["trian", "digits_afm"], "'train'"), (["make_shard"], "'make_shards'"), (["benchmark", "steps"], "'step'"),
+    (["plan", "digits_afm"], "train, sample"),
+])
+def test_an_unknown_command_is_told_with_the_nearest_known(told: Told, words: list[str], near: str) -> None:
+    line = told(*words)
+    assert "no such command" in line and near in line
 
 
 WITH_SMALL_FILES_ONLY = """

@@ -1,4 +1,4 @@
-"""`tools/benchmark.py data`: how fast the sources are beside plain webdataset, and whether they feed a recipe.
+"""How fast the sources are beside plain webdataset, and whether they feed a recipe.
 
 All get the same cores and hand out what training takes from their workers: uint8 pixels (making floats of them is the
 training device's work), or drawn latents. Each is opened, warmed up until what it had read ahead is used up, timed and
@@ -7,6 +7,7 @@ closed, one after another, several times over, so that a slow spell of the machi
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.latents import LatentsConfig
 from ..data.source import SourceConfig
 from ..data.transforms import decode_checked, to_pixels
+from ..estimate.flops import PEAK_TFLOPS
+from ..run.arguments import add_recipe, request_of
 from ..run.config import RunConfig
 from ..run.load import load
 from ..run.recipe_demand import Demand, demand
@@ -89,6 +92,24 @@ class Parity:
     images: int
     mean: float
     worst_image: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser, required=False, note="say how many images/s this recipe's step needs")
+    add = parser.add_argument
+    add("--images", type=int, default=512, metavar="N", help="JPEGs to make (default 512)")
+    add("--batch", type=int, default=128, metavar="B", help="samples of a batch (default 128)")
+    add("--cores", type=int, metavar="K", help="cores, worker processes and threads (default: all)")
+    add("--seconds", type=float, default=3.0, metavar="S", help="of one window (default 3)")
+    add("--windows", type=int, default=5, metavar="N", help="of every source (default 5)")
+    add("--gpu", default="h100", help=f"for the estimate: {', '.join(PEAK_TFLOPS)} (default h100)")
+    add("--utilisation", type=float, default=0.5, metavar="U", help="of its bf16 peak (default 0.5)")
+    add("--step-seconds", type=float, metavar="X", help="measured seconds of a step on one GPU instead")
+    add("--json", action="store_true", help="the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    return benchmark_data_command(request_of(DataBenchmark, options), as_json=options.json)
 
 
 def benchmark_data_command(options: DataBenchmark, *, as_json: bool) -> int:

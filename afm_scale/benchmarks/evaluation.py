@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import resource
@@ -17,6 +18,7 @@ from ..core.errors import UserError
 from ..core.random import tensor_generator
 from ..evaluation.running import Gaussian, RunningGaussian
 from ..evaluation.statistics import frechet_distance, precision_recall
+from ..run.arguments import request_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,19 @@ class _Row:
     name: str
     seconds: float
     peak_mib: float  # of the whole process so far, features included
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--samples", type=int, default=50_000, metavar="N", help="default 50,000")
+    add("--members", type=int, default=10_000, metavar="M", help="on either side (default 10,000)")
+    add("--dim", type=int, default=2_048, metavar="D", help="numbers of a feature (default 2,048)")
+    add("--batch", type=int, default=64, metavar="B", help="features at a time (default 64)")
+    add("--json", action="store_true", help="the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    return benchmark_evaluation_command(request_of(EvaluationBenchmark, options), as_json=options.json)
 
 
 def benchmark_evaluation_command(request: EvaluationBenchmark, *, as_json: bool) -> int:

@@ -1,7 +1,8 @@
-"""`tools/benchmark.py step`: how long a recipe's training step takes, also beside the published way of taking it."""
+"""How long a recipe's training step takes, also beside the published way of taking it; also under torchrun."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from .. import __version__
 from ..core.errors import ConfigError, RunError
 from ..estimate.flops import PEAK_TFLOPS, known_gpu
 from ..parallel.launch import Ranks, check_same_on_all_ranks, launch
+from ..run.arguments import add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
@@ -62,6 +64,23 @@ class StepBenchmark:
             raise ConfigError(f"--reference-accumulation {self.reference_accumulation} must be at least 1")
         if self.profile is not None and not self.profile.parent.is_dir():
             raise ConfigError(f"--profile {self.profile}: there is no folder {self.profile.parent}; make it")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser, note="on random samples of its shape; its data are not opened")
+    add = parser.add_argument
+    add("--reference", action="store_true", help="time the published way of taking the step, too")
+    add("--reference-accumulation", type=int, metavar="N", help="default: the recipe's")
+    add("--reference-calls", default="one", metavar="one|four", help="of D in its own turn (default one)")
+    add("--steps", type=int, default=20, metavar="N", help="timed (default 20)")
+    add("--warm-up", type=int, default=5, metavar="N", help="steps before them (default 5)")
+    add("--gpu", help=f"whose peak counts: {', '.join(PEAK_TFLOPS)} (default: as the driver names it)")
+    add("--profile", type=Path, metavar="FILE", help="of one more step: a table, or a trace if .json")
+    add("--json", action="store_true", help="the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    return benchmark_step_command(request_of(StepBenchmark, options), as_json=options.json)
 
 
 @dataclass(frozen=True)

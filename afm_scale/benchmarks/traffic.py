@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from ..core.errors import ConfigError, RunError, UserError
 from ..parallel.launch import Ranks
+from ..run.arguments import add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
@@ -44,6 +46,18 @@ class TrafficBenchmark:
             raise UserError(f"--ranks {self.ranks}: wanted 1 or more")
         if not self.timeout_seconds > 0:
             raise UserError(f"--timeout {self.timeout_seconds}: wanted more than 0 seconds")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser, note="runs as it is; make its networks smaller by overrides")
+    add = parser.add_argument
+    add("--ranks", type=int, required=True, metavar="N", help="processes to start on this machine")
+    add("--timeout", type=float, default=600.0, metavar="S", dest="timeout_seconds", help="for all (default 600)")
+    add("--json", action="store_true", help="the result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    return benchmark_traffic_command(request_of(TrafficBenchmark, options), as_json=options.json)
 
 
 def benchmark_traffic_command(request: TrafficBenchmark, *, as_json: bool) -> int:

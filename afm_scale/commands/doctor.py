@@ -1,12 +1,14 @@
-"""`python -m afm_scale doctor`: what this machine has and what will therefore be used."""
+"""What this machine has and what will therefore be used; or, with --data, whether a packed data set is whole."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 from dataclasses import fields
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from ..data.images_to_latents import ImagesToLatentsConfig
 from ..data.latents import LatentsConfig
 from ..ops.choice import choose, probe
 from ..run.sources import SOURCES
+from .doctor_data import doctor_data_command
 
 _BASE = (
     "torch", "numpy", "PyYAML", "safetensors", "scikit-learn", "Pillow", "matplotlib", "tensorboard", "tqdm", "rich",
@@ -39,6 +42,17 @@ _OPTIONAL = {
 }
 
 _NEED_A_PACKAGE = {DaliConfig: ("nvidia.dali", "dali"), ImagesToLatentsConfig: ("diffusers", "latents")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="PATH", help="compare every byte of this folder of shards")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.data is not None:
+        return doctor_data_command(options.data, as_json=options.json)
+    return doctor_command(as_json=options.json)
 
 
 def doctor_command(*, as_json: bool) -> int:

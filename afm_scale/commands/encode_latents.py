@@ -1,7 +1,13 @@
-"""Encodes packed images into packed latents, alone or shared by the ranks of a launcher (tools/encode_latents.py)."""
+"""Encodes packed images into packed latents, alone or shared by the ranks of a launcher.
+
+On several GPUs: python launchers/torchrun.py --standalone --nproc-per-node=8 tools/encode_latents.py SHARDS OUT ...
+Stores, for every image and its mirror image, mean and standard deviation of the posterior as float16. Started again
+after it was killed, it goes on. Exit code 0 if OUT is complete, 2 if something cannot be read or written.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -26,6 +32,7 @@ from ..models.autoencoder import Autoencoder
 from ..packing.writer import Packing
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, from_rank_0, launch
+from ..run.arguments import request_of
 
 _TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
 
@@ -43,6 +50,23 @@ class EncodeRequest:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = None  # processes that decode, per rank; None: 4 with a GPU, else none beside the rank's own
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("shards", type=Path, metavar="SHARDS", help="a folder that make_shards has packed")
+    add("out", type=Path, metavar="OUT")
+    add("--vae", required=True, help="a folder that diffusers' AutoencoderKL loads, or a hub name")
+    add("--name", help="what training calls the autoencoder (data.vae); by default the folder's name")
+    add("--scale", type=float, help="a latent is scale * sample (default: as the VAE says)")
+    add("--batch-size", type=int, default=32, help="images encoded at once by each rank")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--workers", type=int, help="processes of each rank that decode (4 with a GPU, else none)")
+
+
+def run(options: argparse.Namespace) -> int:
+    return encode_command(request_of(EncodeRequest, options))
 
 
 @dataclass(frozen=True)

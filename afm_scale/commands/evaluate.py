@@ -1,7 +1,8 @@
-"""`python -m afm_scale evaluate`: figures of a checkpoint's samples or of a set of images, against a reference."""
+"""Figures of a checkpoint's samples or of a set of images, against a reference."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..evaluation.reference import Reference, holds_statistics, reference_from, 
 from ..evaluation.summary import Figures
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, agreed, launch
+from ..run.arguments import LABELS_HELP, request_of
+from ..run.arguments import labels as labels_of
 from ..run.config import RunConfig
 from ..run.decoding import decoder_of, encoder_of
 from ..run.drawing import DrawnImages, LabelChoice, describe_labels
@@ -61,6 +64,32 @@ class EvaluateRequest:
     members: int | None
     as_json: bool
     device: Literal["auto", "cpu", "cuda"] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds, add = "a folder of images, a packed data set, or an npz", parser.add_argument
+    add("target", type=Path, help=f"a checkpoint, a run's folder, {kinds}")
+    add("--reference", type=Path, metavar="PATH", help=f"an npz of statistics (ADM's too), {kinds}")
+    add("--features", default="inception", metavar="inception|pixels|torchscript|classifier|{...}",
+        help="or all settings, as {kind: torchscript, file: ..., size: 224}")
+    add("--weights", type=Path, metavar="PATH", help="the features' file, or a classifier's run")
+    add("--write-reference", type=Path, metavar="FILE.npz", help="store the target's statistics")
+    add("--num", type=int, metavar="N", help=f"default: {NUM_DRAWN:,} drawn, or all there are")
+    add("--labels", type=labels_of, metavar="balanced|random|0,1,2", help=LABELS_HELP)
+    add("--steps", type=int, metavar="K", help="network evaluations (default: the recipe's)")
+    add("--seed", type=int, help="of the samples (default: 0)")
+    add("--batch-size", type=int, default=64, help="images held at once; changes no figure")
+    add("--vae", metavar="FOLDER", help="decodes latents (default: data.vae, if it is a folder here)")
+    add("--neighbours", type=int, default=3, metavar="K", help="k of precision and recall")
+    add("--members", type=int, metavar="M",
+        help="images for precision and recall (default: 50,000; of a reference, 10,000)")
+    add("--json", action="store_true", dest="as_json")
+    add("--device", choices=("auto", "cpu", "cuda"), help="default: the recipe's")
+
+
+def run(options: argparse.Namespace) -> int:
+    features = features_of(options.features, options.weights)
+    return evaluate_command(request_of(EvaluateRequest, options, features=features))
 
 
 def features_of(text: str, weights: Path | None) -> FeaturesConfig:

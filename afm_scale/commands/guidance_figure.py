@@ -1,7 +1,13 @@
-"""Runs on the plane's mixture side by side: what guidance does to the samples, as a table and a picture."""
+"""Compares runs on the plane's mixture: what guidance does to the samples, as a table and a picture.
+
+For example: guidance_figure guidance.png unguided=runs/mixture2d_afm flow=runs/mixture2d_afm_flow
+Draws the data and one panel for each name, and prints where the samples lie about the centres of their classes: the
+mean and the deviation over the runs of a name, which differ by their seed; the first of them is drawn.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -31,6 +37,26 @@ class GuidanceFigure:
     runs: Mapping[str, Sequence[Path]]  # by the name of a panel: runs that differ by their seed; the first is drawn
     num_samples: int = 4500
     seed: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", type=Path, metavar="OUT.png")
+    parser.add_argument("runs", nargs="+", type=_panel, metavar="NAME=RUN[,RUN...]")
+    parser.add_argument("--samples", type=int, default=4500, metavar="N", help="of every run (default 4500)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of their noise (default 0)")
+
+
+def run(options: argparse.Namespace) -> int:
+    return guidance_figure_command(GuidanceFigure(
+        picture=options.picture, runs=dict(options.runs), num_samples=options.samples, seed=options.seed
+    ))
+
+
+def _panel(text: str) -> tuple[str, list[Path]]:
+    name, equals, folders = text.partition("=")
+    if not (name and equals and folders):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted NAME=RUN or NAME=RUN,RUN")
+    return name, [Path(folder) for folder in folders.split(",")]
 
 
 def guidance_figure_command(request: GuidanceFigure) -> int:

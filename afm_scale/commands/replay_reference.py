@@ -1,11 +1,14 @@
 """Replays recorded training runs of the published method through this project's networks and objective, in float64.
 
+Prints, per case, the largest absolute error over all losses, predictions and final weights.
+Exit code 0 if every case is within --tolerance, 1 if not, 2 if a case cannot be read.
 A case is NAME.json (settings and one record per half-step: even = discriminator, odd = generator) beside
 NAME.safetensors (initial weights, every random draw, predictions, final weights).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +47,24 @@ _DRAWS = {
     "source noise": "noises_src", "target noise": "noises_tgt", "r1 noise": "noises_r1", "r2 noise": "noises_r2",
     "guidance noise": "noises_cg", "guidance time": "timesteps_cg",
 }  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cases", nargs="+", type=Path, metavar="CASE.json")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--tolerance", type=float, default=1e-9)
+
+
+def run(options: argparse.Namespace) -> int:
+    results = {str(case): replay(case) for case in options.cases}
+    largest = {case: max(errors.values()) for case, errors in results.items()}
+    if options.json:
+        print(json.dumps({case: {"max_error": largest[case], **errors} for case, errors in results.items()}, indent=2))
+    else:
+        for case, errors in results.items():
+            parts = ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items())
+            print(f"{case}: max error {largest[case]:.2e}  ({parts})")
+    return int(any(not error <= options.tolerance for error in largest.values()))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""`python -m afm_scale sample`: images from the average of a checkpoint, alone or shared by the ranks of a launcher."""
+"""Images from the average of a checkpoint, alone or shared by the ranks of a launcher."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ..core.files import make_folder
 from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.launch import Ranks, agreed, launch
+from ..run.arguments import LABELS_HELP, labels, request_of
 from ..run.config import RunConfig
 from ..run.decoding import Decoder, decoder_of
 from ..run.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
@@ -50,6 +52,26 @@ class SampleRequest:
     vae: str | None
     latents: bool  # pictures of latents in false colour, without an autoencoder
     device: Literal["auto", "cpu", "cuda"] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint, or a run's folder (its newest one)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for 000000.png, ...")
+    add("--num", type=int, required=True, metavar="N")
+    add("--labels", type=labels, default="balanced", metavar="balanced|random|0,1,2", help=LABELS_HELP)
+    add("--steps", type=int, metavar="K", help="network evaluations (default: the recipe's)")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=256, help="images held at once; changes no image")
+    add("--grid", type=Path, metavar="FILE.png", help="one sheet, a row for each class")
+    add("--npz", type=Path, metavar="FILE.npz", help="for ADM's evaluator: arr_0, shuffled; labels")
+    add("--vae", metavar="FOLDER", help="decodes latents (default: data.vae, if it is a folder here)")
+    add("--latents", action="store_true", help="show latents in false colour, not decoded")
+    add("--device", choices=("auto", "cpu", "cuda"), help="default: the recipe's")
+
+
+def run(options: argparse.Namespace) -> int:
+    return sample_command(request_of(SampleRequest, options))
 
 
 def sample_command(request: SampleRequest) -> int:

@@ -1,7 +1,8 @@
-"""`python -m afm_scale train`: one run, from the recipe to the last table."""
+"""One run, from the recipe to the last table; started again, it goes on. Also under torchrun, deepspeed and srun."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import sys
@@ -19,12 +20,21 @@ from ..core.files import write_atomically
 from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..run import build
+from ..run.arguments import add_recipe
 from ..run.check import check
 from ..run.config import RunConfig
 from ..run.load import dump_yaml, load
 from ..run.start import start
 from ..train.loop import train
 from ..train.state import TrainState
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    return train_command(options.recipe, options.overrides)
 
 
 def train_command(recipe: str, overrides: Sequence[str]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,20 +89,6 @@ def list_source(source: Path, scratch: Path) -> Listing:
     if opener is not None:
         return list_tar(spool(source, opener, scratch))
     return list_zip(source) if zipfile.is_zipfile(source) else list_tar(source)
-
-
-def summary(config: MakeShardsConfig, done: DatasetDescription) -> str:
-    """What was packed, and what was left out and why."""
-    lines = [
-        f"{done.num_samples:,} samples of {done.num_classes:,} classes in {len(done.shards)} shard(s), "
-        f"{sum(shard.num_bytes for shard in done.shards) / 1e6:,.1f} MB",
-        f"described in {config.out / 'dataset.json'}",
-    ]
-    if done.refused:
-        lines.insert(1, f"{len(done.refused):,} refused (listed in dataset.json):")
-        kinds = Counter(one.reason.partition(":")[0] for one in done.refused)
-        lines[2:2] = [f"{count:8,}  {kind}" for kind, count in kinds.most_common()]
-    return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
 def _num_shards(config: MakeShardsConfig, order: Sequence[Original], reader: Reader) -> int:

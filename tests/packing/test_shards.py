@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afm_scale.commands.make_shards import summary
 from afm_scale.core.errors import ConfigError, DataError, RunError
 from afm_scale.data.description import DatasetDescription, read_description
 from afm_scale.data.shards import PackedShards
 from afm_scale.data.transforms import adm_crop, decode_checked
 from afm_scale.packing.originals import FolderReader
 from afm_scale.packing.recode import Recode
-from afm_scale.packing.shards import MakeShardsConfig, make_shards, summary
+from afm_scale.packing.shards import MakeShardsConfig, make_shards
 from tests.data.small import encoded, image_folder, picture
 from tests.program import ROOT
 

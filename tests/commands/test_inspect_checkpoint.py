@@ -1,9 +1,8 @@
-"""python tools/inspect_checkpoint.py"""
+"""What `inspect_checkpoint` shows, by its tool and as a command."""
 
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from afm_scale.__main__ import main
 from afm_scale.checkpoint.manager import CheckpointConfig, CheckpointManager
 from afm_scale.checkpoint.tensors import digest
 
@@ -19,15 +19,13 @@ TOOL = Path(__file__).parents[2] / "tools" / "inspect_checkpoint.py"
 
 
 @pytest.fixture
-def shown_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the tool in this process; it must succeed and say nothing on stderr."""
+def shown_by(capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process; it must succeed and say nothing on stderr."""
 
     def run(*arguments: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
+        code = main(["inspect_checkpoint", *map(str, arguments)])
         output = capsys.readouterr()
-        assert end.value.code == 0 and output.err == ""
+        assert code == 0 and output.err == ""
         return output.out
 
     return run

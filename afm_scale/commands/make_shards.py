@@ -1,0 +1,56 @@
+"""Packs images into WebDataset shards: every image is decoded and checked, cropped, shuffled once.
+
+Run the same command again after a kill: it goes on, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+
+from ..data.description import DatasetDescription
+from ..packing.recode import Recode
+from ..packing.shards import DEFAULT_SHARD_MB, MakeShardsConfig, make_shards
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE",
+        help="a folder of class folders, a tar or zip of one, a parquet file, or a folder of parquet files")
+    add("out", type=Path, metavar="OUT", help="the folder to make")
+    add("--size", type=int, default=256, help="pixels of a side after the ADM crop (default 256)")
+    add("--raw", action="store_true", help="keep the original bytes, uncropped; --size has no effect")
+    add("--jpeg-quality", type=int, metavar="Q", help="store JPEG 4:4:4 of this quality, not PNG")
+    add("--shards", type=int, metavar="N", help="how many shards")
+    add("--shard-mb", type=float, metavar="M", help=f"about how many megabytes of a shard (default {DEFAULT_SHARD_MB})")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="W",
+        help="processes that decode (default: one for each core)")
+    add("--seed", type=int, default=0, help="of the one shuffle (default 0)")
+    add("--convert", action="store_true",
+        help="accept CMYK images, which become RGB, and images of another format than their names say")
+
+
+def run(options: argparse.Namespace) -> int:
+    recode = Recode(size=options.size, raw=options.raw, jpeg_quality=options.jpeg_quality, convert=options.convert)
+    config = MakeShardsConfig(
+        source=options.source, out=options.out, recode=recode, num_shards=options.shards, shard_mb=options.shard_mb,
+        workers=options.workers, seed=options.seed,
+    )
+    print(summary(config, make_shards(config)))
+    return 0
+
+
+def summary(config: MakeShardsConfig, done: DatasetDescription) -> str:
+    """What was packed, and what was left out and why."""
+    lines = [
+        f"{done.num_samples:,} samples of {done.num_classes:,} classes in {len(done.shards)} shard(s), "
+        f"{sum(shard.num_bytes for shard in done.shards) / 1e6:,.1f} MB",
+        f"described in {config.out / 'dataset.json'}",
+    ]
+    if done.refused:
+        lines.insert(1, f"{len(done.refused):,} refused (listed in dataset.json):")
+        kinds = Counter(one.reason.partition(":")[0] for one in done.refused)
+        lines[2:2] = [f"{count:8,}  {kind}" for kind, count in kinds.most_common()]
+    return "\n".join(lines).encode(errors="backslashreplace").decode()

@@ -1,0 +1,147 @@
+"""All commands: a function for each, whose first line is its help and which imports it only when it is called for.
+
+Adding a command is one file with `add_arguments` and `run`, and its entry here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Protocol, Union
+
+
+class Command(Protocol):
+    """What a module owes that is a command. Its docstring is the head of the command's help."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Says what stands on the command line."""
+        ...
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Does it, and returns the exit code. Raises RunError; under a launcher every rank calls it."""
+        ...
+
+
+Table = Mapping[str, Union[Callable[[], Command], "Table"]]
+
+
+def _train() -> Command:
+    """train a recipe, or go on with its run"""
+    from . import train
+
+    return train
+
+
+def _sample() -> Command:
+    """draw images from a checkpoint's average"""
+    from . import sample
+
+    return sample
+
+
+def _evaluate() -> Command:
+    """figures of a checkpoint's samples, or of a set of images"""
+    from . import evaluate
+
+    return evaluate
+
+
+def _show() -> Command:
+    """print the resolved recipe"""
+    from . import show
+
+    return show
+
+
+def _doctor() -> Command:
+    """what this machine has, or whether a packed data set is whole"""
+    from . import doctor
+
+    return doctor
+
+
+def _make_shards() -> Command:
+    """pack images into checked shards"""
+    from . import make_shards
+
+    return make_shards
+
+
+def _encode_latents() -> Command:
+    """encode packed images into latents"""
+    from . import encode_latents
+
+    return encode_latents
+
+
+def _inspect_checkpoint() -> Command:
+    """what a checkpoint holds"""
+    from . import inspect_checkpoint
+
+    return inspect_checkpoint
+
+
+def _replay_reference() -> Command:
+    """recorded runs of the published method through this code, in float64"""
+    from . import replay_reference
+
+    return replay_reference
+
+
+def _guidance_figure() -> Command:
+    """runs on the plane's mixture side by side"""
+    from . import guidance_figure
+
+    return guidance_figure
+
+
+def _benchmark_data() -> Command:
+    """data sources beside plain webdataset, and whether they feed a recipe"""
+    from ..benchmarks import data
+
+    return data
+
+
+def _benchmark_step() -> Command:
+    """a training step: images/s, TFLOP/s, utilisation, memory"""
+    from ..benchmarks import step
+
+    return step
+
+
+def _benchmark_traffic() -> Command:
+    """collectives and bytes of one real step, counted over gloo"""
+    from ..benchmarks import traffic
+
+    return traffic
+
+
+def _benchmark_evaluation() -> Command:
+    """statistics, Frechet distance, precision and recall"""
+    from ..benchmarks import evaluation
+
+    return evaluation
+
+
+BENCHMARKS = {
+    "data": _benchmark_data,
+    "step": _benchmark_step,
+    "traffic": _benchmark_traffic,
+    "evaluation": _benchmark_evaluation,
+}
+
+COMMANDS = {
+    "train": _train,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "show": _show,
+    "doctor": _doctor,
+    "make_shards": _make_shards,
+    "encode_latents": _encode_latents,
+    "inspect_checkpoint": _inspect_checkpoint,
+    "replay_reference": _replay_reference,
+    "guidance_figure": _guidance_figure,
+    "benchmark": BENCHMARKS,
+}

@@ -1,0 +1,65 @@
+"""What several commands take on their command line, and how it becomes their request."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+LABELS_HELP = "every class in turn (default), by chance, or these in turn"
+
+
+def add_recipe(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
+    """Gives the command a recipe and its overrides, as `options.recipe` and `options.overrides`, in any order.
+
+    The recipe is the first word that has no '=' or names a file; all others are overrides `a.b=c`. `note` says what the
+    command does with the recipe.
+    """
+    text = "a YAML file, or the name of a shipped recipe"
+    help_text = f"{note}; {text}" if note else text
+    parser.add_argument("recipe", nargs=None if required else "?", metavar="RECIPE", help=help_text)
+    parser.add_argument(
+        "overrides", nargs="*", action=_Overrides, metavar="a.b=c", help="settings that win over the recipe's"
+    )
+
+
+class _Overrides(argparse.Action):
+    """Tells the recipe from its overrides, once all words are there."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        words = [*filter(None, [namespace.recipe]), *values]
+        recipe = next((word for word in words if "=" not in word or Path(word).is_file()), None)
+        if words and recipe is None:
+            parser.error(f"found settings alone ({' '.join(words)}), wanted a recipe too: a YAML file or a name")
+        if recipe is not None:
+            words.remove(recipe)
+        namespace.recipe, namespace.overrides = recipe, words
+
+
+def labels(text: str) -> str | tuple[int, ...]:
+    """The value of an option --labels: 'balanced', 'random', or class numbers."""
+    if text in ("balanced", "random"):
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither 'balanced' nor 'random' nor a list of class numbers such as 0,1,2"
+        ) from None
+
+
+def request_of(request_type: type[T], options: argparse.Namespace, **others: Any) -> T:
+    """The frozen dataclass of a command's arguments: every field is the option of its name, or one of `others`."""
+    given = vars(options) | others
+    return request_type(**{field.name: given[field.name] for field in fields(request_type)})
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Options and other words, in any order. What cannot be used ends the process with exit code 2 and the usage."""
+    return parser.parse_intermixed_args(arguments)
