@@ -36,7 +36,10 @@ setup(
     ],
     extras_require={
         # Triton comes with torch where there is a GPU; the tests run its kernels in its interpreter.
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "triton>=3.6; platform_system == 'Linux'"],
+        "test": [
+            "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff>=0.6",
+            "triton>=3.6; platform_system == 'Linux'",
+        ],
         "wandb": ["wandb>=0.17"],
         # Inception features. It asks for torchvision, which the one network used here does without and which is tied to
         # one version of torch: pip install --no-deps -c constraints.txt torch-fidelity

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from .ranks import PRELOADED, start_afresh
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,14 +26,65 @@ SMALL_CLASSIFICATION = ("classifier_digits", *SMALL_CLASSIFIER, *QUIET)
 SMALL_FLOW_MATCHING = ("digits_flow_matching", *SMALL_GENERATOR, *QUIET)
 
 
-def start(*arguments: str | Path, ranks: int = 1) -> subprocess.Popen[str]:
+class ForkedProgram:
+    """`python -m afm_scale ARGUMENTS`, forked from a server that has imported torch; the face of subprocess.Popen."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="program_")
+        self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
+        outputs = [str(path) for path in self._outputs]
+        self._process = server.Process(target=_run_forked, args=(list(arguments), dict(os.environ), *outputs))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """(stdout, stderr), after the end. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("afm_scale", timeout or 0)
+        return tuple(path.read_text(encoding="utf-8") if path.exists() else "" for path in self._outputs)
+
+
+def _run_forked(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+    start_afresh(environment)
+    os.chdir(ROOT)
+    for number, (path, name) in enumerate(((stdout, "stdout"), (stderr, "stderr")), start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(file, number)
+        setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+    sys.argv = ["afm_scale", *arguments]
+    runpy.run_module("afm_scale", run_name="__main__", alter_sys=True)
+
+
+def start(*arguments: str | Path, ranks: int = 1) -> subprocess.Popen[str] | ForkedProgram:
     """`python -m afm_scale ARGUMENTS`, under our launcher if there are several ranks; output is read by `end`."""
+    words = [str(word) for word in arguments]
+    if ranks == 1:
+        return ForkedProgram(words)
     launcher = [str(ROOT / "launchers" / "torchrun.py"), "--standalone", f"--nproc-per-node={ranks}"]
-    words = [sys.executable, *(launcher if ranks > 1 else ()), "-m", "afm_scale", *map(str, arguments)]
-    return subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "afm_scale", *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
-def end(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+def end(process: subprocess.Popen[str] | ForkedProgram, timeout: float = 120) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); the process is killed if it takes longer."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -39,5 +97,7 @@ def run(*arguments: str | Path, ranks: int = 1) -> tuple[int, str, str]:
     return end(start(*arguments, ranks=ranks))
 
 
-def train(recipe: Sequence[str], folder: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen[str]:
+def train(
+    recipe: Sequence[str], folder: Path, *overrides: str, ranks: int = 1
+) -> subprocess.Popen[str] | ForkedProgram:
     return start("train", *recipe, f"run.folder={folder}", "parallel.device=cpu", *overrides, ranks=ranks)

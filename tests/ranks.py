@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+PRELOADED = [
+    "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "afm_scale.run.build",
+]
+
 
 class RankFailure(AssertionError):
     """A rank raised, died or was too slow; the message carries its traceback."""
@@ -29,12 +34,13 @@ class RankFailure(AssertionError):
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
     """Calls `function(*args)` in `world_size` fresh processes that share a gloo group; returns what each rank returned.
 
-    The function must be at the top level of an importable module, since the processes are spawned; arguments and
-    results are pickled. Each process has one thread, RANK, LOCAL_RANK and WORLD_SIZE set, and the warning filters of
-    the caller (under pytest: warnings are errors). Raises RankFailure, with every process killed, after `timeout`
-    seconds or as soon as one rank fails.
+    The function must be at the top level of an importable module; arguments and results are pickled. Processes are
+    forked from a server that has imported torch once. Each has one thread, the caller's environment with RANK,
+    LOCAL_RANK and WORLD_SIZE set, and the caller's warning filters (under pytest: warnings are errors). Raises
+    RankFailure, with every process killed, after `timeout` seconds or as soon as one rank fails.
     """
-    spawn = multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
     with tempfile.TemporaryDirectory(prefix="ranks_") as name:
         folder = Path(name)
         # Unpickled inside the rank's try block, so that an import error there is reported like any other failure.
@@ -42,7 +48,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
                    for action, message, category, module, line in warnings.filters]
         call = pickle.dumps((function, args, filters))
         processes = [
-            spawn.Process(target=_rank, args=(rank, world_size, str(folder), call, timeout))
+            server.Process(target=_rank, args=(rank, world_size, str(folder), dict(os.environ), call, timeout))
             for rank in range(world_size)
         ]
         try:
@@ -81,8 +87,16 @@ def _wait_for(processes: list[BaseProcess], folder: Path, timeout: float) -> Non
             raise RankFailure(f"ranks {sorted(running)} of {len(processes)} were still running after {timeout} seconds")
 
 
-def _rank(rank: int, world_size: int, folder: str, call: bytes, timeout: float) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), OMP_NUM_THREADS="1")
+def start_afresh(environment: dict[str, str]) -> None:
+    """What a forked process does first: what it has of its server is from when that was started."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a server that a data source started holds the trainer's signals
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _rank(rank: int, world_size: int, folder: str, environment: dict[str, str], call: bytes, timeout: float) -> None:
+    start_afresh(environment)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.set_num_threads(1)
     try:
         function, args, filters = pickle.loads(call)

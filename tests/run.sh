@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launchers/environment.sh" test,data,ev
 cd "$root"
 
 export OMP_NUM_THREADS=1
-exec "$python" -m pytest -q tests "$@"
+exec "$python" -m pytest -q -n auto --maxprocesses 8 --dist worksteal tests "$@"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from afm_scale.__main__ import main
 from afm_scale.checkpoint.manifest import resolve_checkpoint
 from afm_scale.checkpoint.tensors import digest, read_tensors
+from afm_scale.core import packages
 from afm_scale.core.errors import EXIT_DONE, CheckpointError, ConfigError
 from afm_scale.evaluation.features.extractor import (
     ClassifierFeaturesConfig,
@@ -18,7 +19,6 @@ from afm_scale.evaluation.features.extractor import (
     PixelsConfig,
     TorchScriptConfig,
 )
-from afm_scale.run import sources
 from afm_scale.run.features import build_extractor
 from afm_scale.run.typed import build
 from tests.evaluation.small_features import random_inception_weights, saved_script
@@ -77,7 +77,7 @@ def test_both_forms_of_inception_are_built(tmp_path: Path) -> None:
 
 
 def test_without_torch_fidelity_the_command_that_installs_it_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "find_spec", lambda package: None)
+    monkeypatch.setattr(packages, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match="needs the package torch_fidelity, .*pip install --no-deps torch-fidelity"):
         build_extractor(InceptionConfig(), "cpu")
 
