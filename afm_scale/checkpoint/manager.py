@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..core.errors import CheckpointError, ConfigError
+from .card import Card, to_plain
 from .manifest import (
     Manifest,
     OnTorn,
@@ -63,9 +64,10 @@ class CheckpointManager:
     """The checkpoints of one run, in RUN/checkpoints. Every method but `latest` and `poll` is called on all ranks."""
 
     def __init__(
-        self, folder: Path, config: CheckpointConfig, *, rank: int, world_size: int, description: Mapping[str, Any]
+        self, folder: Path, config: CheckpointConfig, *, rank: int, world_size: int, description: Mapping[str, Any],
+        card: Card | None = None,
     ) -> None:
-        """Creates the folder and clears what a killed run left in it; `description` (JSON) goes into every manifest.
+        """Creates the folder and clears what a killed run left in it; `description` and card go into every manifest.
 
         Raises CheckpointError if the folder cannot be written.
         """
@@ -74,6 +76,7 @@ class CheckpointManager:
         self._rank = rank
         self._world_size = world_size
         self._description = json.loads(json.dumps(description))
+        self._card = None if card is None else json.loads(json.dumps(to_plain(card)))
         self._saving: futures.Future[None] | None = None
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         if self._group is None:  # torch says so at every save; one rank is no mistake
@@ -202,7 +205,7 @@ class CheckpointManager:
         return Manifest(
             step=step, created=datetime.now(timezone.utc).isoformat(), world_size=self._world_size, scalars=scalars,
             tensors={name: TensorEntry.of(tensor) for name, tensor in tensors.items()}, files=files,
-            description=self._description,
+            description=self._description, card=self._card,
         )
 
     def _publish(self, partial: Path, manifest: Manifest) -> None:

@@ -57,13 +57,14 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    step: int  # completed generator updates
+    step: int  # completed updates of the learner: the generator, or the classifier that is trained
     created: str  # ISO 8601, UTC
     world_size: int  # ranks that wrote it
     scalars: Mapping[str, Any]  # the part of the state that is not tensors
     tensors: Mapping[str, TensorEntry]
     files: Mapping[str, int]  # name -> bytes, without the manifest itself
-    description: Mapping[str, Any]  # where it comes from (resolved configuration, versions); never loaded
+    description: Mapping[str, Any]  # where it comes from (resolved configuration, versions); for people
+    card: Mapping[str, Any] | None = None  # what it holds (`card.Card`); None in those from before there were cards
 
 
 def folder_name(step: int) -> str:
@@ -177,6 +178,7 @@ def _parse(path: Path, content: Any) -> Manifest:
         return Manifest(
             step=content["step"], created=content["created"], world_size=content["world_size"],
             scalars=content["scalars"], tensors=entries, files=content["files"], description=content["description"],
+            card=content.get("card"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST_NAME} is damaged ({error!r}); use an older checkpoint") from error
