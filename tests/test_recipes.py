@@ -251,9 +251,9 @@ def take_a_step(recipes: dict[str, list[str]]) -> dict[str, tuple[bool, dict[str
         plan = build.build_plan(config, ranks)
         state, last = build.build_state(config, ranks, plan), LastReport()
         learner = state.players[learner_of(config)].module
-        before = {key: tensor.clone() for key, tensor in plan.shards(learner).items()}
+        before = {key: tensor.clone() for key, tensor in plan.local_tensors(learner).items()}
         train(state, plan, config.loop, HookList([last]))
-        moved = any(not torch.equal(before[key], tensor) for key, tensor in plan.shards(learner).items())
+        moved = any(not torch.equal(before[key], tensor) for key, tensor in plan.local_tensors(learner).items())
         numbers = {key: float(value) for key, value in {**last.report.terms, **last.report.grad_norms}.items()}
         results[name] = (moved, numbers)
     return results

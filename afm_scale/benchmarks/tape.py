@@ -101,8 +101,8 @@ class WatchedPlan:
         return getattr(self._plan, name)
 
     @contextmanager
-    def moving(self, player: Player, *, last: bool) -> Iterator[None]:
-        with self._noting(player, "forward"), self._plan.moving(player, last=last):
+    def turn_of(self, player: Player, *, last: bool) -> Iterator[None]:
+        with self._noting(player, "forward"), self._plan.turn_of(player, last=last):
             yield
 
     def backward(self, player: Player, loss: Tensor) -> None:

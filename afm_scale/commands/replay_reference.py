@@ -150,9 +150,9 @@ class _Replay:
         """(kind of quantity, absolute error) for everything the case records."""
         for index, record in enumerate(self._records):
             yield from self._half_step(index, record)
-        for name, tensors in (("gen", self._plan.tensors(self._player(Role.GENERATOR).module)),
-                              ("dis", self._plan.tensors(self._player(Role.DISCRIMINATOR).module)),
-                              ("ema", self._plan.tensors(self._average.network))):
+        for name, tensors in (("gen", self._plan.state_dict(self._player(Role.GENERATOR).module)),
+                              ("dis", self._plan.state_dict(self._player(Role.DISCRIMINATOR).module)),
+                              ("ema", self._plan.state_dict(self._average.network))):
             for key, expected in self._under(f"final.{name}."):
                 yield "final weights", _error(tensors[key], expected)
         yield from self._forwards()
@@ -163,7 +163,7 @@ class _Replay:
         batch = Batch(recorded["latents"].double(), recorded["labels"])
         draws = RecordedDraws(recorded, Positions(0, 1, len(batch.y)))
         player = self._player(role)
-        with self._plan.moving(player, last=True):
+        with self._plan.turn_of(player, last=True):
             loss = self._loss(role, batch, draws, step)
             self._plan.backward(player, loss.total)
         norm = self._plan.step(player, step)

@@ -18,12 +18,13 @@ Entry = Callable[[Tensor], Tensor]
 class Shared(NamedTuple):
     """A module inside of a block, and what becomes of it.
 
-    outputs: a linear layer; each rank computes some outputs, given by the rows of its weight.
-    inputs: a linear layer; each rank takes some inputs, the columns of its weight, and the results are summed.
-    between: stays as it is, but is given only the rank's part: the gradients of its parameters have to be summed.
+    column: a linear layer; each rank computes some of its outputs, given by the rows of its weight (Megatron's column
+        parallel layer: it thinks of the weight as transposed).
+    row: a linear layer; each rank takes some of its inputs, the columns of its weight, and the results are summed.
+    partial: stays as it is, but is given only the rank's part: the gradients of its parameters have to be summed.
     """
 
     owner: nn.Module
     name: str  # in the owner
-    kind: Literal["outputs", "inputs", "between"]
+    kind: Literal["column", "row", "partial"]
     stacked: int = 1  # outputs that the layer stacks, each of them shared alike: 3 for query, key and value

@@ -174,8 +174,8 @@ class Attention(nn.Module):
         self.num_heads //= parts
         self._entry = entry
         return [
-            Shared(self, "qkv", "outputs", stacked=3), Shared(self, "q_norm", "between"),
-            Shared(self, "k_norm", "between"), Shared(self, "proj", "inputs"),
+            Shared(self, "qkv", "column", stacked=3), Shared(self, "q_norm", "partial"),
+            Shared(self, "k_norm", "partial"), Shared(self, "proj", "row"),
         ]
 
     def forward(self, x: Tensor, *, first_only: bool = False) -> Tensor:
@@ -209,7 +209,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(ratio * hidden_size, hidden_size)
 
     def share(self) -> list[Shared]:
-        return [Shared(self, "fc1", "outputs"), Shared(self, "fc2", "inputs")]
+        return [Shared(self, "fc1", "column"), Shared(self, "fc2", "row")]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -1,4 +1,4 @@
-"""What the plans share: preparing and filling modules, moving one player at a time, clipping, stepping, listing state.
+"""What the plans share: preparing and initialising modules, one player's turn at a time, stepping, listing state.
 
 The optimizer works on this rank's shards as plain tensors, whatever the parameters are wrapped in (DeepSpeed's on flat
 partitions): the same arithmetic under every plan, and no dispatch cost for each small tensor.
@@ -41,7 +41,7 @@ class WhileLearning:
         return (self.wrapper if learns else self.module)(*inputs, **options)
 
 
-class ReplicatedPlan:
+class BasePlan:
     """Every rank computes its share of the batch with whole networks; subclasses say how weights are kept."""
 
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
@@ -80,10 +80,10 @@ class ReplicatedPlan:
         return self._materialise(module, weights).requires_grad_(False)
 
     @contextmanager
-    def moving(self, player: Player, *, last: bool) -> Iterator[None]:
+    def turn_of(self, player: Player, *, last: bool) -> Iterator[None]:
         if player is not self._mover:
             for other in self._players:
-                self.rest(other.module)
+                self.reshard(other.module)
                 for parameter in other.parameters:
                     parameter.requires_grad_(other is player)
             self._mover = player
@@ -95,7 +95,7 @@ class ReplicatedPlan:
 
     @torch.no_grad()
     def step(self, player: Player, step: int) -> Tensor:
-        self.rest(player.module)
+        self.reshard(player.module)
         (group,) = player.optimizer.param_groups
         for shard, parameter in zip(group["params"], player.parameters, strict=True):
             shard.grad = None if parameter.grad is None else _local(parameter.grad)
@@ -109,10 +109,10 @@ class ReplicatedPlan:
         return norm
 
     @torch.no_grad()
-    def fill(self, module: nn.Module, weights: Weights) -> None:
-        targets = self.tensors(module)
+    def initialise(self, module: nn.Module, weights: Weights) -> None:
+        targets = self.state_dict(module)
         for name, value in weights:
-            self._fill(targets.pop(name), value)
+            self._initialise(targets.pop(name), value)
         assert not targets, f"no weights were given for {sorted(targets)}"
 
     def mean_(self, value: Tensor) -> Tensor:
@@ -121,18 +121,18 @@ class ReplicatedPlan:
             value /= self.world_size
         return value
 
-    def shards(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: _local(tensor) for name, tensor in self.tensors(module).items()}
+    def local_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        return {name: _local(tensor) for name, tensor in self.state_dict(module).items()}
 
-    def rest(self, module: nn.Module) -> None:
+    def reshard(self, module: nn.Module) -> None:
         """Nothing: parameters never move."""
 
-    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        self.rest(module)
+    def state_dict(self, module: nn.Module) -> dict[str, Tensor]:
+        self.reshard(module)
         return module.state_dict()
 
-    def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
-        self.rest(player.module)
+    def optimizer_state_dict(self, player: Player) -> dict[str, Tensor]:
+        self.reshard(player.module)
         (group,) = player.optimizer.param_groups
         named = zip(player.module.named_parameters(), group["params"], strict=True)
         return {
@@ -141,11 +141,11 @@ class ReplicatedPlan:
             for key, value in player.optimizer.state[shard].items()
         }
 
-    def take(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing: `tensors` share storage."""
+    def load_state_dict(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing: `state_dict` share storage."""
 
-    def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing: `optimizer_tensors` share storage."""
+    def load_optimizer_state_dict(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing: `optimizer_state_dict` share storage."""
 
     def _prepare(self, module: nn.Module) -> None:
         """What is done to a network that learns before it is laid out.
@@ -158,14 +158,14 @@ class ReplicatedPlan:
 
     def _materialise(self, module: nn.Module, weights: Weights) -> nn.Module:
         module = self._lay_out(module.to(self.dtype)).to_empty(device=self.device)
-        self.fill(module, weights)
+        self.initialise(module, weights)
         return module
 
     def _lay_out(self, module: nn.Module) -> nn.Module:
         """Wraps a module on the meta device."""
         return module
 
-    def _fill(self, target: Tensor, full: Tensor) -> None:
+    def _initialise(self, target: Tensor, full: Tensor) -> None:
         target.copy_(full)
 
     def _like(self, parameter: nn.Parameter, local: Tensor) -> Tensor:

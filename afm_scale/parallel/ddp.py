@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .base import ReplicatedPlan, WhileLearning
+from .base import BasePlan, WhileLearning
 from .plan import Player
 
 
-class DDPPlan(ReplicatedPlan):
+class DDPPlan(BasePlan):
     _data_group: dist.ProcessGroup | None = None  # over which gradients are averaged; None: all ranks
 
     def _network(self, module: nn.Module) -> Callable[..., Tensor]:

@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ..core.errors import ConfigError
 from ..core.types import Role
-from .base import ReplicatedPlan, WhileLearning
+from .base import BasePlan, WhileLearning
 from .config import DeepSpeedConfig, ParallelConfig
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
@@ -61,7 +61,7 @@ class _Part:
         return partition[self.offset : self.offset + self.count]
 
 
-class DeepSpeedPlan(ReplicatedPlan):
+class DeepSpeedPlan(BasePlan):
     """`microbatch`, samples on one rank, and `accumulation` are the loop's, which DeepSpeed has to be told.
 
     Raises ConfigError if DeepSpeed refuses its settings.
@@ -118,13 +118,13 @@ class DeepSpeedPlan(ReplicatedPlan):
         zero.refresh_fp32_params()  # who has written to the weights did not write to ZeRO's copy, which moves
         for group in zero.optimizer.param_groups:
             group["lr"] = player.learning_rate(step)
-        engine.step()  # clips by the same formula as ReplicatedPlan
+        engine.step()  # clips by the same formula as BasePlan
         norm = float("nan") if zero.overflow else engine.get_global_grad_norm()
         return torch.as_tensor(norm, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
-    def fill(self, module: nn.Module, weights: Weights) -> None:
-        self.rest(module)
+    def initialise(self, module: nn.Module, weights: Weights) -> None:
+        self.reshard(module)
         targets = module.state_dict(keep_vars=True)
         for name, value in weights:
             target = targets.pop(name)
@@ -132,39 +132,39 @@ class DeepSpeedPlan(ReplicatedPlan):
             (target if part is None else part.kept(target.ds_tensor)).copy_(value if part is None else part.of(value))
         assert not targets, f"no weights were given for {sorted(targets)}"
 
-    def shards(self, module: nn.Module) -> dict[str, Tensor]:
-        self.rest(module)
+    def local_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        self.reshard(module)
         return {
             name: _part_of(tensor).kept(tensor.ds_tensor) if is_zero_param(tensor) else tensor.detach()
             for name, tensor in module.state_dict(keep_vars=True).items()
         }
 
-    def rest(self, module: nn.Module) -> None:
+    def reshard(self, module: nn.Module) -> None:
         # Small weights stay gathered, and others that a forward would soon use again.
         if self._stage == 3 and module in self._engines:
             optimizer = self._engines[module].optimizer
             offload = optimizer if isinstance(optimizer, DeepSpeedZeRoOffload) else optimizer.parameter_offload
             offload.partition_all_parameters()
 
-    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        self.rest(module)
+    def state_dict(self, module: nn.Module) -> dict[str, Tensor]:
+        self.reshard(module)
         found = module.state_dict(keep_vars=True).items()
         return {name: self._sharded(tensor) if is_zero_param(tensor) else tensor.detach() for name, tensor in found}
 
-    def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
+    def optimizer_state_dict(self, player: Player) -> dict[str, Tensor]:
         return {
             f"{name}.{key}": state.clone() if part is None else self._gathered(parameter, part, state)
             for name, parameter, part, key, state in self._states(player)
         }
 
     @torch.no_grad()
-    def take(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Under stages 1 and 2 nothing: they share storage."""
         if self._stage == 3:
-            self.fill(module, ((name, _whole(tensor)) for name, tensor in tensors.items()))
+            self.initialise(module, ((name, _whole(tensor)) for name, tensor in tensors.items()))
 
     @torch.no_grad()
-    def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state_dict(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
         for name, _, part, key, state in self._states(player):
             whole = _whole(tensors[f"{name}.{key}"])
             if part is None:

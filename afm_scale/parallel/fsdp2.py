@@ -11,7 +11,7 @@ as such, in half the bytes. A rank then adds up the gradients of a block's uses 
 ranks in float32; whole gathers float32 and casts for each use, as DDP does.
 
 FSDP2 gathers a block for each use and drops it after each; under zero2 both are switched off, and what is gathered
-stays until `rest` drops it. A step on the shards without that would train on stale weights, without an error.
+stays until `reshard` drops it. A step on the shards without that would train on stale weights, without an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.hooks import RemovableHandle
 
-from .base import ReplicatedPlan
+from .base import BasePlan
 from .config import ParallelConfig
 from .launch import Ranks
 from .plan import Player
@@ -56,7 +56,7 @@ def chosen_policy(gathered: int, memory: int, repetitions: int) -> Literal["full
     return "zero2" if repetitions > 1 or gathered <= AUTO_SHARE * memory else "full"
 
 
-class FSDP2Plan(ReplicatedPlan):
+class FSDP2Plan(BasePlan):
     def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
         super().__init__(ranks, config)
         self._policy = config.fsdp2.policy
@@ -93,7 +93,7 @@ class FSDP2Plan(ReplicatedPlan):
         fully_shard.state(module)._lazy_init()
         return module
 
-    def _fill(self, target: Tensor, full: Tensor) -> None:
+    def _initialise(self, target: Tensor, full: Tensor) -> None:
         if isinstance(target, DTensor):
             full = full.to(target.device, target.dtype)
             # src_data_rank=None: every rank has the full tensor, nothing needs to be sent.
@@ -110,7 +110,7 @@ class FSDP2Plan(ReplicatedPlan):
             shape=parameter.shape, stride=parameter.stride(),
         )
 
-    def rest(self, module: nn.Module) -> None:
+    def reshard(self, module: nn.Module) -> None:
         # After a forward without a backward the root stays gathered, and its gathered copies are what
         # named_parameters, requires_grad_ and in-place updates would reach: stale weights, without an error.
         for part in module.modules():

@@ -37,7 +37,7 @@ from .plan import Player, Weights
 
 
 @dataclass(frozen=True)
-class Cut:
+class Slice:
     """Which part of a tensor each of several ranks has: of each of `stacked` equal parts along an axis, its share."""
 
     axis: int
@@ -54,10 +54,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Of the parameters of a network, by name: how they are cut, and those that see only a rank's part of the work."""
+    """A network's parameters, by name: how they are sliced, and those that see only a rank's part of the work."""
 
-    cuts: Mapping[str, Cut]
-    between: frozenset[str]
+    slices: Mapping[str, Slice]
+    partials: frozenset[str]
 
 
 class MegatronPlan(DDPPlan):
@@ -86,37 +86,39 @@ class MegatronPlan(DDPPlan):
         return super().step(player, step)
 
     @torch.no_grad()
-    def fill(self, module: nn.Module, weights: Weights) -> None:
-        shards, cuts = self.shards(module), self._layouts[module].cuts
+    def initialise(self, module: nn.Module, weights: Weights) -> None:
+        shards, slices = self.local_tensors(module), self._layouts[module].slices
         for name, whole in weights:
-            shards.pop(name).copy_(self._part_of(cuts.get(name), whole))
+            shards.pop(name).copy_(self._part_of(slices.get(name), whole))
         assert not shards, f"no weights were given for {sorted(shards)}"
 
-    def shards(self, module: nn.Module) -> dict[str, Tensor]:
-        return super().tensors(module)
+    def local_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        return super().state_dict(module)
 
-    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """Collective: what is cut is gathered, into the host's memory."""
-        cuts = self._layouts[module].cuts
-        return {name: self._gathered(cuts.get(name), shard) for name, shard in self.shards(module).items()}
-
-    @torch.no_grad()
-    def take(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        shards = self.shards(module)
-        for name, cut in self._layouts[module].cuts.items():
-            shards[name].copy_(self._part_of(cut, tensors[name]))
-
-    def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
-        """Collective, as `tensors`."""
-        shards = super().optimizer_tensors(player)
-        return {name: self._gathered(self._cut_of_state(player, name, shard), shard) for name, shard in shards.items()}
+    def state_dict(self, module: nn.Module) -> dict[str, Tensor]:
+        """Collective: what is sliced is gathered, into the host's memory."""
+        slices = self._layouts[module].slices
+        return {name: self._gathered(slices.get(name), shard) for name, shard in self.local_tensors(module).items()}
 
     @torch.no_grad()
-    def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
-        for name, shard in super().optimizer_tensors(player).items():
-            cut = self._cut_of_state(player, name, shard)
-            if cut is not None:
-                shard.copy_(self._part_of(cut, tensors[name]))
+    def load_state_dict(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        shards = self.local_tensors(module)
+        for name, where in self._layouts[module].slices.items():
+            shards[name].copy_(self._part_of(where, tensors[name]))
+
+    def optimizer_state_dict(self, player: Player) -> dict[str, Tensor]:
+        """Collective, as `state_dict`."""
+        shards = super().optimizer_state_dict(player)
+        return {
+            name: self._gathered(self._slice_of_state(player, name, shard), shard) for name, shard in shards.items()
+        }
+
+    @torch.no_grad()
+    def load_optimizer_state_dict(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
+        for name, shard in super().optimizer_state_dict(player).items():
+            where = self._slice_of_state(player, name, shard)
+            if where is not None:
+                shard.copy_(self._part_of(where, tensors[name]))
 
     def _lay_out(self, module: nn.Module) -> nn.Module:
         blocks, prefixes = module.shardable_blocks(), {part: name for name, part in module.named_modules()}
@@ -125,17 +127,17 @@ class MegatronPlan(DDPPlan):
                 f"parallel.plan 'megatron' shares the work of blocks, but a {type(module).__name__} has none; "
                 "use parallel.plan=ddp"
             )
-        cuts: dict[str, Cut] = {}
-        between: set[str] = set()
+        slices: dict[str, Slice] = {}
+        partials: set[str] = set()
         for block in blocks:
             for shared in self._shared_of(block, module):
                 prefix = f"{prefixes[shared.owner]}.{shared.name}."
-                if shared.kind == "between":
+                if shared.kind == "partial":
                     kept = shared.owner.get_submodule(shared.name)
-                    between |= {prefix + name for name, _ in kept.named_parameters()}
+                    partials |= {prefix + name for name, _ in kept.named_parameters()}
                 else:
-                    cuts |= {prefix + name: cut for name, cut in self._replace(shared).items()}
-        self._layouts[module] = _Layout(cuts if self._parts > 1 else {}, frozenset(between))
+                    slices |= {prefix + name: piece for name, piece in self._replace(shared).items()}
+        self._layouts[module] = _Layout(slices if self._parts > 1 else {}, frozenset(partials))
         return module
 
     def _shared_of(self, block: nn.Module, module: nn.Module) -> list[Shared]:
@@ -147,8 +149,8 @@ class MegatronPlan(DDPPlan):
                 "choose a divisor of its number of heads"
             ) from error
 
-    def _replace(self, shared: Shared) -> dict[str, Cut]:
-        """Puts Megatron's layer in the place of a linear one; how its parameters are cut, by name."""
+    def _replace(self, shared: Shared) -> dict[str, Slice]:
+        """Puts Megatron's layer in the place of a linear one; how its parameters are sliced, by name."""
         linear = shared.owner.get_submodule(shared.name)
         config = ModelParallelConfig(
             tensor_model_parallel_size=self._parts, params_dtype=self.dtype, use_cpu_initialization=True,
@@ -158,31 +160,31 @@ class MegatronPlan(DDPPlan):
             config=config, init_method=None, bias=linear.bias is not None, tp_group=self._tensor_group,
         )
         with torch.device("meta"):
-            layer: _Outputs | _Inputs
-            if shared.kind == "outputs":
-                layer = _Outputs(linear.in_features, linear.out_features, gather_output=False, **options)
+            layer: _Column | _Row
+            if shared.kind == "column":
+                layer = _Column(linear.in_features, linear.out_features, gather_output=False, **options)
                 layer.allreduce_dgrad = layer.allreduce_dgrad and not self._compiles
-                cuts = {name: Cut(0, shared.stacked) for name, _ in layer.named_parameters()}
+                slices = {name: Slice(0, shared.stacked) for name, _ in layer.named_parameters()}
             else:
-                layer = _Inputs(
+                layer = _Row(
                     linear.in_features, linear.out_features, input_is_parallel=True, skip_bias_add=True, **options
                 )
                 layer.keeps_product = self._keeps_products
-                cuts = {"weight": Cut(1, 1)}
+                slices = {"weight": Slice(1, 1)}
         layer.initial = linear.initial  # which goes on knowing the whole shapes
         setattr(shared.owner, shared.name, layer)
-        return cuts
+        return slices
 
     def _complete_gradients(self, player: Player) -> None:
-        """Over the ranks that share blocks: sums the gradients of what is between, and averages those of the rest.
+        """Over the ranks that share blocks: sums the gradients of what is partial, and averages those of the rest.
 
         All but the former would be the same without it on every such rank, if all kernels summed in a fixed order; on
         a GPU some do not, and what is whole on every rank would slowly drift apart.
         """
         layout, sent = self._layouts[player.module], []
         for name, parameter in player.module.named_parameters():
-            if parameter.grad is not None and name not in layout.cuts and self._parts > 1:
-                if name not in layout.between:
+            if parameter.grad is not None and name not in layout.slices and self._parts > 1:
+                if name not in layout.partials:
                     parameter.grad /= self._parts
                 sent.append(dist.all_reduce(parameter.grad, group=self._tensor_group, async_op=True))
         for work in sent:
@@ -196,25 +198,25 @@ class MegatronPlan(DDPPlan):
             name for (name, _), shard in zip(player.module.named_parameters(), group["params"], strict=True)
             if shard.grad is not None
         ]
-        cuts, of_name = self._layouts[player.module].cuts, list(zip(names, squares.unbind(), strict=True))
-        cut = torch.stack([square for name, square in of_name if name in cuts]).sum()
-        whole = torch.stack([square for name, square in of_name if name not in cuts]).sum()
-        dist.all_reduce(cut, group=self._tensor_group)
-        return cut + whole
+        slices, of_name = self._layouts[player.module].slices, list(zip(names, squares.unbind(), strict=True))
+        sliced = torch.stack([square for name, square in of_name if name in slices]).sum()
+        whole = torch.stack([square for name, square in of_name if name not in slices]).sum()
+        dist.all_reduce(sliced, group=self._tensor_group)
+        return sliced + whole
 
-    def _part_of(self, cut: Cut | None, whole: Tensor) -> Tensor:
-        return whole if cut is None else cut.part(whole, self._part, self._parts)
+    def _part_of(self, where: Slice | None, whole: Tensor) -> Tensor:
+        return whole if where is None else where.part(whole, self._part, self._parts)
 
-    def _gathered(self, cut: Cut | None, shard: Tensor) -> Tensor:
-        if cut is None:
+    def _gathered(self, where: Slice | None, shard: Tensor) -> Tensor:
+        if where is None:
             return shard
         parts = [torch.empty_like(shard) for _ in range(self._parts)]
         dist.all_gather(parts, shard, group=self._tensor_group)
-        return cut.join(parts).cpu()
+        return where.join(parts).cpu()
 
-    def _cut_of_state(self, player: Player, name: str, shard: Tensor) -> Cut | None:
-        """Of an optimizer's tensor '<parameter>.<state>'; a step count, [], belongs to all."""
-        return None if shard.ndim == 0 else self._layouts[player.module].cuts.get(name.rpartition(".")[0])
+    def _slice_of_state(self, player: Player, name: str, shard: Tensor) -> Slice | None:
+        """How an optimizer's tensor '<parameter>.<state>' is sliced; a step count, [], belongs to all."""
+        return None if shard.ndim == 0 else self._layouts[player.module].slices.get(name.rpartition(".")[0])
 
 
 class _Layer(nn.Module):
@@ -231,14 +233,14 @@ class _Layer(nn.Module):
         )
 
 
-class _Outputs(_Layer, ColumnParallelLinear):
+class _Column(_Layer, ColumnParallelLinear):
     """[B, N, inputs] -> this rank's outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
-class _Inputs(_Layer, RowParallelLinear):
+class _Row(_Layer, RowParallelLinear):
     """This rank's inputs -> [B, N, outputs], summed over the ranks."""
 
     keeps_product = False

@@ -52,11 +52,11 @@ class ParallelPlan(Protocol):
         """The same for a network no loss trains (the average, a classifier). Laid out exactly as a player's."""
         ...
 
-    def fill(self, module: nn.Module, weights: Weights) -> None:
+    def initialise(self, module: nn.Module, weights: Weights) -> None:
         """Gives a laid-out module its values: every parameter and persistent buffer, of the right shapes."""
         ...
 
-    def moving(self, player: Player, *, last: bool) -> AbstractContextManager[None]:
+    def turn_of(self, player: Player, *, last: bool) -> AbstractContextManager[None]:
         """For one microbatch, forward and backward: only this player's parameters require grad.
 
         With the `last` microbatch of a turn its accumulated gradients become their mean over the ranks.
@@ -76,36 +76,37 @@ class ParallelPlan(Protocol):
         the same values, so it is that over the shares of the batch too."""
         ...
 
-    def shards(self, module: nn.Module) -> dict[str, Tensor]:
+    def local_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """This rank's part of every parameter and persistent buffer, by name; plain tensors that share storage."""
         ...
 
-    def rest(self, module: nn.Module) -> None:
+    def reshard(self, module: nn.Module) -> None:
         """Before weights are read, written or set to learn: drops gathered copies, which a forward would go on using.
 
-        `step`, `moving`, `shards`, `tensors`, `optimizer_tensors` and `fill` do so by themselves; shards that were
-        asked for earlier and are written to now need it.
+        `step`, `turn_of`, `local_tensors`, `state_dict`, `optimizer_state_dict` and `initialise` do so by themselves;
+        local tensors that were asked for earlier and are written to now need it.
         """
         ...
 
-    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
+    def state_dict(self, module: nn.Module) -> dict[str, Tensor]:
         """Every parameter and buffer by its unsharded name, as a checkpoint stores it (DTensor if sharded).
 
-        They share storage with the module, or are gathered copies: what is written into them counts after `take`.
+        They share storage with the module, or are gathered copies: what is written into them counts after
+        `load_state_dict`.
         """
         ...
 
-    def take(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Makes the values of `tensors(module)`, into which a checkpoint was loaded, those of the module. Collective.
+    def load_state_dict(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Makes the values of `state_dict(module)`, into which a checkpoint was loaded, those of the module.
 
-        Does nothing where they share storage.
+        Collective. Does nothing where they share storage.
         """
         ...
 
-    def optimizer_tensors(self, player: Player) -> dict[str, Tensor]:
+    def optimizer_state_dict(self, player: Player) -> dict[str, Tensor]:
         """The optimizer's state as '<parameter>.<state>' -> tensor, complete from the first step on."""
         ...
 
-    def take_optimizer(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
-        """As `take`, for the tensors of `optimizer_tensors(player)`."""
+    def load_optimizer_state_dict(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
+        """Does as `load_state_dict`, for the tensors of `optimizer_state_dict(player)`."""
         ...

@@ -59,9 +59,9 @@ def _load_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> No
     modules = {role.value: player.module for role, player in state.players.items()}
     for part, module in {**modules, "average": state.average.network}.items():
         given = {name.removeprefix(f"{part}."): t for name, t in read_tensors(checkpoint, f"{part}.").items()}
-        mismatch = first_mismatch(given, plan.tensors(module))
+        mismatch = first_mismatch(given, plan.state_dict(module))
         if mismatch is not None:
             raise CheckpointError(
                 f"{checkpoint} is of another model: {part}.{mismatch}; change run.initialise_from or the model"
             )
-        plan.fill(module, given.items())
+        plan.initialise(module, given.items())

@@ -29,12 +29,12 @@ class Average:
         self.network = network
         self._config = config
         self._plan = plan
-        self._shards = plan.shards(network)
+        self._shards = plan.local_tensors(network)
 
     @torch.no_grad()
     def update(self, learner: Player, step: int) -> None:
         """Moves the average after the learner's update number `step` (counted from 0)."""
-        self._plan.rest(self.network)  # samples may have been drawn since
-        weights = self._plan.shards(learner.module)
+        self._plan.reshard(self.network)  # samples may have been drawn since
+        weights = self._plan.local_tensors(learner.module)
         weight = 1 - self._config.decay_at(step)
         average_(list(self._shards.values()), [weights[name] for name in self._shards], weight)

@@ -90,11 +90,11 @@ def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: Hook
                 batch = report.batch(next_batch)
                 micros = microbatches(batch, plan, config, state.step, role)
                 if len(micros) > 1:
-                    with plan.moving(player, last=False):
+                    with plan.turn_of(player, last=False):
                         for micro, draws in micros:
                             state.objective.survey(role, nets, micro, draws, state.step)
                 for index, (micro, draws) in enumerate(micros):
-                    with plan.moving(player, last=index == len(micros) - 1):
+                    with plan.turn_of(player, last=index == len(micros) - 1):
                         loss = loss_of(role, state.objective)(nets, micro, draws, state.step)
                         plan.backward(player, loss.total / len(micros))
                     report.add(role, loss, len(micro.y) if role is learner else 0)

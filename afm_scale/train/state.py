@@ -40,19 +40,19 @@ class TrainState:
 
     def tensors(self, plan: ParallelPlan) -> dict[str, Tensor]:
         """All tensors by a name that does not depend on the plan; loading a checkpoint fills them in place."""
-        named = {f"average.{name}": tensor for name, tensor in plan.tensors(self.average.network).items()}
+        named = {f"average.{name}": tensor for name, tensor in plan.state_dict(self.average.network).items()}
         for role, player in self.players.items():
-            named |= {f"{role.value}.{name}": tensor for name, tensor in plan.tensors(player.module).items()}
-            optimizer = plan.optimizer_tensors(player)
+            named |= {f"{role.value}.{name}": tensor for name, tensor in plan.state_dict(player.module).items()}
+            optimizer = plan.optimizer_state_dict(player)
             named |= {f"optimizer.{role.value}.{name}": tensor for name, tensor in optimizer.items()}
         return named | {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
 
     def take(self, plan: ParallelPlan, tensors: Mapping[str, Tensor]) -> None:
         """Makes the values of `tensors(plan)`, into which a checkpoint was loaded, those of the run. Collective."""
-        plan.take(self.average.network, _under("average.", tensors))
+        plan.load_state_dict(self.average.network, _under("average.", tensors))
         for role, player in self.players.items():
-            plan.take(player.module, _under(f"{role.value}.", tensors))
-            plan.take_optimizer(player, _under(f"optimizer.{role.value}.", tensors))
+            plan.load_state_dict(player.module, _under(f"{role.value}.", tensors))
+            plan.load_optimizer_state_dict(player, _under(f"optimizer.{role.value}.", tensors))
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""

@@ -42,7 +42,7 @@ def test_initial_weights_fill_every_tensor_of_a_network_built_without_storage(ki
         for tensor in network.state_dict().values():
             tensor.fill_(math.nan)
     plan = DDPPlan(Ranks(0, 0, 1, torch.device("cpu")), ParallelConfig(plan="ddp"))
-    plan.fill(network, initial_weights(network, 0, Role.GENERATOR.value))
+    plan.initialise(network, initial_weights(network, 0, Role.GENERATOR.value))
     tensors = [*network.named_parameters(), *network.named_buffers()]
     assert [name for name, tensor in tensors if tensor.isnan().any()] == []
 

@@ -70,7 +70,7 @@ def test_in_each_turn_only_the_mover_gets_gradients_and_moves() -> None:
         for role in objective.turns(step):
             mover, other = laid[role], laid[next(one for one in Role if one is not role)]
             before = weights_of(mover), weights_of(other)
-            with plan.moving(mover, last=True):
+            with plan.turn_of(mover, last=True):
                 loss = LOSSES[role](objective, nets, batch_of(8), draws_of(8, step, role.value), step)
                 plan.backward(mover, loss.total)
             assert has_gradients(mover.module) == {True}

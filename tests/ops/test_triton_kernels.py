@@ -141,9 +141,9 @@ def gradients_of_a_turn(config: ParallelConfig) -> Outcome:
         player = plan.player(role, network, weights.items(), OPTIMIZER)
         arguments = (time, time, labels) if role is Role.GENERATOR else (time, labels)
         for last in (False, True):
-            with plan.moving(player, last=last):
+            with plan.turn_of(player, last=last):
                 plan.backward(player, player.network((1 + last) * x, *arguments).square().sum())
-        plan.rest(player.module)
+        plan.reshard(player.module)
         for name, parameter in player.module.named_parameters():
             gradient = parameter.grad
             found[f"{role.value}.{name}"] = gradient.full_tensor() if config.plan == "fsdp2" else gradient

@@ -205,9 +205,9 @@ def play(game: str, layout: Layout, *, compiled: bool) -> Played:
             calls = counting.called - before
     tensors = {
         f"{role.value}.{name}": shard.clone()
-        for role, player in state.players.items() for name, shard in plan.shards(player.module).items()
+        for role, player in state.players.items() for name, shard in plan.local_tensors(player.module).items()
     }
-    tensors |= {f"average.{name}": shard for name, shard in plan.shards(state.average.network).items()}
+    tensors |= {f"average.{name}": shard for name, shard in plan.local_tensors(state.average.network).items()}
     events = {event.key: event.count for event in watched.key_averages() if event.key.startswith("c10d::")}
     return Played(compilations, calls, events, tensors)
 

@@ -89,7 +89,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def turn(plan: ParallelPlan, player: Player, x: Tensor, step: int = 0) -> Tensor:
-    with plan.moving(player, last=True):
+    with plan.turn_of(player, last=True):
         plan.backward(player, loss_of(player.network, x))
     return plan.step(player, step)
 
@@ -125,15 +125,15 @@ def keeps_its_promises(plan: ParallelPlan, *, sharded: bool) -> None:
     player, other = player_of(plan), player_of(plan, Role.DISCRIMINATOR, seed=1)
     frozen = plan.frozen(network(), weights().items())
     for module, seed in ((player.module, 0), (other.module, 1), (frozen, 0)):
-        assert_equal(whole(plan.tensors(module)), weights(seed))
+        assert_equal(whole(plan.state_dict(module)), weights(seed))
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
-    sizes = sum(part.numel() for name, part in plan.shards(player.module).items() if name != "pos_embed")
+    sizes = sum(part.numel() for name, part in plan.local_tensors(player.module).items() if name != "pos_embed")
     in_all = sum(value.numel() for name, value in weights().items() if name != "pos_embed")
     assert sizes <= in_all / plan.world_size + 30 if sharded and plan.world_size > 1 else sizes == in_all
 
     # The optimizer's state can be listed before the first step, and there is none of what is not this rank's.
     names = [name for name, _ in network().named_parameters()]
-    states = whole(plan.optimizer_tensors(player))
+    states = whole(plan.optimizer_state_dict(player))
     assert set(states) == {f"{name}.{key}" for name in names for key in ("step", "exp_avg_sq")}
     assert all(states[f"{name}.exp_avg_sq"].shape == weights()[name].shape for name in names)
     assert not any(state.any() for state in states.values())
@@ -144,20 +144,20 @@ def keeps_its_promises(plan: ParallelPlan, *, sharded: bool) -> None:
     for mover, still in ((player, other), (other, player)):
         with torch.no_grad():
             before = output_of(player.network, mine), output_of(other.network, mine)
-        with plan.moving(mover, last=True):
+        with plan.turn_of(mover, last=True):
             assert all(parameter.requires_grad for parameter in mover.module.parameters())
             assert not any(parameter.requires_grad for parameter in still.module.parameters())
 
     # Shards share storage, and a network whose weights were written computes and learns with them.
-    for part in plan.shards(player.module).values():
+    for part in plan.local_tensors(player.module).values():
         part.mul_(2)
-    assert_equal(whole(plan.tensors(player.module)), {name: 2 * value for name, value in weights().items()})
+    assert_equal(whole(plan.state_dict(player.module)), {name: 2 * value for name, value in weights().items()})
     with torch.no_grad():
         assert not torch.isclose(output_of(player.network, mine), before[0]).all()
-        plan.fill(player.module, weights().items())
+        plan.initialise(player.module, weights().items())
         assert torch.equal(output_of(player.network, mine), before[0])
     with pytest.raises(AssertionError, match="no weights were given"):
-        plan.fill(player.module, list(weights().items())[1:])
+        plan.initialise(player.module, list(weights().items())[1:])
 
     # A step: the mean gradient of all ranks, clipped, by the learning rate of the step.
     norm = turn(plan, player, mine, step=5)
@@ -170,10 +170,10 @@ def keeps_its_promises(plan: ParallelPlan, *, sharded: bool) -> None:
     optimizer.step()
     torch.testing.assert_close(norm, wanted_norm, rtol=1e-5, atol=0)
     assert wanted_norm > 0.02  # so it was clipped
-    moved = whole(plan.tensors(player.module))
+    moved = whole(plan.state_dict(player.module))
     for name, parameter in alone.named_parameters():
         torch.testing.assert_close(moved[name], parameter.detach(), rtol=1e-5, atol=1e-5)
-    states = whole(plan.optimizer_tensors(player))
+    states = whole(plan.optimizer_state_dict(player))
     assert all(state == 1 for name, state in states.items() if name.endswith(".step"))
 
     # The average is moved without a collective, and samples are drawn from what it then is.
@@ -184,30 +184,30 @@ def keeps_its_promises(plan: ParallelPlan, *, sharded: bool) -> None:
         average.update(player, 0)
     assert not collectives.found
     middle = {name: torch.lerp(value, moved[name], 0.5) for name, value in weights().items()}
-    assert_equal(whole(plan.tensors(frozen)), middle)
+    assert_equal(whole(plan.state_dict(frozen)), middle)
     alone.load_state_dict(middle)
     with torch.no_grad():
         torch.testing.assert_close(output_of(average.network, mine), output_of(alone, mine), rtol=1e-5, atol=1e-5)
         assert not torch.allclose(drawn, output_of(alone, mine))
 
     # What was loaded into a player's tensors counts once taken, in its next forward and in its next step.
-    tensors, states = plan.tensors(player.module), plan.optimizer_tensors(player)
+    tensors, states = plan.state_dict(player.module), plan.optimizer_state_dict(player)
     with torch.no_grad():
         for name, tensor in {**tensors, **states}.items():
             tensor.copy_(tensor + 1 if name.endswith(".step") else tensor * 3)
     wanted, wanted_states = whole(tensors), whole(states)
-    plan.take(player.module, tensors)
-    plan.take_optimizer(player, states)
-    assert_equal(whole(plan.tensors(player.module)), wanted)
-    assert_equal(whole(plan.optimizer_tensors(player)), wanted_states)
+    plan.load_state_dict(player.module, tensors)
+    plan.load_optimizer_state_dict(player, states)
+    assert_equal(whole(plan.state_dict(player.module)), wanted)
+    assert_equal(whole(plan.optimizer_state_dict(player)), wanted_states)
     turn(plan, player, mine, step=0)
-    moved = whole(plan.tensors(player.module))
+    moved = whole(plan.state_dict(player.module))
     assert all((moved[name] - wanted[name]).abs().max() < 1.6 for name in wanted)  # not 3: a step from what was taken
-    assert all(state == 3 for name, state in plan.optimizer_tensors(player).items() if name.endswith(".step"))
+    assert all(state == 3 for name, state in plan.optimizer_state_dict(player).items() if name.endswith(".step"))
 
     # A gradient that is not finite is reported, for the divergence guard, and moves nothing.
     assert turn(plan, player, mine * float("inf")).isnan()
-    assert_equal(whole(plan.tensors(player.module)), moved)
+    assert_equal(whole(plan.state_dict(player.module)), moved)
 
 
 @pytest.mark.slow

@@ -80,13 +80,13 @@ def losses_before_and_after_a_step(policy: str, *, rests: bool) -> tuple[float, 
     plan = plan_of(policy)
     weights = {name: value + 0.01 for name, value in initial_weights(network(), 0)}
     player, x = plan.player(Role.GENERATOR, network(), weights.items(), OPTIMIZER), torch.ones(2, 1, 4, 4)
-    shards = plan.shards(player.module)
+    shards = plan.local_tensors(player.module)
     if not rests:
-        plan.rest = lambda module: None
+        plan.reshard = lambda module: None
     losses = []
     for step in range(2):
         old = {name: shard.clone() for name, shard in shards.items()}
-        with plan.moving(player, last=True):
+        with plan.turn_of(player, last=True):
             loss = loss_of(player, x)
             plan.backward(player, loss)
         plan.step(player, step)
@@ -118,8 +118,8 @@ def hybrid_sharding_keeps_two_copies_of_two_shards() -> None:
     player = plan.player(Role.GENERATOR, network(), weights.items(), OPTIMIZER)
 
     # Whole tensors are what was given; a shard is half of them, the same on ranks 0 and 2, and on 1 and 3.
-    assert_equal(whole(plan.tensors(player.module)), weights)
-    shards = {name: part for name, part in plan.shards(player.module).items() if name != "pos_embed"}
+    assert_equal(whole(plan.state_dict(player.module)), weights)
+    shards = {name: part for name, part in plan.local_tensors(player.module).items() if name != "pos_embed"}
     in_all = sum(weights[name].numel() for name in shards)
     assert 0.4 * in_all < sum(part.numel() for part in shards.values()) < 0.6 * in_all
     sums = torch.stack([part.double().sum() for part in shards.values()])
@@ -131,10 +131,10 @@ def hybrid_sharding_keeps_two_copies_of_two_shards() -> None:
 
     # The norm counts every gradient once: with the same samples on all ranks it is that of one process.
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    with plan.moving(player, last=True):
+    with plan.turn_of(player, last=True):
         plan.backward(player, loss_of(player, x))
     assert not any(isinstance(parameter, DTensor) for parameter in player.module.parameters())  # still gathered
-    states = whole(plan.optimizer_tensors(player))
+    states = whole(plan.optimizer_state_dict(player))
     assert all(states[f"{name}.exp_avg_sq"].shape == weights[name].shape for name in shards)
     alone = network().to_empty(device="cpu")
     alone.load_state_dict(weights)

@@ -51,16 +51,16 @@ def update_of_a_network_that_was_frozen_at_first(policy: str) -> None:
         networks = {Role.GENERATOR: generator(2), Role.DISCRIMINATOR: discriminator()}
     players = {role: plan.player(role, net, weights_of(net).items(), OPTIMIZER) for role, net in networks.items()}
     mine, other = players[Role.GENERATOR], players[Role.DISCRIMINATOR]
-    with torch.no_grad(), plan.moving(other, last=False):
+    with torch.no_grad(), plan.turn_of(other, last=False):
         asked(mine.network)
     for last in (False, True):  # a block that is used twice is reduced once, with the gradients of both microbatches
-        with Collectives() as collectives, plan.moving(other, last=last):
+        with Collectives() as collectives, plan.turn_of(other, last=last):
             plan.backward(other, asked(other.network).sum() + asked(other.network, precise=True).square().sum())
     sums = [sent.dtype for sent in collectives.found if sent.kind == "reduce_scatter_base"]
     assert sums == {"zero2": 3, "full": 5, "whole": 1}[policy] * [FP32]
     plan.step(other, 0)
     for last in (False, True):
-        with Collectives() as collectives, plan.moving(mine, last=last):
+        with Collectives() as collectives, plan.turn_of(mine, last=last):
             plan.backward(mine, asked(mine.network).square().mean())
         sums = {sent.dtype for sent in collectives.found if sent.kind == "reduce_scatter_base"}
         assert sums == ({FP32} if last else set())
@@ -73,11 +73,11 @@ def update_of_a_network_that_was_frozen_at_first(policy: str) -> None:
         with torch.device("meta"):
             fitting = gathered_bytes(generator(2), FP32, BF16)
         assert fitting <= sum(sent.bytes for sent in gathered) < 1.05 * fitting  # padded to divide by the ranks
-    plan.rest(mine.module)
+    plan.reshard(mine.module)
     assert {parameter.grad.dtype for parameter in mine.module.parameters()} == {FP32}
     plan.step(mine, 0)
-    assert {tensor.dtype for tensor in plan.shards(mine.module).values()} == {FP32}
-    assert {tensor.dtype for tensor in plan.optimizer_tensors(mine).values()} == {FP32}
+    assert {tensor.dtype for tensor in plan.local_tensors(mine.module).values()} == {FP32}
+    assert {tensor.dtype for tensor in plan.optimizer_state_dict(mine).values()} == {FP32}
 
 
 def updates_of_a_network_that_was_frozen_at_first() -> None:

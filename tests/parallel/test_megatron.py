@@ -1,4 +1,4 @@
-"""Tensor parallelism: how tensors are cut, what a step sends, what draws and measures, and what is refused.
+"""Tensor parallelism: how tensors are sliced, what a step sends, what draws and measures, and what is refused.
 
 That it trains as other plans do is in tests/test_megatron_equivalence.py.
 """
@@ -51,20 +51,20 @@ TWO = Layout("megatron", 2, 1, settings=("loop.steps=2", "parallel.megatron.tens
 
 @pytest.mark.parametrize(("axis", "stacked"), [(0, 1), (0, 3), (1, 1)])
 def test_parts_of_a_tensor_are_disjoint_and_join_to_it(axis: int, stacked: int) -> None:
-    from afm_scale.parallel.megatron import Cut
+    from afm_scale.parallel.megatron import Slice
 
-    cut, whole = Cut(axis, stacked), torch.arange(12 * 8).view(12, 8)
-    parts = [cut.part(whole, rank, 2) for rank in range(2)]
+    where, whole = Slice(axis, stacked), torch.arange(12 * 8).view(12, 8)
+    parts = [where.part(whole, rank, 2) for rank in range(2)]
     assert all(part.numel() == whole.numel() // 2 for part in parts)
-    assert torch.equal(cut.join(parts), whole)
+    assert torch.equal(where.join(parts), whole)
 
 
 def test_a_rank_has_query_key_and_value_of_its_own_heads() -> None:
     """Rows are stacked [query, key, value; head; number in the head]."""
-    from afm_scale.parallel.megatron import Cut
+    from afm_scale.parallel.megatron import Slice
 
     rows = torch.arange(3 * 4 * 2).view(3, 4, 2)
-    assert torch.equal(Cut(0, 3).part(rows.flatten(), 1, 2), rows[:, 2:].flatten())
+    assert torch.equal(Slice(0, 3).part(rows.flatten(), 1, 2), rows[:, 2:].flatten())
 
 
 # What two ranks do, in one go.

@@ -82,14 +82,14 @@ def keeps_its_promises(kind: str) -> None:
     # Networks hold what they were given, under the names of the unsharded network.
     player, other = player_of(plan), player_of(plan, Role.DISCRIMINATOR, seed=1)
     average = plan.frozen(network(), weights().items())
-    assert_equal(whole(plan.tensors(player.module)), weights())
-    assert_equal(whole(plan.tensors(other.module)), weights(1))
-    assert_equal(whole(plan.tensors(average)), weights())
+    assert_equal(whole(plan.state_dict(player.module)), weights())
+    assert_equal(whole(plan.state_dict(other.module)), weights(1))
+    assert_equal(whole(plan.state_dict(average)), weights())
     assert not any(parameter.requires_grad for parameter in average.parameters())
 
     # The optimizer's state can be listed before the first step; its names are those of the parameters.
     names = [name for name, _ in network().named_parameters()]
-    states = whole(plan.optimizer_tensors(player))
+    states = whole(plan.optimizer_state_dict(player))
     assert set(states) == {f"{name}.{key}" for name in names for key in ("step", "exp_avg_sq")}
     assert all(states[f"{name}.exp_avg_sq"].shape == weights()[name].shape for name in names)
     assert not any(state.any() for state in states.values())
@@ -98,24 +98,24 @@ def keeps_its_promises(kind: str) -> None:
     for mover, still in ((player, other), (other, player)):
         with torch.no_grad():
             before = loss_of(player, mine), loss_of(other, mine)
-        with plan.moving(mover, last=True):
+        with plan.turn_of(mover, last=True):
             assert all(parameter.requires_grad for parameter in mover.module.parameters())
             assert not any(parameter.requires_grad for parameter in still.module.parameters())
 
     # Shards share storage with the network, and a network whose weights were written computes with them.
-    for part in plan.shards(player.module).values():
+    for part in plan.local_tensors(player.module).values():
         part.mul_(2)
-    assert_equal(whole(plan.tensors(player.module)), {name: 2 * value for name, value in weights().items()})
+    assert_equal(whole(plan.state_dict(player.module)), {name: 2 * value for name, value in weights().items()})
     with torch.no_grad():
         assert not torch.isclose(loss_of(player, mine), before[0])
-        plan.fill(player.module, weights().items())
+        plan.initialise(player.module, weights().items())
         assert torch.equal(loss_of(player, mine), before[0])
         assert torch.equal(loss_of(other, mine), before[1])
     with pytest.raises(AssertionError, match="no weights were given"):
-        plan.fill(player.module, list(weights().items())[1:])
+        plan.initialise(player.module, list(weights().items())[1:])
 
     # A step: the mean gradient of all ranks, clipped, by the learning rate of the step; then no gradient is left.
-    with plan.moving(player, last=True):
+    with plan.turn_of(player, last=True):
         plan.backward(player, loss_of(player, mine))
     norm = plan.step(player, 5)
     alone = network().to(torch.float64).to_empty(device="cpu")
@@ -128,13 +128,13 @@ def keeps_its_promises(kind: str) -> None:
     optimizer.step()
     torch.testing.assert_close(norm, wanted_norm, rtol=1e-10, atol=0)
     assert wanted_norm > 0.02  # so it was clipped
-    moved = whole(plan.tensors(player.module))
+    moved = whole(plan.state_dict(player.module))
     for name, parameter in alone.named_parameters():
         # A gradient of rounding noise alone moves its weight in either direction, by up to the learning rate.
         if parameter.grad.abs().max() > 1e-9 and "attn.qkv.bias" not in name:
             torch.testing.assert_close(moved[name], parameter.detach(), rtol=1e-6, atol=1e-6)
     assert all(parameter.grad is None for parameter in player.module.parameters())
-    assert all(state == 1 for name, state in plan.optimizer_tensors(player).items() if name.endswith(".step"))
+    assert all(state == 1 for name, state in plan.optimizer_state_dict(player).items() if name.endswith(".step"))
 
     # Means over the ranks.
     value = torch.tensor([1.0, plan.rank])
@@ -159,7 +159,7 @@ def test_shards_of_two_ranks_are_halves() -> None:
 def sizes_of_shards() -> int:
     plan = plan_of("zero2")
     module = player_of(plan).module
-    return sum(part.numel() for name, part in plan.shards(module).items() if name != "pos_embed")
+    return sum(part.numel() for name, part in plan.local_tensors(module).items() if name != "pos_embed")
 
 
 class CountCollectives(TorchDispatchMode):
@@ -181,7 +181,7 @@ def collectives_of_an_update() -> dict[str, dict[str, int]]:
     player = player_of(plan)
     x, counts = torch.ones(2, 1, 4, 4, dtype=torch.float64), {}
     for name, last in (("first", True), ("one of two", False), ("two of two", True)):
-        with CountCollectives() as counter, plan.moving(player, last=last):
+        with CountCollectives() as counter, plan.turn_of(player, last=last):
             plan.backward(player, loss_of(player, x))
         counts[name] = counter.found
         if last:

@@ -228,13 +228,13 @@ def laid_out(kind: str, repetitions: int, config: RecomputeConfig) -> LaidOut:
         network = DiTGenerator(GeneratorConfig(**size, times="none", repetitions=repetitions), SHAPE, CLASSES)
     weights = weights_of(network)
     player = plan.player(Role.GENERATOR, network, weights.items(), OPTIMIZER)
-    assert plan.tensors(player.module).keys() == weights.keys()
+    assert plan.state_dict(player.module).keys() == weights.keys()
     for last in (False, True):
-        with CountCollectives() as counter, Watch() as watch, plan.moving(player, last=last):
+        with CountCollectives() as counter, Watch() as watch, plan.turn_of(player, last=last):
             loss = loss_of(player, samples(rank + 10 * last))
             before = watch.counts["addmm"]
             plan.backward(player, loss)
-    plan.rest(player.module)
+    plan.reshard(player.module)
     found = {name: whole(gradient).clone() for name, gradient in gradients(player.module).items()}
 
     with torch.device("meta"):

@@ -20,13 +20,13 @@ def averaged(config: AverageConfig, num_updates: int) -> tuple[torch.Tensor, lis
     plan = small_plan()
     state = small_state(plan)
     average, player = Average(state.average.network, config, plan), state.players[Role.GENERATOR]
-    history = [plan.shards(player.module)["mix.weight"].clone()]
+    history = [plan.local_tensors(player.module)["mix.weight"].clone()]
     for step in range(num_updates):
-        for name, weights in plan.shards(player.module).items():
+        for name, weights in plan.local_tensors(player.module).items():
             weights.add_(torch.full_like(weights, step + len(name)))
-        history.append(plan.shards(player.module)["mix.weight"].clone())
+        history.append(plan.local_tensors(player.module)["mix.weight"].clone())
         average.update(player, step)
-    return plan.shards(state.average.network)["mix.weight"].clone(), history
+    return plan.local_tensors(state.average.network)["mix.weight"].clone(), history
 
 
 def closed_form(config: AverageConfig, history: list[torch.Tensor]) -> torch.Tensor:
