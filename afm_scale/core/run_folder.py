@@ -1,0 +1,95 @@
+"""The files of a run: one folder, whose names stand here and nowhere else, and readers of its two logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie; nothing is made by asking.
+
+    RUN/config.yaml           the resolved recipe
+        events.jsonl          what happened: starts, saves, evaluations, signals
+        metrics.jsonl         a row of numbers every few steps
+        summary.json          the last word, of a finished run
+        tensorboard/  samples/  skipped/
+        checkpoints/          step_00001234/ ...
+        discriminators/       step_00001234/ ..., earlier discriminators that may come back
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def final_picture(self) -> Path:
+        return self.samples / "final.png"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def discriminators(self) -> Path:
+        return self.path / "discriminators"
+
+    def read_events(self) -> Iterator[Mapping[str, Any]]:
+        """Yields {"time", "kind", ...} in the order of writing; a last line that a kill tore is left out.
+
+        Raises DataError if the file is not there, or is not a log of events.
+        """
+        return _lines(self.events, "kind")
+
+    def read_metrics(self) -> Iterator[Mapping[str, Any]]:
+        """Yields rows {"step": int, ...}, numbers by name and None for what was not finite; else as `read_events`."""
+        return _lines(self.metrics, "step")
+
+
+def _lines(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; name the folder of a run") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # torn
+                return
+            raise DataError(f"{path}, line {number} is not JSON ({error}); restore the file") from error
+        if not isinstance(row, dict) or key not in row:
+            raise DataError(f"{path}, line {number} has no {key!r}: it is not of a run's log; restore the file")
+        yield row
