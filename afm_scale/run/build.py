@@ -20,8 +20,9 @@ from ..objectives.afm import AFMConfig
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
 from ..parallel.precision import block_dtype
-from ..train.agreeing_source import TogetherSource
+from ..train.agreeing_source import AgreeingSource
 from ..train.average import Average
+from ..train.failures import Failures
 from ..train.hooks.checkpoint import CheckpointHook
 from ..train.hooks.console import ConsoleHook
 from ..train.hooks.divergence import DivergenceGuard
@@ -111,7 +112,7 @@ def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:
         config.data, seed=config.loop.seed, rank=plan.data_rank, world_size=plan.num_data_ranks, device=plan.device
     )
     reads_files = not isinstance(source, PositionedSource)
-    return TogetherSource(source) if reads_files and plan.world_size > 1 else source
+    return AgreeingSource(source) if reads_files and plan.world_size > 1 else source
 
 
 @dataclass(frozen=True)
@@ -130,32 +131,37 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
     """
     folder, chosen, first = config.run.folder, config.hooks, plan.rank == 0
     events = EventLog(folder / "events.jsonl", enabled=first)
-    stop = StopHook(plan, events)
+    failures = Failures()
+    stop = StopHook(plan, failures, events)
     guard = DivergenceGuard(plan, chosen.divergence, events)
     hooks: list[Hook] = []
     if first:
         hooks.append(ConsoleHook(chosen.console, total_steps=config.loop.steps))
-    metrics = MetricsHook(plan, chosen.metrics, _metric_writers(config) if first else (), stop)
+    metrics = MetricsHook(plan, chosen.metrics, _metric_writers(config) if first else (), failures)
     if chosen.evaluation is not None:
         listeners = [log_to(events), note_in(metrics), *([tell] if first else [])]
         hooks.append(
             EvaluationHook(
                 build_evaluation(config, chosen.evaluation, plan), every_steps=chosen.evaluation.every_steps,
-                listeners=listeners, stop=stop,
+                listeners=listeners, failures=failures,
             )
         )
     hooks.append(metrics)
     if plan.rank % plan.together == 0:  # one of those that read the same samples
-        hooks.append(SkippedHook(folder / "skipped", rank=plan.data_rank, world_size=plan.num_data_ranks, stop=stop))
+        hooks.append(
+            SkippedHook(
+                folder / "skipped", rank=plan.data_rank, world_size=plan.num_data_ranks, failures=failures
+            )
+        )
     hooks.append(guard)
     if chosen.samples is not None:
         hooks.append(
             SamplesHook(
                 plan, chosen.samples, folder=folder / "samples", seed=config.loop.seed,
-                num_steps=config.sampling.num_steps, stop=stop,
+                num_steps=config.sampling.num_steps, failures=failures,
             )
         )
-    hooks.append(CheckpointHook(plan, config.checkpoint, manager, guard=guard, stop=stop, events=events))
+    hooks.append(CheckpointHook(plan, config.checkpoint, manager, guard=guard, failures=failures, events=events))
     hooks.append(stop)
     return Observers(HookList(hooks), stop, events)
 

@@ -13,7 +13,7 @@ from ..data.source import DataSource, Skipped
 from ..parallel.launch import agree
 
 
-class TogetherSource:
+class AgreeingSource:
     """The `DataSource` inside, with one number per turn agreed over gloo before anybody uses the batch.
 
     That costs a turn well under a millisecond on one host, and it travels beside the device's own work.

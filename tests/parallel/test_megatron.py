@@ -29,9 +29,8 @@ from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
-from afm_scale.train.hooks.events import EventLog
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.metrics import MetricsConfig, MetricsHook, Row
-from afm_scale.train.hooks.stop import StopHook
 from tests.equivalence import Layout, Outcome, config_of, differences, play, this_rank, too_large, train_game
 from tests.program import SMALL_AFM, SMALL_CLASSIFICATION
 from tests.ranks import run_ranks
@@ -88,8 +87,7 @@ def _skipped_in_a_row() -> float:
     config = config_of("flow matching", TWO)
     plan = build_plan(config, this_rank(TWO))
     state, rows = build_state(config, this_rank(TWO), plan), _Rows()
-    stop = StopHook(plan, EventLog(Path("unused"), enabled=False))
-    hook = MetricsHook(plan, MetricsConfig(every_steps=1), [rows], stop)
+    hook = MetricsHook(plan, MetricsConfig(every_steps=1), [rows], Failures())
     hook.on_start(state)
     skipped = Skipped(place="shard 0, sample 1", reason="truncated", substitute="the one before")
     hook.after_step(state, report(1, skipped=[skipped]))

@@ -8,11 +8,11 @@ from ...checkpoint.manager import CheckpointConfig, CheckpointManager
 from ...checkpoint.manifest import read_manifest
 from ...core.errors import DivergenceError
 from ...parallel.plan import ParallelPlan
+from ..failures import Failures
 from ..state import TrainState
 from .divergence import DivergenceGuard
 from .events import EventLog
 from .hook import QuietHook, StepReport
-from .stop import StopHook
 
 
 class CheckpointHook(QuietHook):
@@ -20,13 +20,13 @@ class CheckpointHook(QuietHook):
 
     def __init__(
         self, plan: ParallelPlan, config: CheckpointConfig, manager: CheckpointManager, *, guard: DivergenceGuard,
-        stop: StopHook, events: EventLog,
+        failures: Failures, events: EventLog,
     ) -> None:
         self._plan = plan
         self._config = config
         self._manager = manager
         self._guard = guard
-        self._stop = stop
+        self._failures = failures
         self._events = events
         self._saved_step: int | None = None
 
@@ -35,7 +35,7 @@ class CheckpointHook(QuietHook):
         self._saved_step = None if newest is None else read_manifest(newest).step
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
-        with self._stop.together():
+        with self._failures.kept():
             self._manager.poll()
         if state.step % self._config.every_steps == 0:
             self._save(state)
@@ -45,13 +45,13 @@ class CheckpointHook(QuietHook):
             self._save(state)
         # After a divergence, which all ranks raise together, a save that is under way is of a good step: finish it.
         if error is None or isinstance(error, DivergenceError):
-            with self._stop.together():
+            with self._failures.kept():
                 self._manager.wait()
 
     def _save(self, state: TrainState) -> None:
         self._guard.look()
         began = time.monotonic()
-        with self._stop.together():
+        with self._failures.kept():
             self._manager.save(state.step, state.tensors(self._plan), state.scalars())
             self._saved_step = state.step
             self._events.write("save", step=state.step, seconds_waited=round(time.monotonic() - began, 3))

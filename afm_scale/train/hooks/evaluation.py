@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from ..evaluation import Evaluate, Evaluation, Listener
+from ..failures import Failures
 from ..state import TrainState
 from .events import EventLog
 from .hook import QuietHook, StepReport
 from .metrics import MetricsHook
-from .stop import StopHook
 
 
 class EvaluationHook(QuietHook):
@@ -23,12 +23,12 @@ class EvaluationHook(QuietHook):
     """
 
     def __init__(
-        self, evaluate: Evaluate, *, every_steps: int, listeners: Sequence[Listener], stop: StopHook
+        self, evaluate: Evaluate, *, every_steps: int, listeners: Sequence[Listener], failures: Failures
     ) -> None:
         self._evaluate = evaluate
         self._every_steps = every_steps
         self._listeners = tuple(listeners)
-        self._stop = stop
+        self._failures = failures
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if state.step % self._every_steps != 0:
@@ -39,7 +39,7 @@ class EvaluationHook(QuietHook):
             step=state.step, images_seen=state.images_seen, figures=figures, seconds=time.monotonic() - began
         )
         for listener in self._listeners:
-            with self._stop.together():
+            with self._failures.kept():
                 listener(evaluation)
 
 

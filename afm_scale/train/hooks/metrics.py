@@ -16,9 +16,9 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...core.files import explained_write, write_atomically
 from ...parallel.plan import ParallelPlan
+from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
-from .stop import StopHook
 
 Row = Mapping[str, float]
 """Numbers by name; "step" is among them."""
@@ -68,12 +68,12 @@ class MetricsHook(QuietHook):
     """
 
     def __init__(
-        self, plan: ParallelPlan, config: MetricsConfig, writers: Sequence[MetricWriter], stop: StopHook
+        self, plan: ParallelPlan, config: MetricsConfig, writers: Sequence[MetricWriter], failures: Failures
     ) -> None:
         self._plan = plan
         self._config = config
         self._writers = tuple(writers)
-        self._stop = stop
+        self._failures = failures
         self._reports: list[StepReport] = []  # since the last row
         self._noted: dict[str, float] = {}  # likewise
         self._began = self._since = 0.0
@@ -84,7 +84,7 @@ class MetricsHook(QuietHook):
 
     def on_start(self, state: TrainState) -> None:
         self._began = self._since = time.monotonic()
-        with self._stop.together():
+        with self._failures.kept():
             for writer in self._writers:
                 writer.start(state.step)
 
@@ -96,7 +96,7 @@ class MetricsHook(QuietHook):
     def on_end(self, state: TrainState, error: BaseException | None) -> None:
         if error is None and self._reports:
             self._write_row(state)
-        with self._stop.together():
+        with self._failures.kept():
             for writer in self._writers:
                 writer.close()
 
@@ -117,7 +117,7 @@ class MetricsHook(QuietHook):
             **self._noted,
         }
         self._reports, self._noted, self._since = [], {}, now
-        with self._stop.together():
+        with self._failures.kept():
             for writer in self._writers:
                 writer.write(row)
 

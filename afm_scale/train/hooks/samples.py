@@ -11,9 +11,9 @@ from ...core.errors import ConfigError
 from ...parallel.plan import ParallelPlan
 from ...sampling.pictures import image_grid, save_png
 from ...sampling.sampler import SampleStream, generate_together
+from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
-from .stop import StopHook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class SamplesHook(QuietHook):
     """Writes samples/step_00001234.png. All ranks draw, rank 0 writes."""
 
     def __init__(
-        self, plan: ParallelPlan, config: SamplesConfig, *, folder: Path, seed: int, num_steps: int, stop: StopHook
+        self, plan: ParallelPlan, config: SamplesConfig, *, folder: Path, seed: int, num_steps: int, failures: Failures
     ) -> None:
         self._plan = plan
         self._config = config
         self._folder = folder
         self._seed = seed
         self._num_steps = num_steps
-        self._stop = stop
+        self._failures = failures
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if state.step % self._config.every_steps == 0:
@@ -55,7 +55,7 @@ class SamplesHook(QuietHook):
                 images, columns=self._config.images_per_class, upscale=self._config.upscale,
                 row_labels=[str(label) for label in classes],
             )
-            with self._stop.together():
+            with self._failures.kept():
                 save_png(grid, path)
 
     def _samples(self, state: TrainState) -> tuple[Tensor, range]:

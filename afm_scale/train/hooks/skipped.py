@@ -7,24 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...core.files import explained_write
+from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .metrics import forget_later_lines
-from .stop import StopHook
 
 
 class SkippedHook(QuietHook):
     """Appends {"step", "rank", "place", "reason", "substitute"} to FOLDER/rank_00000.jsonl. On every rank."""
 
-    def __init__(self, folder: Path, *, rank: int, world_size: int, stop: StopHook) -> None:
+    def __init__(self, folder: Path, *, rank: int, world_size: int, failures: Failures) -> None:
         self._folder = folder
         self._rank = rank
         self._world_size = world_size
-        self._stop = stop
+        self._failures = failures
 
     def on_start(self, state: TrainState) -> None:
         """Forgets the lines of steps that will be taken again, those of ranks that are no more too."""
-        with self._stop.together():
+        with self._failures.kept():
             for path in self._folder.glob("rank_*.jsonl"):
                 if int(path.stem.removeprefix("rank_")) % self._world_size == self._rank:
                     forget_later_lines(path, state.step)
@@ -33,7 +33,7 @@ class SkippedHook(QuietHook):
         if not report.skipped:
             return
         path = self._folder / f"rank_{self._rank:05d}.jsonl"
-        with self._stop.together(), explained_write(path):
+        with self._failures.kept(), explained_write(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 for skipped in report.skipped:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-from ...core.errors import UserError
 from ...parallel.launch import agree
 from ...parallel.plan import ParallelPlan
+from ..failures import Failures
 from ..state import TrainState
 from .events import EventLog
 from .hook import QuietHook, StepReport
@@ -38,13 +36,13 @@ class StopHook(QuietHook):
     (not an echo of the first) ends the process at once, with the exit code 128 + its number and without saving.
     """
 
-    def __init__(self, plan: ParallelPlan, events: EventLog) -> None:
+    def __init__(self, plan: ParallelPlan, failures: Failures, events: EventLog) -> None:
+        self._failures = failures
         self._events = events
         self._group = dist.new_group(backend="gloo") if plan.world_size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
         self._previous: dict[signal.Signals, object] = {}
         self._received, self._received_at = 0, 0.0
-        self._failure: UserError | None = None
         self._agreed = 0
         self._told = False
 
@@ -52,15 +50,6 @@ class StopHook(QuietHook):
     def signal(self) -> signal.Signals | None:
         """The signal that all ranks stopped for: the process should exit with EXIT_STOPPED_BY_SIGNAL."""
         return signal.Signals(self._agreed) if 0 < self._agreed < _FAILED else None
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """For work of one rank (writing a file): a UserError inside does not end this rank alone, leaving the others to
-        wait for it; all ranks stop at the same step, each raising an error of the same kind and message."""
-        try:
-            yield
-        except UserError as error:
-            self._failure = self._failure or error
 
     def on_start(self, state: TrainState) -> None:
         for number in SIGNALS:
@@ -99,7 +88,7 @@ class StopHook(QuietHook):
         self._act(state)
 
     def _ask(self) -> None:
-        mine = _FAILED if self._failure else max(self._received, self._agreed)
+        mine = _FAILED if self._failures.first else max(self._received, self._agreed)
         if self._group is None:
             self._agreed = mine
             return
@@ -116,10 +105,10 @@ class StopHook(QuietHook):
     def _act(self, state: TrainState) -> None:
         if self._agreed == _FAILED:
             if self._group is not None:
-                agree(self._failure)
-            assert self._failure is not None
-            raise self._failure
+                agree(self._failures.first)
+            assert self._failures.first is not None
+            raise self._failures.first
         if self.signal and not self._told:
             self._told = True
-            with self.together():
+            with self._failures.kept():
                 self._events.write("signal", signal=self.signal.name, step=state.step)

@@ -12,6 +12,7 @@ from afm_scale.checkpoint.manager import CheckpointConfig, CheckpointManager
 from afm_scale.checkpoint.manifest import read_manifest
 from afm_scale.core.errors import CheckpointError, DivergenceError
 from afm_scale.core.types import Role
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.checkpoint import CheckpointHook
 from afm_scale.train.hooks.divergence import DivergenceConfig, DivergenceGuard
 from afm_scale.train.hooks.events import EventLog
@@ -34,8 +35,9 @@ def hooks(folder: Path, config: CheckpointConfig, manager: CheckpointManager | N
     events = EventLog(folder / "events.jsonl", enabled=plan.rank == 0)
     manager = manager or checkpoints(folder, config)
     guard = DivergenceGuard(plan, DivergenceConfig(every_steps=1000), events)
-    stop = StopHook(plan, events)
-    return [guard, CheckpointHook(plan, config, manager, guard=guard, stop=stop, events=events), stop]
+    failures = Failures()
+    stop = StopHook(plan, failures, events)
+    return [guard, CheckpointHook(plan, config, manager, guard=guard, failures=failures, events=events), stop]
 
 
 def saved(folder: Path) -> list[int]:

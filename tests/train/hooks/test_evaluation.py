@@ -8,12 +8,13 @@ import pytest
 
 from afm_scale.core.errors import DivergenceError, UserError
 from afm_scale.train.evaluation import Evaluation
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.evaluation import EvaluationHook, log_to, note_in, tell
 from afm_scale.train.hooks.events import EventLog
 from afm_scale.train.hooks.metrics import JsonLines, MetricsConfig, MetricsHook
 from afm_scale.train.hooks.stop import StopHook
 from afm_scale.train.state import TrainState
-from tests.train.hooks.small import run, small_plan, small_state
+from tests.train.hooks.small import run, small_plan, small_state, stop_for
 
 
 class Measured:
@@ -32,12 +33,13 @@ def observed(folder: Path, *, steps: int, every_steps: int, rows_every_steps: in
     plan = small_plan()
     state = small_state(plan)
     events = EventLog(folder / "events.jsonl", enabled=True)
-    stop = StopHook(plan, events)
+    failures = Failures()
+    stop = StopHook(plan, failures, events)
     writer = JsonLines(folder / "metrics.jsonl")
-    metrics = MetricsHook(plan, MetricsConfig(every_steps=rows_every_steps), [writer], stop)
+    metrics = MetricsHook(plan, MetricsConfig(every_steps=rows_every_steps), [writer], failures)
     found: list[Evaluation] = []
     listeners = [log_to(events), note_in(metrics), tell, found.append]
-    hook = EvaluationHook(Measured(), every_steps=every_steps, listeners=listeners, stop=stop)
+    hook = EvaluationHook(Measured(), every_steps=every_steps, listeners=listeners, failures=failures)
     run(state, plan, [hook, metrics, stop], steps=steps)
     return found
 
@@ -83,17 +85,20 @@ def test_a_divergence_found_by_it_ends_the_run_before_the_next_step() -> None:
         raise DivergenceError("sample 3 is not of finite numbers")
 
     plan, state = small_plan(), small_state(small_plan())
-    stop = StopHook(plan, EventLog(Path("unused"), enabled=False))
+    failures = Failures()
+    stop = stop_for(failures)
     with pytest.raises(DivergenceError, match="sample 3"):
-        run(state, plan, [EvaluationHook(diverged, every_steps=3, listeners=[], stop=stop), stop], steps=9)
+        run(state, plan, [EvaluationHook(diverged, every_steps=3, listeners=[], failures=failures), stop], steps=9)
     assert state.step == 3
 
 
 def test_a_listener_that_cannot_write_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     plan, state = small_plan(), small_state(small_plan())
-    stop = StopHook(plan, EventLog(Path("unused"), enabled=False))
+    failures = Failures()
+    stop = stop_for(failures)
     listeners = [log_to(EventLog(tmp_path / "file" / "events.jsonl", enabled=True))]
+    hook = EvaluationHook(Measured(), every_steps=1, listeners=listeners, failures=failures)
     with pytest.raises(UserError, match="could not write"):
-        run(state, plan, [EvaluationHook(Measured(), every_steps=1, listeners=listeners, stop=stop), stop], steps=9)
+        run(state, plan, [hook, stop], steps=9)
     assert state.step == 1

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError, UserError
-from afm_scale.train.hooks.events import EventLog
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.metrics import JsonLines, MetricsConfig, MetricsHook, Row
 from afm_scale.train.hooks.stop import StopHook
 from tests.ranks import run_ranks
-from tests.train.hooks.small import report, run, small_plan, small_state
+from tests.train.hooks.small import report, run, small_plan, small_state, stop_for
 
 
 class Remembered:
@@ -39,9 +39,9 @@ def rows_of(path: Path) -> list[dict[str, float]]:
 
 def metrics(writer: object, every_steps: int) -> tuple[MetricsHook, StopHook]:
     plan = small_plan()
-    stop = StopHook(plan, EventLog(Path("unused"), enabled=False))
+    failures = Failures()
     config = MetricsConfig(every_steps=every_steps)
-    return MetricsHook(plan, config, [writer] if plan.rank == 0 else [], stop), stop
+    return MetricsHook(plan, config, [writer] if plan.rank == 0 else [], failures), stop_for(failures)
 
 
 def test_a_row_is_the_mean_over_the_steps_since_the_last_one() -> None:

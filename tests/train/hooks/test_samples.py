@@ -11,19 +11,19 @@ from PIL import Image
 from afm_scale.core.errors import ConfigError, UserError
 from afm_scale.core.random import KeyedDraws, Positions
 from afm_scale.sampling.pictures import to_uint8
-from afm_scale.train.hooks.events import EventLog
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.samples import SamplesConfig, SamplesHook
-from afm_scale.train.hooks.stop import StopHook
 from tests.ranks import run_ranks
-from tests.train.hooks.small import SHAPE, run, small_plan, small_state
+from tests.train.hooks.small import SHAPE, run, small_plan, small_state, stop_for
 
 
 def draw(folder: Path, *, steps: int, **changes: int) -> int:
     plan = small_plan()
     state = small_state(plan)
-    stop = StopHook(plan, EventLog(Path("unused"), enabled=False))
+    failures = Failures()
     config = SamplesConfig(**{"every_steps": 2, "images_per_class": 15, "upscale": 3, **changes})
-    run(state, plan, [SamplesHook(plan, config, folder=folder, seed=7, num_steps=1, stop=stop), stop], steps=steps)
+    hook = SamplesHook(plan, config, folder=folder, seed=7, num_steps=1, failures=failures)
+    run(state, plan, [hook, stop_for(failures)], steps=steps)
     return state.step
 
 

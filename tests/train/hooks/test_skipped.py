@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 from afm_scale.data.source import Skipped
-from afm_scale.train.hooks.events import EventLog
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.metrics import MetricsConfig, MetricsHook, Row
 from afm_scale.train.hooks.skipped import SkippedHook
-from afm_scale.train.hooks.stop import StopHook
 from tests.ranks import run_ranks
-from tests.train.hooks.small import report, run, small_plan, small_state
+from tests.train.hooks.small import report, run, small_plan, small_state, stop_for
 
 BROKEN = Skipped("shard-0.tar, sample 7", "is broken", "shard-1.tar, sample 8")
 
@@ -20,8 +19,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def start(folder: Path, step: int = 0, *, rank: int = 0, world_size: int = 1) -> SkippedHook:
-    stop = StopHook(small_plan(), EventLog(folder / "unused", enabled=False))
-    hook, state = SkippedHook(folder, rank=rank, world_size=world_size, stop=stop), small_state(small_plan())
+    hook, state = SkippedHook(folder, rank=rank, world_size=world_size, failures=Failures()), small_state(small_plan())
     state.step = step
     hook.on_start(state)
     return hook
@@ -62,8 +60,8 @@ def test_the_loop_hands_every_step_what_its_source_skipped(tmp_path: Path) -> No
     plan, state = small_plan(), small_state(small_plan())
     turns = iter([[BROKEN], [], [BROKEN, BROKEN]])
     state.data.take_skipped = lambda: next(turns)
-    stop = StopHook(plan, EventLog(tmp_path / "unused", enabled=False))
-    run(state, plan, [SkippedHook(tmp_path, rank=0, world_size=1, stop=stop), stop], steps=3)
+    failures = Failures()
+    run(state, plan, [SkippedHook(tmp_path, rank=0, world_size=1, failures=failures), stop_for(failures)], steps=3)
     assert [line["step"] for line in lines(tmp_path / "rank_00000.jsonl")] == [1, 3, 3]
 
 
@@ -80,8 +78,7 @@ class Rows(list):
 
 def _counts(folder: Path) -> list[int]:
     plan, rank, rows = small_plan(), int(os.environ["RANK"]), Rows()
-    stop = StopHook(plan, EventLog(folder / "unused", enabled=False))
-    hook = MetricsHook(plan, MetricsConfig(every_steps=2), [rows] if rank == 0 else [], stop)
+    hook = MetricsHook(plan, MetricsConfig(every_steps=2), [rows] if rank == 0 else [], Failures())
     state = small_state(plan)
     hook.on_start(state)
     for step in (1, 2, 3, 4):

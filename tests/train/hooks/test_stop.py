@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from afm_scale.core.errors import CheckpointError, UserError
+from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.events import EventLog
 from afm_scale.train.hooks.hook import QuietHook, StepReport
 from afm_scale.train.hooks.stop import SIGNALS, StopHook
@@ -34,13 +35,13 @@ class At(QuietHook):
             self._action()
 
 
-def stop_hook(folder: Path) -> StopHook:
+def stop_hook(folder: Path, failures: Failures | None = None) -> StopHook:
     plan = small_plan()
-    return StopHook(plan, EventLog(folder / "events.jsonl", enabled=plan.rank == 0))
+    return StopHook(plan, failures or Failures(), EventLog(folder / "events.jsonl", enabled=plan.rank == 0))
 
 
-def fail(stop: StopHook, error: UserError) -> None:
-    with stop.together():
+def fail(failures: Failures, error: UserError) -> None:
+    with failures.kept():
         raise error
 
 
@@ -70,16 +71,17 @@ def test_a_signal_while_the_run_ends_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_hook_ends_the_run_at_that_step(tmp_path: Path) -> None:
-    plan, stop = small_plan(), stop_hook(tmp_path)
+    plan, failures = small_plan(), Failures()
+    stop = stop_hook(tmp_path, failures)
     state, before = small_state(plan), signal.getsignal(signal.SIGTERM)
     with pytest.raises(CheckpointError, match="disk full"):
-        run(state, plan, [At(2, lambda: fail(stop, CheckpointError("disk full"))), stop], steps=5)
+        run(state, plan, [At(2, lambda: fail(failures, CheckpointError("disk full"))), stop], steps=5)
     assert state.step == 2
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_only_users_errors_wait_for_the_other_ranks(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), stop_hook(tmp_path).together():
+def test_only_users_errors_wait_for_the_other_ranks() -> None:
+    with pytest.raises(ZeroDivisionError), Failures().kept():
         1 / 0  # noqa: B018
 
 
@@ -126,9 +128,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
 
 
 def _failure_on_rank_1(folder: Path, step: int | None) -> tuple[int, str, str]:
-    plan, stop = small_plan(), stop_hook(folder)
-    state = small_state(plan)
-    failing = At(step, lambda: fail(stop, CheckpointError("could not write shard 1")))
+    plan, failures = small_plan(), Failures()
+    state, stop = small_state(plan), stop_hook(folder, failures)
+    failing = At(step, lambda: fail(failures, CheckpointError("could not write shard 1")))
     with pytest.raises(UserError) as caught:
         run(state, plan, [failing, stop] if plan.rank == 1 else [stop], steps=5)
     return state.step, type(caught.value).__name__, str(caught.value)
@@ -143,18 +145,18 @@ def test_an_error_of_one_rank_is_raised_by_all_at_the_same_step(
 
 
 class FailsToStart(QuietHook):
-    def __init__(self, stop: StopHook) -> None:
-        self._stop = stop
+    def __init__(self, failures: Failures) -> None:
+        self._failures = failures
 
     def on_start(self, state: TrainState) -> None:
-        fail(self._stop, UserError("no place for metrics"))
+        fail(self._failures, UserError("no place for metrics"))
 
 
 def _failure_at_the_start_of_rank_1(folder: Path) -> int:
-    plan, stop = small_plan(), stop_hook(folder)
-    state = small_state(plan)
+    plan, failures = small_plan(), Failures()
+    state, stop = small_state(plan), stop_hook(folder, failures)
     with pytest.raises(UserError, match="no place for metrics"):
-        run(state, plan, [FailsToStart(stop), stop] if plan.rank == 1 else [stop], steps=5)
+        run(state, plan, [FailsToStart(failures), stop] if plan.rank == 1 else [stop], steps=5)
     return state.step
 
 

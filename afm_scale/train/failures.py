@@ -1,0 +1,24 @@
+"""Errors that one rank met by itself, kept until all ranks can stop for them at the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..core.errors import UserError
+
+
+class Failures:
+    """The note of one rank: hooks add to it, and the stop hook reads it after every step."""
+
+    def __init__(self) -> None:
+        self.first: UserError | None = None  # the one to stop for; later ones tend to follow from it
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """For work of one rank (writing a file): a UserError inside does not end this rank alone, leaving the others to
+        wait for it; all ranks stop at the same step, each raising an error of the same kind and message."""
+        try:
+            yield
+        except UserError as error:
+            self.first = self.first or error
