@@ -18,6 +18,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+STARTERS = {"run_ranks", "run", "start", "train", "subprocess", "multiprocessing"}
+"""By these names modules of tests start processes: tests.ranks, tests.program, and the standard library's."""
+
 
 @pytest.fixture(autouse=True)
 def no_process_group_is_left_behind() -> Iterator[None]:
@@ -26,6 +29,9 @@ def no_process_group_is_left_behind() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if not STARTERS.isdisjoint(vars(item.module)):
+            item.add_marker("processes")
     if torch.cuda.is_available():
         return
     for_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
