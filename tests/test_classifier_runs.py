@@ -16,8 +16,8 @@ from afm_scale.checkpoint.manifest import read_manifest, resolve_checkpoint
 from afm_scale.checkpoint.tensors import read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR
 from afm_scale.run.config import RunConfig
+from afm_scale.run.counting import demand_of, step_flops
 from afm_scale.run.load import load
-from afm_scale.run.recipe_demand import demand, step_flops_per_sample
 from tests.program import SMALL_AFM
 
 SIZE = ("model.classifier.hidden_size=32", "model.classifier.num_heads=2")
@@ -200,6 +200,6 @@ def test_a_step_of_the_published_classifier_costs_what_its_layers_say() -> None:
     embedder = 256 * width + width**2
     attention = (depth - 1) * 2 * tokens**2 * width + 2 * tokens * width
     forward = 2 * (linear + embedder + attention)
-    assert step_flops_per_sample(config) == pytest.approx(3 * forward, rel=0.02)
-    found = demand(config, "classifier_b2", step_seconds=0.5, gpu="h100", utilisation=0.4)
+    assert step_flops(config) == pytest.approx(3 * forward, rel=0.02)
+    found = demand_of(config, "classifier_b2", step_seconds=0.5, gpu="h100", utilisation=0.4)
     assert found.turns == 1 and found.images_per_second == 512

@@ -88,7 +88,7 @@ def _train(kind: str, layout: Layout, guides: Path) -> dict[str, Tensor]:
     check(config, ranks.world_size)
     plan = build_plan(config, ranks)
     state = build_state(config, ranks, plan)
-    found = [guide for guide in (state.classifier, state.flow) if guide is not None]
+    found = list(state.frozen.values())
     assert len(found) == (kind != "none") and not any(p.requires_grad for guide in found for p in guide.parameters())
     if layout.plan == "fsdp2":
         assert all(isinstance(p, DTensor) for guide in found for p in guide.parameters())

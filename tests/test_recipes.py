@@ -25,9 +25,9 @@ from afm_scale.run import build
 from afm_scale.run.check import check
 from afm_scale.run.classifier_evaluation import ClassifierReport
 from afm_scale.run.config import RunConfig
-from afm_scale.run.guides import frozen_classifier
+from afm_scale.run.guides import frozen_modules, frozen_networks
 from afm_scale.run.load import RECIPES, dump_yaml, load
-from afm_scale.run.networks import build_classifier, build_networks, learner_of
+from afm_scale.run.networks import build_networks, learner_of
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState
@@ -120,7 +120,7 @@ def test_what_show_prints_loads_as_the_same_recipe(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_builds_its_networks_without_storage(name: str) -> None:
     config = recipe(name)
-    networks, classifier = build_networks(config), build_classifier(config)
+    networks, classifier = build_networks(config), frozen_modules(config).get("classifier")
     learner = Role.CLASSIFIER if name in CLASSIFIERS else Role.GENERATOR
     assert networks.keys() == {learner} | ({Role.DISCRIMINATOR} if config.objective.kind == "afm" else set())
     assert (config.objective.kind == "classification") == (name in CLASSIFIERS)
@@ -188,7 +188,7 @@ def test_a_guided_recipe_takes_the_weights_of_the_unguided_one(name: str) -> Non
     assert (config.model.generator, config.model.discriminator) == (before.model.generator, before.model.discriminator)
     assert config.run.initialise_from is None and config.objective.augmentation.probability == Constant(value=0.4)
     with pytest.raises(ConfigError, match="model.classifier.weights is null: guidance needs a trained classifier"):
-        frozen_classifier(config, plan=None)
+        frozen_networks(config, plan=None)
 
 
 def test_the_any_step_recipe_is_told_both_times() -> None:
@@ -269,7 +269,7 @@ def shrunk(name: str, tmp_path: Path) -> list[str]:
             overrides.append(f"model.{part}.width=8")
         elif network is not None:
             overrides += [f"model.{part}.{size}" for size in ("depth=1", "hidden_size=16", "num_heads=2")]
-    classifier = build_classifier(recipe(name, *overrides))
+    classifier = frozen_modules(recipe(name, *overrides)).get("classifier")
     if classifier is not None:
         file = tmp_path / f"{name}.safetensors"
         save_file(dict(initial_weights(classifier, 0, "classifier")), file)

@@ -30,11 +30,12 @@ from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.latents import LatentsConfig
 from ..data.source import SourceConfig
 from ..data.transforms import decode_checked, to_pixels
+from ..estimate.demand import Demand
 from ..estimate.flops import PEAK_TFLOPS
 from ..run.arguments import add_recipe, request_of
 from ..run.config import RunConfig
+from ..run.counting import demand_of
 from ..run.load import load
-from ..run.recipe_demand import Demand, demand
 from ..run.sources import build_source
 from .sample_files import NUM_CLASSES, make_jpegs, pack_latents, pack_originals, pack_squares
 
@@ -123,7 +124,7 @@ def measure(options: DataBenchmark) -> dict:
     wanted = None
     if options.recipe is not None:
         config = load(RunConfig, options.recipe, options.overrides)
-        wanted = demand(
+        wanted = demand_of(
             config, options.recipe, step_seconds=options.step_seconds, gpu=options.gpu, utilisation=options.utilisation
         )
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()

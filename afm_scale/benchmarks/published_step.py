@@ -108,7 +108,7 @@ class PublishedFlow(AdversarialFlow):
 
     def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         if self._calls == "four":
-            nets = replace(nets, discriminator=_FourCalls(nets.discriminator, len(batch.y)))
+            nets = replace(nets, discriminator=_FourCalls(nets.discriminator, len(batch)))
         return super().discriminator_loss(nets, batch, draws, step)
 
 

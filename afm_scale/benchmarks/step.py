@@ -20,8 +20,8 @@ from ..run.arguments import add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
+from ..run.counting import step_flops
 from ..run.load import dump_yaml, load
-from ..run.recipe_demand import step_flops_per_sample
 from .published_step import Calls, build_reference, reference_config
 from .timing import Built, Timing, time_steps
 
@@ -143,7 +143,7 @@ def _about(request: StepBenchmark, config: RunConfig, ranks: Ranks) -> dict[str,
         "recipe": request.recipe, "overrides": list(request.overrides), "device": device, "ranks": ranks.world_size,
         "versions": {"afm_scale": __version__, "torch": torch.__version__, "cuda": torch.version.cuda},
         "global_batch": config.data.global_batch, "steps": request.steps, "warm_up": request.warm_up,
-        "tflop_per_image": step_flops_per_sample(config) / 1e12,
+        "tflop_per_image": step_flops(config) / 1e12,
         "peak_tflops": PEAK_TFLOPS[gpu] if gpu else None, "no_utilisation": None if gpu else missing, "rows": [],
     }
 

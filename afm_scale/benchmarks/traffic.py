@@ -140,8 +140,7 @@ def count_first_step(request: TrafficBenchmark, rank: int) -> list[Traffic]:
     state = build_state(config, ranks, plan)
     with closing(state.data):
         networks = {role.value: player.module for role, player in state.players.items()}
-        networks |= {"average": state.average.network}
-        networks |= {name: guide for name in ("classifier", "flow") if (guide := getattr(state, name)) is not None}
+        networks |= {name: average.network for name, average in state.averages.items()} | dict(state.frozen)
         with Tape(networks) as tape:
             train(state, WatchedPlan(plan, tape), replace(config.loop, steps=1), HookList([]))
     return tape.traffic()

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.random import Positions
 from ..core.schedules import Constant, Cosine
-from ..core.types import Batch, Loss, Networks, Role
+from ..core.types import PUBLISHED, Batch, Loss, Role, networks_of
 from ..flow.guidance import FlowGuidance, PlainGuidance
 from ..flow.path import Prediction, move
 from ..models.classifier import ClassifierConfig, DiTClassifier
@@ -161,7 +161,7 @@ class _Replay:
         role, step = Role(record["kind"]), index // 2
         recorded = dict(self._under(f"step{index}."))
         batch = Batch(recorded["latents"].double(), recorded["labels"])
-        draws = RecordedDraws(recorded, Positions(0, 1, len(batch.y)))
+        draws = RecordedDraws(recorded, Positions(0, 1, len(batch)))
         player = self._player(role)
         with self._plan.turn_of(player, last=True):
             loss = self._loss(role, batch, draws, step)
@@ -182,13 +182,12 @@ class _Replay:
             yield "gradient scale", abs(record["square_avg"] - square_avg.item())
 
     def _loss(self, role: Role, batch: Batch, draws: RecordedDraws, step: int) -> Loss:
-        nets = Networks(
-            generator=self._watched_generator, average=self._average.network,
-            discriminator=self._player(Role.DISCRIMINATOR).network, classifier=self._classifier,
-        )
-        if role is Role.DISCRIMINATOR:
-            return self._objective.discriminator_loss(nets, batch, draws, step)
-        return self._objective.generator_loss(nets, batch, draws, step)
+        players = {
+            Role.GENERATOR: self._watched_generator, Role.DISCRIMINATOR: self._player(Role.DISCRIMINATOR).network
+        }
+        frozen = {"classifier": self._classifier} if self._classifier else {}
+        nets = networks_of(players, {PUBLISHED: self._average.network}, frozen)
+        return self._objective.loss(role, nets, batch, draws, step)
 
     def _watched_generator(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         output = self._player(Role.GENERATOR).network(x, s, t, y)

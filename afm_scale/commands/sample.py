@@ -27,7 +27,7 @@ from ..run.config import RunConfig
 from ..run.decoding import Decoder, decoder_of
 from ..run.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
 from ..run.guides import average_weights, generative_config_of
-from ..run.networks import build_generator, prediction_of
+from ..run.networks import build_generator
 from ..run.sheets import Sheets
 from ..sampling.pictures import save_png, to_uint8
 from ..sampling.sampler import SampleStream, Tile
@@ -109,7 +109,7 @@ def stream_of(config: RunConfig, *, labels: LabelChoice, steps: int | None, seed
     return SampleStream(
         seed=seed, shape=config.data.shape, labels=classes_of(labels, config.data.num_classes),
         random_labels=labels == "random", num_steps=steps or config.sampling.num_steps,
-        prediction=prediction_of(config), dtype=config.parallel.dtype,
+        prediction=config.objective.prediction, dtype=config.parallel.dtype,
     )
 
 

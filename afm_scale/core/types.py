@@ -7,10 +7,11 @@ both source time s and target time t are [B] float32 with 0 <= t <= s <= 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -26,12 +27,20 @@ NO_CLASS = -1
 """The label of a sample whose class is not told; for generators that were trained with some."""
 
 
+def without_class(y: Tensor, where: Tensor | None = None) -> Tensor:
+    """Labels y [B] with the class hidden where `where` [B] is true; everywhere if there is none."""
+    return torch.full_like(y, NO_CLASS) if where is None else y.masked_fill(where, NO_CLASS)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Clean samples of this rank's share of a (micro)batch."""
 
     x: Tensor  # [B, C, H, W] latents or pixels, on the training device
     y: Tensor  # [B] int64 class labels
+
+    def __len__(self) -> int:
+        return len(self.x)
 
     def every(self, start: int, stride: int) -> Batch:
         """Samples start, start + stride, ...: microbatch `start` of `stride`."""
@@ -73,10 +82,27 @@ class Networks:
     """The networks an objective may call, already laid over the ranks. Which of them learns is the loop's affair."""
 
     generator: Generator | None  # None only where a classifier is trained
-    average: Generator | Classifier  # of the network that the run is for
+    average: Generator | Classifier  # of the network that the run is for: the one that is published
     discriminator: Discriminator | None = None
-    classifier: Classifier | None = None  # frozen, for guidance; or the one that is trained
-    flow: Generator | None = None  # frozen, for guidance: a flow model, u is its velocity
+    classifier: Classifier | None = None  # the one that is trained, or the frozen one
+    averages: Mapping[str, Generator | Classifier] = field(default_factory=dict)  # all, by name
+    frozen: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)  # "classifier", "flow": guides; others
+
+
+PUBLISHED = "average"
+"""The name of the average that is sampled, evaluated and published; an objective may keep others beside it."""
+
+
+def networks_of(
+    players: Mapping[Role, Callable[..., Tensor]], averages: Mapping[str, Callable[..., Tensor]],
+    frozen: Mapping[str, Callable[..., Tensor]],
+) -> Networks:
+    """Puts together what an objective may call; the only place that does."""
+    return Networks(
+        generator=players.get(Role.GENERATOR), average=averages[PUBLISHED],
+        discriminator=players.get(Role.DISCRIMINATOR),
+        classifier=players.get(Role.CLASSIFIER, frozen.get("classifier")), averages=averages, frozen=frozen,
+    )
 
 
 Reduce = Callable[[Tensor], Tensor]

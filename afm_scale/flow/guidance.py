@@ -10,15 +10,16 @@ t' / ((1 - t')^2 n) times as strongly: its weight is of another size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.random import Draws
-from ..core.types import NO_CLASS, Networks
+from ..core.types import Classifier, Generator, without_class
 from .path import interpolate
 
 
@@ -33,24 +34,26 @@ class _Guidance:
 class FlowGuidance(_Guidance):
     """Judges samples noised afresh to t' ~ U(low, high): classes that overlap under noise give a gradient (Eq. 26)."""
 
+    guide: ClassVar[str] = "classifier"  # which frozen network it asks
     kind: Literal["flow"] = "flow"
 
-    def judge(self, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def judge(self, classifier: Classifier, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """CrossEntropy(C(x', t'), y), [B]."""
         seen, time = noised(self, x, draws)
-        return F.cross_entropy(nets.classifier(seen, time), y, reduction="none")
+        return F.cross_entropy(classifier(seen, time), y, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainGuidance(_Guidance):
     """Judges samples as they are, at their target time t, where low <= t <= high (Eq. 38; multi-step models)."""
 
+    guide: ClassVar[str] = "classifier"  # which frozen network it asks
     kind: Literal["plain"] = "plain"
 
-    def judge(self, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def judge(self, classifier: Classifier, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """CrossEntropy(C(x, t), y) where t is inside, 0 elsewhere, [B]."""
         inside = (t >= self.low) & (t <= self.high)
-        return F.cross_entropy(nets.classifier(x, t), y, reduction="none") * inside
+        return F.cross_entropy(classifier(x, t), y, reduction="none") * inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +63,17 @@ class VelocityGuidance(_Guidance):
     The flow model must have been trained with `class_dropout`.
     """
 
+    guide: ClassVar[str] = "flow"
     kind: Literal["velocity"] = "velocity"
 
-    def judge(self, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def judge(self, flow: Generator, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """The mean over a sample's numbers of -x stopgrad(v(x', t') - v(x', t', y)), [B]: only its gradient means much.
 
         The velocity points from data to noise, against the score, so x is pulled along the rise of log p(y | x').
         """
         with torch.no_grad():
             seen, time = noised(self, x, draws)
-            any_class, of_class = (nets.flow(seen, time, time, label) for label in (torch.full_like(y, NO_CLASS), y))
+            any_class, of_class = (flow(seen, time, time, label) for label in (without_class(y), y))
         return -(x * (any_class - of_class)).flatten(1).mean(1)
 
 
@@ -82,6 +86,12 @@ def noised(guidance: FlowGuidance | VelocityGuidance, x: Tensor, draws: Draws) -
     return interpolate(x, draws.normal("guidance noise", x.shape[1:]).to(x.dtype), time), time
 
 
-def guidance_loss(guidance: Guidance, nets: Networks, x: Tensor, t: Tensor, y: Tensor, draws: Draws) -> Tensor:
-    """weight * mean over the batch of what the guide says of generated samples x [B, C, H, W] at target times t, []."""
-    return guidance.weight * guidance.judge(nets, x, t, y, draws).mean()
+def guidance_loss(
+    guidance: Guidance, guide: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor, draws: Draws
+) -> Tensor:
+    """weight * mean over the batch of what `guide`, a network of the kind asked for, says of generated samples, [].
+
+    Args:
+        x: [B, C, H, W] samples at target times t [B], meant to be of the classes y [B].
+    """
+    return guidance.weight * guidance.judge(guide, x, t, y, draws).mean()

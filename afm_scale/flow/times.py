@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ class GridTimes:
         if self.steps < 1:
             raise ConfigError(f"a grid of times needs steps >= 1, found {self.steps}")
 
+    @property
+    def told(self) -> Literal["none", "source"]:
+        """Which of (s, t) a generator has to be told: the source says the target, and one step says both."""
+        return "none" if self.steps == 1 else "source"
+
     def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """(s, t), each [B] float32. Both come from whole numbers, so that the last t is exactly 0 for every K."""
         index = torch.floor(draws.uniform("source time") * self.steps)
@@ -34,6 +39,7 @@ class AnyTimes:
     """Any pair: s ~ U(0, 1), t ~ U(0, s)."""
 
     kind: Literal["any"] = "any"
+    told: ClassVar[Literal["both"]] = "both"
 
     def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
         s = draws.uniform("source time")

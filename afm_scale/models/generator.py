@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class GeneratorConfig(BackboneConfig):
     `repetitions`: how often the stack of blocks is applied, hidden state carried: 28 blocks make 56 or 112 layers.
     """
 
+    no_class_setting: ClassVar[str] = "null_class"
     kind: Literal["dit"] = "dit"
     times: Literal["none", "source", "both"]
     repetitions: int = 1
@@ -34,6 +35,10 @@ class GeneratorConfig(BackboneConfig):
                 f"repetitions {self.repetitions} needs times 'none', found {self.times!r}: "
                 "a deep generator is one-step, its time embedding tells the repetitions apart"
             )
+
+    @property
+    def takes_no_class(self) -> bool:
+        return self.null_class
 
 
 class DiTGenerator(Backbone):

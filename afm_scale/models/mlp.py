@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,19 @@ _NUM_FEATURES = 64  # per scalar
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """Four hidden layers of `width` (published: 1024)."""
+    """Four hidden layers of `width` (published: 1024). Both times are inputs always."""
 
+    times: ClassVar[Literal["both"]] = "both"
+    target_time: ClassVar[bool] = True
+    no_class_setting: ClassVar[str] = "conditional"
     kind: Literal["mlp"] = "mlp"
     width: int
     scale: float = 100.0  # of the scalars in the sinusoids: how fine a detail can be told apart (published: 100)
     conditional: bool = False  # the label is an input, NO_CLASS being one more; otherwise it is ignored
+
+    @property
+    def takes_no_class(self) -> bool:
+        return self.conditional
 
 
 @dataclass(frozen=True, kw_only=True)

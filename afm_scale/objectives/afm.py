@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,17 @@ from ..core.types import Batch, Discriminator, Generator, Loss, Networks, Reduce
 from ..flow.guidance import Guidance, guidance_loss
 from ..flow.path import Prediction, interpolate, interval_weight, move
 from ..flow.times import TimeSampler
+from . import demands
 from .augment import AugmentationConfig, paired_augmentation
+from .described import Described
 from .gradient_scale import GradientScale, GradientScaleConfig, first_order
+from .objective import GameOfOneConfig
 from .penalty import PenaltyConfig, judge
 
 
 @dataclass(frozen=True, kw_only=True)
-class AFMConfig:
+class AFMConfig(GameOfOneConfig):
+    roles: ClassVar[tuple[Role, ...]] = (Role.GENERATOR, Role.DISCRIMINATOR)
     kind: Literal["afm"] = "afm"
     prediction: Prediction
     times: TimeSampler
@@ -46,6 +50,20 @@ class AFMConfig:
     gradient_scale: GradientScaleConfig | None = GradientScaleConfig()
     guidance: Guidance | None = None
     augmentation: AugmentationConfig | None = None
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        return () if self.guidance is None else (self.guidance.guide,)
+
+    def check(self, described: Described) -> None:
+        demands.guides_fit(described.model, self.guidance)
+        demands.times_told(described.model, self.times.told, by=f"objective.times {self.times.kind!r}")
+
+    def resolved(self, precision: str) -> Self:
+        """With blocks in less than float32 the penalties' slopes need a precise call of D."""
+        if self.penalty.precise is not None:
+            return self
+        return replace(self, penalty=replace(self.penalty, precise=precision in ("bf16", "fp8")))
 
 
 class _Pair(NamedTuple):
@@ -86,27 +104,22 @@ class AdversarialFlow:
     def state_dict(self) -> Mapping[str, Tensor]:
         return {"gradient_scale.square_avg": self._gradient_scale.square_avg} if self._gradient_scale else {}
 
-    def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """Eq. 13, on real, fake and their perturbed copies: 2.5 times the batch at share 1/4.
+    def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+        turn = self.discriminator_loss if role is Role.DISCRIMINATOR else self.generator_loss
+        return turn(nets, batch, draws, step)
 
-        By one call of D, or by two (`PenaltyConfig.precise`).
-        """
+    def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+        """Eq. 13, on real, fake and their perturbed copies: 2.5 times the batch at share 1/4."""
         config = self._config.penalty
         with torch.no_grad():
             pair = self._pair(nets.generator, batch, draws, step)
-        num_penalised = max(round(draws.positions.total * config.share), 1)  # in the global batch
-        count = draws.positions.below(num_penalised)  # of them in this microbatch, its first ones
-        noise = [draws.normal(name, batch.x.shape[1:]).to(batch.x.dtype) for name in ("r1 noise", "r2 noise")]
-        judged = judge(config, nets.discriminator, (pair.seen_real, pair.seen_fake), noise, pair.t, batch.y, count)
-        real, fake = judged.real, judged.fake
-
-        # A microbatch's loss is averaged over all `stride` of them; dividing by the global count makes that the mean.
-        per_sample = config.weight * pair.weight[:count] * draws.positions.stride / num_penalised
+        verdict = judge(config, nets.discriminator, (pair.seen_real, pair.seen_fake), pair.t, batch.y, draws)
+        real, fake, w = verdict.real, verdict.fake, pair.weight[:verdict.count]
         return _sum_of(
             {
                 "adversarial": F.softplus(-(real - fake)).mean(),  # Eq. 1
-                "r1": (per_sample * judged.slope_real.square()).sum(),  # Eq. 5, 18
-                "r2": (per_sample * judged.slope_fake.square()).sum(),  # Eq. 6, 19
+                "r1": config.weight * verdict.mean(w * verdict.slope_real.square()),  # Eq. 5, 18
+                "r2": config.weight * verdict.mean(w * verdict.slope_fake.square()),  # Eq. 6, 19
                 "centring": self._config.centring_weight * (real + fake).square().mean(),  # Eq. 7
             },
             {"logit_real": real.mean(), "logit_fake": fake.mean()},
@@ -123,8 +136,8 @@ class AdversarialFlow:
             "transport": self._config.transport_weight(step) * (distance / pair.weight).mean(),  # Eq. 11, 20
         }
         if self._config.guidance is not None:
-            guidance = self._config.guidance
-            weighted["guidance"] = guidance_loss(guidance, nets, pair.fake, pair.t, batch.y, draws)  # Eq. 26, 28, 38
+            guidance, guide = self._config.guidance, nets.frozen[self._config.guidance.guide]
+            weighted["guidance"] = guidance_loss(guidance, guide, pair.fake, pair.t, batch.y, draws)  # Eq. 26, 28, 38
         return _sum_of(weighted, {"logit_real": critique.logit_real, "logit_fake": critique.logit_fake})
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:

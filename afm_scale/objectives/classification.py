@@ -5,42 +5,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.random import Draws
-from ..core.types import Batch, Loss, Networks, Reduce, Role
+from ..core.types import Batch, Loss, Networks, Role
 from ..flow.path import interpolate
+from .described import Described
+from .objective import GameOfOne, GameOfOneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationConfig:
+class ClassificationConfig(GameOfOneConfig):
+    """What is trained is under `model.classifier`."""
+
+    roles: ClassVar[tuple[Role, ...]] = (Role.CLASSIFIER,)
+    prediction: ClassVar[None] = None
     kind: Literal["classification"] = "classification"
 
+    def check(self, described: Described) -> None:
+        if described.model.classifier.weights is not None:
+            raise ConfigError(
+                f"model.classifier.weights is for guidance; objective.kind {self.kind!r} trains the classifier: set it "
+                "to null (run.initialise_from starts from another run's weights)"
+            )
 
-class Classification:
-    """A game of one, whose player is the classifier."""
 
-    learner = Role.CLASSIFIER
+class Classification(GameOfOne):
+    """The one player is the classifier."""
 
-    def __init__(self, config: ClassificationConfig, mean_over_ranks: Reduce, device: torch.device) -> None:
-        pass
-
-    def turns(self, step: int) -> tuple[Role, ...]:
-        return (Role.CLASSIFIER,)
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        return {}
-
-    def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
-        """Nothing here depends on the whole batch."""
-
-    def classifier_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+    def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         t = draws.uniform("time")
         z = draws.normal("source noise", batch.x.shape[1:]).to(batch.x.dtype)
         logits = nets.classifier(interpolate(batch.x, z, t), t)

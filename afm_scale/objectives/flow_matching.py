@@ -7,23 +7,26 @@ With class dropout some samples are shown without their class (arXiv 2207.12598)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.random import Draws
-from ..core.types import NO_CLASS, Batch, Loss, Networks, Reduce, Role
+from ..core.types import Batch, Loss, Networks, Role, without_class
 from ..flow.path import Prediction, interpolate
+from .demands import no_class_taken
+from .described import Described
+from .objective import GameOfOne, GameOfOneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatchingConfig:
+class FlowMatchingConfig(GameOfOneConfig):
     """`time_mean`, `time_std`: t = sigmoid(N(mean, std)) if given, U(0, 1) if not."""
 
+    prediction: ClassVar[Prediction] = Prediction.V
     kind: Literal["flow_matching"] = "flow_matching"
     time_mean: float | None = None
     time_std: float = 1.0
@@ -33,26 +36,25 @@ class FlowMatchingConfig:
         if not 0 <= self.class_dropout < 1:
             raise ConfigError(f"class_dropout is a probability in [0, 1), found {self.class_dropout:g}")
 
+    @property
+    def hides_classes(self) -> bool:
+        return self.class_dropout > 0
 
-class FlowMatching:
-    """A game of one."""
+    def check(self, described: Described) -> None:
+        if described.model.generator.times == "none":
+            raise ConfigError(
+                f"objective.kind {self.kind!r} needs a generator that is told the time; "
+                "set model.generator.times=source"
+            )
+        no_class_taken(described.model, self.class_dropout)
 
-    learner = Role.GENERATOR
-    prediction = Prediction.V
 
-    def __init__(self, config: FlowMatchingConfig, mean_over_ranks: Reduce, device: torch.device) -> None:
-        self._config = config
+class FlowMatching(GameOfOne):
+    """The generator's output is the velocity."""
 
-    def turns(self, step: int) -> tuple[Role, ...]:
-        return (Role.GENERATOR,)
+    config: FlowMatchingConfig
 
-    def state_dict(self) -> Mapping[str, Tensor]:
-        return {}
-
-    def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
-        """Nothing here depends on the whole batch."""
-
-    def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+    def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         t = self._times(draws)
         z = draws.normal("source noise", batch.x.shape[1:]).to(batch.x.dtype)
         velocity = nets.generator(interpolate(batch.x, z, t), t, t, self._labels(batch.y, draws))
@@ -60,11 +62,11 @@ class FlowMatching:
         return Loss(total, {"total": total.detach()})
 
     def _times(self, draws: Draws) -> Tensor:
-        if self._config.time_mean is None:
+        if self.config.time_mean is None:
             return draws.uniform("time")
-        return torch.sigmoid(self._config.time_mean + self._config.time_std * draws.normal("time", ()))
+        return torch.sigmoid(self.config.time_mean + self.config.time_std * draws.normal("time", ()))
 
     def _labels(self, y: Tensor, draws: Draws) -> Tensor:
-        if self._config.class_dropout == 0:
+        if self.config.class_dropout == 0:
             return y
-        return y.masked_fill(draws.uniform("class dropout") < self._config.class_dropout, NO_CLASS)
+        return without_class(y, draws.uniform("class dropout") < self.config.class_dropout)

@@ -44,8 +44,8 @@ class GradientScale:
 
     def observe(self, gradient: Tensor) -> None:
         """Counts one microbatch's gradient [B, C, H, W] towards the next update of S."""
-        self._observed.append(gradient.numel() * gradient.float().square().sum().double()
-                              if gradient.dtype != torch.float64 else gradient.numel() * gradient.square().sum())
+        exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        self._observed.append(gradient.numel() * exact.square().sum().double())
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """The scaled gradient. The first call after `observe` updates S: one scalar collective per update."""

@@ -1,21 +1,30 @@
-"""The protocols of objectives: what the loop asks of each, and what more of those that train a generator."""
+"""The protocol of objectives, what their configurations answer for them, and the base of games of one.
+
+An objective is one file: a configuration that says what it needs, a class with a loss, and one line in `table.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from ..core.random import Draws
-from ..core.types import Batch, Loss, Networks, Role
+from ..core.schedules import AverageConfig
+from ..core.types import Batch, Loss, Networks, Reduce, Role
 from ..flow.path import Prediction
+from .described import Described
 
 
 class Objective(Protocol):
-    """Losses never call backward, never log, never count steps."""
+    """An objective's losses never call backward, never log, never count steps."""
 
     learner: Role  # the player that the run is for: it is averaged, its updates are the steps
+    prediction: Prediction | None  # what the generator's output means, the sampler moves with it; None: trains none
 
     def turns(self, step: int) -> tuple[Role, ...]:
         """Who moves in this step, in order; each turn gets fresh data. AFM: discriminator, then generator."""
@@ -25,32 +34,113 @@ class Objective(Protocol):
         """A first look at each microbatch of a turn, only when several share one, for statistics of the whole batch."""
         ...
 
+    def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+        """The loss of the player whose turn it is, on one microbatch."""
+        ...
+
     def state_dict(self) -> Mapping[str, Tensor]:
         """Tensors a resumed run needs, always the same ones; loading fills them in place."""
         ...
 
 
-class GenerativeObjective(Objective, Protocol):
-    """An objective that trains a generator; its learner is that."""
+@dataclass(frozen=True, kw_only=True)
+class FrozenNetwork:
+    """A network of an objective's own that does not learn: the average of another run, on data of the same kind."""
 
-    prediction: Prediction  # what the generator's output means; the sampler moves with it
+    weights: Path  # a run's folder or one of its checkpoints
+    role: Role = Role.GENERATOR  # what that run trained
+    objective: str | None = None  # the kind of objective that it was trained by; None: any
+    hides_classes: bool = False  # whether samples without a class must have been among those it saw
 
-    def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """The generator's loss on one microbatch."""
+
+class ObjectiveConfig(Protocol):
+    """What an objective says of itself before anything is built. Nobody else knows objectives by their names."""
+
+    kind: str
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """As of `Objective`."""
+        ...
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Who learns; the first is whom the run is for. Each is described under `model` and `optimizer`."""
+        ...
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """Which of the frozen networks under `model` it asks: "classifier", "flow"."""
+        ...
+
+    @property
+    def frozen(self) -> Mapping[str, FrozenNetwork]:
+        """Frozen networks of its own, by the names under which `Networks.frozen` has them beside the guides."""
+        ...
+
+    @property
+    def averages(self) -> Mapping[str, AverageConfig]:
+        """Averages of the learner beside the published one, by the names under which `Networks.averages` has them."""
+        ...
+
+    @property
+    def differentiates_forward(self) -> bool:
+        """Whether it needs derivatives in forward mode (flow/derivative.py), which not every plan has."""
+        ...
+
+    @property
+    def hides_classes(self) -> bool:
+        """Whether some samples are shown without their class, so that the network knows samples of any class too."""
+        ...
+
+    def check(self, described: Described) -> None:
+        """Raises ConfigError for a recipe that it cannot train: times, a class that is hidden, the batch ..."""
+        ...
+
+    def resolved(self, precision: str) -> Self:
+        """The same with what it leaves open decided by `parallel.precision`."""
         ...
 
 
-class ClassifierObjective(Objective, Protocol):
-    """An objective that trains a classifier."""
+class GameOfOneConfig:
+    """The answers of an objective that trains one generator and needs nothing else; subclasses say what differs."""
 
-    def classifier_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """The classifier's loss on one microbatch."""
-        ...
+    roles: ClassVar[tuple[Role, ...]] = (Role.GENERATOR,)
+    guides: ClassVar[tuple[str, ...]] = ()
+    differentiates_forward: ClassVar[bool] = False
+
+    @property
+    def hides_classes(self) -> bool:
+        return False
+
+    @property
+    def frozen(self) -> Mapping[str, FrozenNetwork]:
+        return {}
+
+    @property
+    def averages(self) -> Mapping[str, AverageConfig]:
+        return {}
+
+    def check(self, described: Described) -> None:
+        """Nothing is wanted of the rest of the recipe."""
+
+    def resolved(self, precision: str) -> Self:
+        return self
 
 
-class AdversarialObjective(GenerativeObjective, Protocol):
-    """An objective whose turns include the discriminator's."""
+class GameOfOne:
+    """The base of objectives with one player: a subclass is its loss."""
 
-    def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """The discriminator's loss on one microbatch."""
-        ...
+    def __init__(self, config: ObjectiveConfig, mean_over_ranks: Reduce, device: torch.device) -> None:
+        (self.learner,) = config.roles
+        self.prediction = config.prediction
+        self.config = config
+
+    def turns(self, step: int) -> tuple[Role, ...]:
+        return (self.learner,)
+
+    def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
+        """Nothing here depends on the whole batch."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        return {}

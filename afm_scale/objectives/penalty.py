@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.random import Draws
 from ..core.types import Discriminator
 
 Pair = Sequence[Tensor]
-"""Of the real and of the fake samples."""
+"""One value for the real and one for the fake samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +33,55 @@ class PenaltyConfig:
     precise: bool | None = None  # slopes by a precise call of D; null: where parallel.precision is bf16 or fp8
 
 
-class Judged(NamedTuple):
-    real: Tensor  # [B] logits
+class Verdict(NamedTuple):
+    """D's logits of all samples, and its slopes at those `count` that are penalised: the first ones."""
+
+    real: Tensor  # [B]
     fake: Tensor  # [B]
     slope_real: Tensor  # [count]
     slope_fake: Tensor  # [count]
+    part: float  # what one of them counts in the mean over all that are penalised
+
+    @property
+    def count(self) -> int:
+        return len(self.slope_real)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """This microbatch's term in the mean of values [count] over the penalised share of the global batch, []."""
+        return (self.part * values).sum()
 
 
 def judge(
-    config: PenaltyConfig, discriminator: Discriminator, samples: Pair, noise: Pair, t: Tensor, y: Tensor, count: int
-) -> Judged:
-    """Logits of real and fake samples, [B, C, H, W] each, and slopes along `noise` at the first `count` of them.
+    config: PenaltyConfig, discriminator: Discriminator, samples: Pair, t: Tensor, y: Tensor, draws: Draws
+) -> Verdict:
+    """What D says of real and fake samples, [B, C, H, W] each.
 
-    By one call of D. Where slopes are `precise`, a precise call judges the first `count` and their moved copies, and
-    another one the rest: no sample is judged twice.
+    By one call of D. Where slopes are `precise`, a precise call judges the penalised samples and their moved copies,
+    and another one the rest: no sample is judged twice.
     """
-    if config.precise:
-        return _judge_precisely(config, discriminator, samples, noise, t, y, count)
+    positions = draws.positions
+    num_penalised = max(round(positions.total * config.share), 1)  # in the global batch
+    count = positions.below(num_penalised)  # of them in this microbatch
+    # A microbatch's loss is averaged over all `stride` of them; dividing by the global count makes that the mean.
+    part = positions.stride / num_penalised
+    shape, dtype = samples[0].shape[1:], samples[0].dtype
+    noise = [draws.normal(name, shape).to(dtype) for name in ("r1 noise", "r2 noise")]
+    found = _judge_precisely if config.precise else _judge
+    return Verdict(*found(config, discriminator, samples, noise, t, y, count), part)
+
+
+def _judge(
+    config: PenaltyConfig, discriminator: Discriminator, samples: Pair, noise: Pair, t: Tensor, y: Tensor, count: int
+) -> tuple[Tensor, ...]:
     moved = [a[:count] + config.epsilon * e[:count] for a, e in zip(samples, noise, strict=True)]
     real, fake, *after = _logits(discriminator, (*samples, *moved), t, y)
     slopes = [(b - a[:count]) / config.epsilon for a, b in zip((real, fake), after, strict=True)]
-    return Judged(real, fake, *slopes)
+    return real, fake, *slopes
 
 
 def _judge_precisely(
     config: PenaltyConfig, discriminator: Discriminator, samples: Pair, noise: Pair, t: Tensor, y: Tensor, count: int
-) -> Judged:
+) -> tuple[Tensor, ...]:
     # A rank may have no sample for one of the calls, but takes part in every gathering of D's weights, forward and
     # backward: then it shows D one that does not count.
     probed, first = max(count, 1), min(count, len(y) - 1)
@@ -68,7 +92,7 @@ def _judge_precisely(
     )
     logits = [torch.cat((a[:count], b[count - first:])) for a, b in zip(before, others, strict=True)]
     slopes = [(b - a) / config.epsilon for a, b in zip(before, (after_real, after_fake), strict=True)]
-    return Judged(*logits, *(slope[:count] for slope in slopes))
+    return *logits, *(slope[:count] for slope in slopes)
 
 
 def _logits(
@@ -76,5 +100,5 @@ def _logits(
 ) -> tuple[Tensor, ...]:
     """One call of D; samples have the times and the labels of the first ones of the batch."""
     counts = [len(x) for x in samples]
-    times, labels = (torch.cat([of[:count] for count in counts]) for of in (t, y))
+    times, labels = (torch.cat([values[:count] for count in counts]) for values in (t, y))
     return discriminator(torch.cat(samples), times, labels, **options).split(counts)

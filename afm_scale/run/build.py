@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,14 +12,13 @@ import torch
 from .. import __version__
 from ..checkpoint.manager import CheckpointManager
 from ..core.packages import require
-from ..core.types import Role
+from ..core.schedules import AverageConfig
+from ..core.types import PUBLISHED
 from ..data.order import PositionedSource
 from ..data.source import DataSource
 from ..models.layers import initial_weights
-from ..objectives.afm import AFMConfig
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
-from ..parallel.precision import block_dtype
 from ..train.agreeing_source import AgreeingSource
 from ..train.average import Average
 from ..train.failures import Failures
@@ -35,10 +34,10 @@ from ..train.hooks.skipped import SkippedHook
 from ..train.hooks.stop import StopHook
 from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
-from . import guides
-from .config import OBJECTIVES, PLANS, AnyObjective, RunConfig
+from .config import PLANS, RunConfig
 from .evaluations import build_evaluation
-from .networks import build_learner, build_networks, learner_of
+from .guides import frozen_networks
+from .networks import build_learner, build_networks, build_objective, learner_of
 from .sources import build_source
 from .typed import to_mapping
 
@@ -77,34 +76,27 @@ def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainSta
     """A run at step 0: the same weights for every plan and number of ranks."""
     seed, learner = config.loop.seed, learner_of(config)
     # First, because a recipe may leave their files open, and training may not.
-    classifier, flow = guides.frozen_classifier(config, plan), guides.frozen_flow(config, plan)
-    optimizers = {
-        Role.GENERATOR: config.optimizer.generator, Role.DISCRIMINATOR: config.optimizer.discriminator,
-        Role.CLASSIFIER: config.optimizer.classifier,
-    }
+    frozen = frozen_networks(config, plan)
     players = {
-        role: plan.player(role, network, initial_weights(network, seed, role.value), optimizers[role])
+        role: plan.player(
+            role, network, initial_weights(network, seed, role.value), getattr(config.optimizer, role.value)
+        )
         for role, network in build_networks(config).items()
     }
-    average = build_learner(config)  # starts as a copy of the learner
-    frozen_average = plan.frozen(average, initial_weights(average, seed, learner.value))
+
+    def average(chosen: AverageConfig) -> Average:
+        network = build_learner(config)  # starts as a copy of the learner
+        return Average(plan.frozen(network, initial_weights(network, seed, learner.value)), chosen, plan)
+
     return TrainState(
         players=players,
-        average=Average(frozen_average, config.average, plan),
-        objective=OBJECTIVES[type(config.objective)](objective_config(config), plan.mean_, plan.device),
+        averages={
+            name: average(chosen) for name, chosen in {PUBLISHED: config.average, **config.objective.averages}.items()
+        },
+        objective=build_objective(config, plan.mean_, plan.device),
         data=_build_data(config, plan),
-        classifier=classifier,
-        flow=flow,
+        frozen=frozen,
     )
-
-
-def objective_config(config: RunConfig) -> AnyObjective:
-    """The recipe's objective, with what it leaves open decided: whether D's penalties need a precise call."""
-    objective = config.objective
-    if not isinstance(objective, AFMConfig) or objective.penalty.precise is not None:
-        return objective
-    precise = block_dtype(config.parallel.precision) is not None
-    return replace(objective, penalty=replace(objective.penalty, precise=precise))
 
 
 def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:

@@ -7,16 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..flow.guidance import VelocityGuidance
-from ..flow.times import AnyTimes
-from ..models.discriminator import DiscriminatorConfig
+from ..core.types import Role
 from ..models.dit import BackboneConfig
-from ..models.generator import GeneratorConfig
-from ..objectives.afm import AFMConfig
-from ..objectives.classification import ClassificationConfig
-from ..objectives.flow_matching import FlowMatchingConfig
+from ..objectives.described import Described
 from ..parallel.precision import FP8_MULTIPLE, block_dtype
-from .classifier_evaluation import ClassifierEvaluationConfig, ClassifierReport, check_samples
 from .config import RunConfig
 
 
@@ -26,18 +20,8 @@ def check(config: RunConfig, world_size: int) -> None:
     check_precision(config)
     check_deepspeed(config)
     check_batch(config, config.parallel.data_ranks(world_size))
-    check_report(config)
-    check_evaluation(config)
-    if isinstance(config.objective, ClassificationConfig):
-        return check_classification(config)
-    if config.model.generator is None or config.optimizer.generator is None:
-        raise ConfigError(
-            f"objective.kind {config.objective.kind!r} needs model.generator and optimizer.generator; describe both"
-        )
-    if isinstance(config.objective, AFMConfig):
-        check_adversarial(config, config.objective)
-    else:
-        check_flow_matching(config, config.objective)
+    check_measured(config)
+    check_objective(config, config.parallel.data_ranks(world_size) * config.loop.accumulation)
 
 
 def check_mesh(config: RunConfig, world_size: int) -> None:
@@ -142,119 +126,61 @@ def check_batch(config: RunConfig, world_size: int) -> None:
         )
 
 
-def check_report(config: RunConfig) -> None:
-    """A classifier has an accuracy, a generator has samples."""
-    of_classifier, report = isinstance(config.objective, ClassificationConfig), config.report
-    if report is None:
-        return
-    if isinstance(report, ClassifierReport) is not of_classifier:
+def check_measured(config: RunConfig) -> None:
+    """The report and the evaluation have to fit what is trained: a classifier has accuracy, a generator samples."""
+    learner, kind, report = config.objective.roles[0], config.objective.kind, config.report
+    of_classifier, evaluation = learner is Role.CLASSIFIER, config.hooks.evaluation
+    if report is not None and report.measures is not learner:
         wanted = "report={kind: classifier}" if of_classifier else "another kind"
         raise ConfigError(
-            f"report.kind {report.kind!r} cannot measure what objective.kind {config.objective.kind!r} trains; "
+            f"report.kind {report.kind!r} cannot measure what objective.kind {kind!r} trains; "
             f"set {wanted}, or report=null"
         )
-    if isinstance(report, ClassifierReport):
-        check_samples(report, config.data, "report")
-
-
-def check_evaluation(config: RunConfig) -> None:
-    """Like the report's, the kind of evaluation has to fit what is trained."""
-    of_classifier, chosen = isinstance(config.objective, ClassificationConfig), config.hooks.evaluation
-    if chosen is None:
-        return
-    if isinstance(chosen, ClassifierEvaluationConfig) is not of_classifier:
+    if evaluation is not None and evaluation.measures is not learner:
         raise ConfigError(
-            f"hooks.evaluation.kind {chosen.kind!r} cannot measure what objective.kind {config.objective.kind!r} "
+            f"hooks.evaluation.kind {evaluation.kind!r} cannot measure what objective.kind {kind!r} "
             f"trains; set hooks.evaluation.kind={'classifier' if of_classifier else 'samples'}, or "
             "hooks.evaluation=null"
         )
-    if isinstance(chosen, ClassifierEvaluationConfig):
-        check_samples(chosen, config.data, "hooks.evaluation")
+    for setting, chosen in (("report", report), ("hooks.evaluation", evaluation)):
+        if chosen is not None:
+            chosen.check(config.data, setting)
+    if config.hooks.samples is not None and config.objective.prediction is None:
+        raise ConfigError(f"hooks.samples draws images, which a {learner.value} has none of; set hooks.samples=null")
 
 
-def check_adversarial(config: RunConfig, objective: AFMConfig) -> None:
-    generator, discriminator = config.model.generator, config.model.discriminator
-    if discriminator is None or config.optimizer.discriminator is None:
-        raise ConfigError("objective.kind 'afm' needs model.discriminator and optimizer.discriminator; describe both")
-    check_guides(config, objective)
-    any_pair = isinstance(objective.times, AnyTimes)
-    one_step = not any_pair and objective.times.steps == 1
-    wanted = "both" if any_pair else "source"
-    if isinstance(generator, GeneratorConfig) and not one_step and generator.times not in (wanted, "both"):
+def check_objective(config: RunConfig, num_parts: int) -> None:
+    """Everybody who learns or is asked is described, nobody else is, and the objective agrees."""
+    objective, model = config.objective, config.model
+    for role in objective.roles:
+        if getattr(model, role.value) is None or getattr(config.optimizer, role.value) is None:
+            raise ConfigError(
+                f"objective.kind {objective.kind!r} needs model.{role.value} and optimizer.{role.value}; describe both"
+            )
+    described = {name for name in ("generator", "discriminator", "classifier", "flow") if getattr(model, name)}
+    idle = described.difference(role.value for role in objective.roles)
+    if "discriminator" in idle and objective.prediction is not None:
         raise ConfigError(
-            f"objective.times {objective.times.kind!r} needs a generator that is told the time, "
-            f"found model.generator.times {generator.times!r}; set model.generator.times={wanted}"
-        )
-    if isinstance(discriminator, DiscriminatorConfig) and not one_step and not discriminator.target_time:
-        raise ConfigError(
-            f"objective.times {objective.times.kind!r} needs a discriminator that is told the target time; "
-            "set model.discriminator.target_time=true"
-        )
-
-
-def check_guides(config: RunConfig, objective: AFMConfig) -> None:
-    """What guides must be there, and what is there must guide."""
-    guidance, model = objective.guidance, config.model
-    asks_flow = isinstance(guidance, VelocityGuidance)
-    found = "null" if guidance is None else f"of kind {guidance.kind!r}"
-    if asks_flow and model.flow is None:
-        raise ConfigError(
-            "objective.guidance of kind 'velocity' needs a flow model; set model.flow to the folder of a run of "
-            "objective 'flow_matching' with class_dropout"
-        )
-    if guidance is not None and not asks_flow and model.classifier is None:
-        raise ConfigError(f"objective.guidance {found} needs a classifier; describe it under model.classifier")
-    if model.flow is not None and not asks_flow:
-        raise ConfigError(
-            f"model.flow is set, but nothing asks it: objective.guidance is {found}; set model.flow=null, or guide by "
-            "objective.guidance.kind velocity"
-        )
-    if model.classifier is not None and (guidance is None or asks_flow):
-        raise ConfigError(
-            f"model.classifier is described, but nothing asks it: objective.guidance is {found}; set "
-            "model.classifier=null, or guide by objective.guidance.kind flow or plain"
-        )
-
-
-def check_flow_matching(config: RunConfig, objective: FlowMatchingConfig) -> None:
-    generator, model = config.model.generator, config.model
-    if model.discriminator is not None:
-        raise ConfigError(
-            "objective.kind 'flow_matching' is a game of one, but the recipe has a discriminator; "
+            f"objective.kind {objective.kind!r} is a game of one, but the recipe has a discriminator; "
             "set model.discriminator=null"
         )
-    if model.classifier is not None or model.flow is not None:
-        name = "flow" if model.classifier is None else "classifier"
-        raise ConfigError(f"objective.kind 'flow_matching' has no guidance that could ask it; set model.{name}=null")
-    if isinstance(generator, GeneratorConfig) and generator.times == "none":
-        raise ConfigError(
-            "objective.kind 'flow_matching' needs a generator that is told the time; set model.generator.times=source"
+    objective.check(
+        Described(
+            model=model, shape=config.data.shape, num_classes=config.data.num_classes,
+            global_batch=config.data.global_batch, num_parts=num_parts,
         )
-    knows_none = generator.null_class if isinstance(generator, GeneratorConfig) else generator.conditional
-    if objective.class_dropout > 0 and not knows_none:
-        setting = "null_class" if isinstance(generator, GeneratorConfig) else "conditional"
+    )
+    for guide in objective.guides:
+        if guide not in described:
+            raise ConfigError(f"objective.kind {objective.kind!r} asks a frozen {guide}; describe it: model.{guide}")
+    idle = idle.difference(objective.guides)
+    if idle and objective.prediction is None:
+        settings = " ".join(f"model.{name}=null" for name in ("generator", "discriminator", "flow") if name in idle)
+        raise ConfigError(f"objective.kind {objective.kind!r} trains a classifier alone; set {settings}")
+    if idle:
         raise ConfigError(
-            f"objective.class_dropout {objective.class_dropout:g} hides the class of some samples, which the generator "
-            f"cannot be told; set model.generator.{setting}=true"
+            f"objective.kind {objective.kind!r} has no guidance that could ask it; set model.{min(idle)}=null"
         )
-
-
-def check_classification(config: RunConfig) -> None:
-    if config.model.classifier is None or config.optimizer.classifier is None:
-        raise ConfigError(
-            "objective.kind 'classification' needs model.classifier and optimizer.classifier; describe both"
-        )
-    if config.model.classifier.weights is not None:
-        raise ConfigError(
-            "model.classifier.weights is for guidance; objective.kind 'classification' trains the classifier: set it "
-            "to null (run.initialise_from starts from another run's weights)"
-        )
-    others = [name for name in ("generator", "discriminator", "flow") if getattr(config.model, name) is not None]
-    if others:
-        settings = " ".join(f"model.{name}=null" for name in others)
-        raise ConfigError(f"objective.kind 'classification' trains a classifier alone; set {settings}")
-    if config.hooks.samples is not None:
-        raise ConfigError("hooks.samples draws images, which a classifier has none of; set hooks.samples=null")
 
 
 def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:

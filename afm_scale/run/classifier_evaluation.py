@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError, RunError, UserError
 from ..core.random import Positions
-from ..core.types import Batch
+from ..core.types import Batch, Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
 from ..data.toys.digits import DigitsSource, held_out_digits
@@ -39,12 +39,17 @@ class AccuracyConfig:
     num_buckets: int = 10
     held_out: AnySource | None = None
     seed: int = 0  # of the times, the noise and the order of `held_out`
+    measures: ClassVar[Role] = Role.CLASSIFIER
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or not 1 <= self.num_buckets <= 100:
             raise ConfigError(
                 f"num_samples {self.num_samples} must be at least 1 and num_buckets {self.num_buckets} from 1 to 100"
             )
+
+    def check(self, data: AnySource, setting: str) -> None:
+        """Raises ConfigError if the accuracy of a classifier of `data` cannot be measured on the samples chosen."""
+        check_samples(self, data, setting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,19 @@
-"""The configuration of a run, composed of those beside the parts, and the tables of parts to choose from.
-
-Adding an objective or a plan is one line in the table here; a source, in `sources.py`.
-"""
+"""The configuration of a run, composed of those beside the parts. Kinds are chosen from the tables in their rooms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 from ..checkpoint.manager import CheckpointConfig
-from ..models.classifier import ClassifierConfig, DiTClassifier
-from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
-from ..models.generator import DiTGenerator, GeneratorConfig
-from ..models.mlp import MLPClassifier, MLPClassifierConfig, MLPConfig, MLPDiscriminator, MLPGenerator
-from ..objectives.afm import AdversarialFlow, AFMConfig
-from ..objectives.classification import Classification, ClassificationConfig
-from ..objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from ..core.schedules import AverageConfig
+from ..models.table import CLASSIFIERS, DISCRIMINATORS, GENERATORS
+from ..objectives.table import OBJECTIVES
 from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.fsdp2 import FSDP2Plan
 from ..parallel.optim import OptimizerConfig
 from ..sampling.sampler import SamplingConfig
-from ..train.average import AverageConfig
 from ..train.hooks.console import ConsoleConfig
 from ..train.hooks.divergence import DivergenceConfig
 from ..train.hooks.metrics import MetricsConfig
@@ -32,17 +23,14 @@ from .classifier_evaluation import ClassifierEvaluationConfig
 from .report import ReportConfig
 from .sample_evaluation import SampleEvaluationConfig
 from .sources import AnySource
+from .typed import one_of
 
-OBJECTIVES = {AFMConfig: AdversarialFlow, FlowMatchingConfig: FlowMatching, ClassificationConfig: Classification}
-GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
-CLASSIFIERS = {ClassifierConfig: DiTClassifier, MLPClassifierConfig: MLPClassifier}
-DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 
-AnyObjective = Union[tuple(OBJECTIVES)]  # noqa: UP007
-AnyGenerator = Union[tuple(GENERATORS)]  # noqa: UP007
-AnyClassifier = Union[tuple(CLASSIFIERS)]  # noqa: UP007
-AnyDiscriminator = Union[tuple(DISCRIMINATORS)]  # noqa: UP007
+AnyObjective = one_of(OBJECTIVES)
+AnyGenerator = one_of(GENERATORS)
+AnyClassifier = one_of(CLASSIFIERS)
+AnyDiscriminator = one_of(DISCRIMINATORS)
 
 
 @dataclass(frozen=True, kw_only=True)

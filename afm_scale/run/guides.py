@@ -1,4 +1,4 @@
-"""The frozen networks that guide a generator: a classifier, or a flow model. They come from files of their own."""
+"""The networks that do not learn: guides and those of an objective's own. They come from files of their own."""
 
 from __future__ import annotations
 
@@ -13,21 +13,45 @@ from ..checkpoint.manifest import read_manifest, resolve_checkpoint
 from ..checkpoint.tensors import read_tensors
 from ..core.errors import CheckpointError, ConfigError
 from ..core.types import Role
-from ..objectives.classification import ClassificationConfig
-from ..objectives.flow_matching import FlowMatchingConfig
+from ..objectives.objective import FrozenNetwork
 from ..parallel.compile import compile_blocks
 from ..parallel.plan import ParallelPlan
 from .check import first_mismatch
 from .config import RunConfig
-from .networks import build_classifier, build_generator, learner_of
+from .networks import build_learner, build_network, learner_of
 from .typed import from_mapping, to_mapping
 
 
-def frozen_classifier(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
-    """The guiding classifier with its weights. Raises ConfigError if they are missing or of another network."""
-    classifier = build_classifier(config)
-    if classifier is None:
-        return None
+def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Module]:
+    """All that the objective asks, with their weights, as the plan lays them over the ranks.
+
+    Raises ConfigError if one's weights are missing, of another network, or of other data.
+    """
+    return {name: _laid_out(*_with_weights(config, name), config, plan) for name in _names(config)}
+
+
+def frozen_modules(config: RunConfig) -> dict[str, nn.Module]:
+    """The same on the meta device: shapes without storage. Weights are looked at where they alone say the shapes."""
+    return {
+        name: build_network(config, Role.CLASSIFIER) if name == "classifier" else _of_a_run(config, name)[0]
+        for name in _names(config)
+    }
+
+
+def _names(config: RunConfig) -> tuple[str, ...]:
+    return (*config.objective.guides, *config.objective.frozen)
+
+
+def _with_weights(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The network on the meta device, and its weights on the CPU."""
+    if name == "classifier":
+        return _guiding_classifier(config)
+    network, checkpoint = _of_a_run(config, name)
+    return network, average_weights(checkpoint)
+
+
+def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    classifier = build_network(config, Role.CLASSIFIER)
     weights = config.model.classifier.weights
     if weights is None:
         raise ConfigError(
@@ -38,21 +62,23 @@ def frozen_classifier(config: RunConfig, plan: ParallelPlan) -> nn.Module | None
     mismatch = first_mismatch(given, classifier.state_dict())
     if mismatch is not None:
         raise ConfigError(f"{weights} holds another classifier: {mismatch}; change model.classifier or the file")
-    return _laid_out(classifier, given, config, plan)
+    return classifier, given
 
 
-def frozen_flow(config: RunConfig, plan: ParallelPlan) -> nn.Module | None:
-    """The guiding flow model, built from its own checkpoint. Raises ConfigError if it does not fit the recipe."""
-    folder = config.model.flow
-    if folder is None:
-        return None
-    theirs, given = _average_of(folder, "model.flow", FlowMatchingConfig, config)
-    if theirs.objective.class_dropout == 0:
+def _of_a_run(config: RunConfig, name: str) -> tuple[nn.Module, Path]:
+    """The network of the average of another run, on the meta device, and the checkpoint that has its weights."""
+    if name == "flow":
+        setting = "model.flow"
+        wanted = FrozenNetwork(weights=config.model.flow, objective="flow_matching", hides_classes=True)
+    else:
+        setting, wanted = f"objective.{name}", config.objective.frozen[name]
+    theirs, checkpoint = _run_of(wanted, setting, config)
+    if wanted.hides_classes and not theirs.objective.hides_classes:
         raise ConfigError(
-            f"model.flow {folder} always saw the class of its samples, so it has no velocity without one to compare "
-            "with; train it with objective.class_dropout=0.1"
+            f"{setting} {wanted.weights} always saw the class of its samples, so it has no velocity without one to "
+            "compare with; train it with objective.class_dropout=0.1"
         )
-    return _laid_out(build_generator(theirs), given, config, plan)
+    return build_learner(theirs), checkpoint
 
 
 def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig, plan: ParallelPlan) -> nn.Module:
@@ -90,9 +116,10 @@ def _unprefixed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
     if path.is_dir():
-        theirs, given = _average_of(path, "model.classifier.weights", ClassificationConfig, config)
+        wanted = FrozenNetwork(weights=path, role=Role.CLASSIFIER, objective="classification")
+        theirs, checkpoint = _run_of(wanted, "model.classifier.weights", config)
         _check_description(path, theirs, config)
-        return given
+        return average_weights(checkpoint)
     if not path.is_file():
         raise ConfigError(
             f"model.classifier.weights {path}: no such file; give a safetensors file, or the folder of a run"
@@ -115,25 +142,28 @@ def _check_description(folder: Path, theirs: RunConfig, config: RunConfig) -> No
         )
 
 
-def _average_of(
-    folder: Path, setting: str, objective: type, config: RunConfig
-) -> tuple[RunConfig, dict[str, Tensor]]:
-    """The configuration and the averaged weights of the run's newest checkpoint.
+def _run_of(wanted: FrozenNetwork, setting: str, config: RunConfig) -> tuple[RunConfig, Path]:
+    """The configuration and the newest checkpoint of a run.
 
-    Its objective must be this one, and its data of the shape and the classes that `config` has.
+    Its objective must be the one wanted, and its data of the shape and the classes that `config` has.
     """
+    folder = wanted.weights
     try:
         checkpoint = resolve_checkpoint(folder)
         theirs = config_of(checkpoint)
     except CheckpointError as error:
         raise ConfigError(f"{setting}: {error}") from error
-    if not isinstance(theirs.objective, objective):
+    if wanted.objective not in (None, theirs.objective.kind):
         raise ConfigError(
             f"{setting} {folder} is a run of objective {theirs.objective.kind!r}; wanted "
-            f"{objective.kind!r}, trained on the same data"
+            f"{wanted.objective!r}, trained on the same data"
+        )
+    if learner_of(theirs) is not wanted.role:
+        raise ConfigError(
+            f"{setting} {folder} is the run of a {learner_of(theirs).value}; wanted that of a {wanted.role.value}"
         )
     for name in ("shape", "num_classes"):
-        found, wanted = getattr(theirs.data, name), getattr(config.data, name)
-        if found != wanted:
-            raise ConfigError(f"{setting} {folder} was trained on data of {name} {found}, this recipe has {wanted}")
-    return theirs, average_weights(checkpoint)
+        found, needed = getattr(theirs.data, name), getattr(config.data, name)
+        if found != needed:
+            raise ConfigError(f"{setting} {folder} was trained on data of {name} {found}, this recipe has {needed}")
+    return theirs, checkpoint

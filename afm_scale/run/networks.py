@@ -1,4 +1,4 @@
-"""From a configuration to networks on the meta device: shapes without storage."""
+"""From a configuration to networks on the meta device, shapes without storage, and to the objective that asks them."""
 
 from __future__ import annotations
 
@@ -8,47 +8,44 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.types import Role
-from ..flow.path import Prediction
-from .config import CLASSIFIERS, DISCRIMINATORS, GENERATORS, OBJECTIVES, RunConfig
+from ..core.types import Reduce, Role
+from ..models.table import CLASSIFIERS, DISCRIMINATORS, GENERATORS
+from ..objectives.objective import Objective
+from ..objectives.table import OBJECTIVES
+from .config import RunConfig
+
+_TABLES = {Role.GENERATOR: GENERATORS, Role.DISCRIMINATOR: DISCRIMINATORS, Role.CLASSIFIER: CLASSIFIERS}
 
 
 def build_networks(config: RunConfig) -> dict[Role, nn.Module]:
-    """The players' networks on the meta device: shapes without storage."""
-    networks = {learner_of(config): build_learner(config)}
-    if config.model.discriminator is not None:
-        networks[Role.DISCRIMINATOR] = _on_meta(DISCRIMINATORS, config.model.discriminator, config)
-    return networks
+    """The players' networks on the meta device, the learner's first."""
+    return {role: build_network(config, role) for role in config.objective.roles}
 
 
-def build_learner(config: RunConfig) -> nn.Module:
-    """The network that the run is for, or its average, on the meta device: the generator, or a classifier."""
-    if learner_of(config) is Role.CLASSIFIER:
-        return _on_meta(CLASSIFIERS, config.model.classifier, config)
-    return build_generator(config)
-
-
-def build_generator(config: RunConfig) -> nn.Module:
-    """The generator (or its average) on the meta device."""
-    return _on_meta(GENERATORS, config.model.generator, config)
-
-
-def build_classifier(config: RunConfig) -> nn.Module | None:
-    """The guiding classifier on the meta device; None where there is none, or where it is trained."""
-    if config.model.classifier is None or learner_of(config) is Role.CLASSIFIER:
-        return None
-    return _on_meta(CLASSIFIERS, config.model.classifier, config)
-
-
-def _on_meta(table: Mapping[type, type[nn.Module]], described: Any, config: RunConfig) -> nn.Module:
+def build_network(config: RunConfig, role: Role) -> nn.Module:
+    """A network as it is described under `model`, on the meta device."""
+    table: Mapping[type, Any] = _TABLES[role]
+    described = getattr(config.model, role.value)
     with torch.device("meta"):
         return table[type(described)](described, config.data.shape, config.data.num_classes)
 
 
 def learner_of(config: RunConfig) -> Role:
-    return OBJECTIVES[type(config.objective)].learner
+    """The player that the run is for."""
+    return config.objective.roles[0]
 
 
-def prediction_of(config: RunConfig) -> Prediction:
-    """What the generator's output means: the objective knows."""
-    return OBJECTIVES[type(config.objective)](config.objective, lambda value: value, torch.device("cpu")).prediction
+def build_learner(config: RunConfig) -> nn.Module:
+    """The network that the run is for, or its average, on the meta device."""
+    return build_network(config, learner_of(config))
+
+
+def build_generator(config: RunConfig) -> nn.Module:
+    """The generator (or its average) on the meta device."""
+    return build_network(config, Role.GENERATOR)
+
+
+def build_objective(config: RunConfig, mean_over_ranks: Reduce, device: torch.device) -> Objective:
+    """The recipe's objective, with what it leaves open decided."""
+    resolved = config.objective.resolved(config.parallel.precision)
+    return OBJECTIVES[type(resolved)](resolved, mean_over_ranks, device)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..core.types import Batch
+from ..core.types import Batch, Role
 from ..data.toys.mixture1d import GaussianMixture
 from ..data.toys.mixture2d import ClassMixture
 from ..evaluation.toys.digits import digits_quality
@@ -25,8 +25,17 @@ from .classifier_evaluation import ClassifierReport
 Findings = Mapping[str, object]
 
 
+class _OfSamples:
+    """A report of a generator's samples; any data will do."""
+
+    measures: ClassVar[Role] = Role.GENERATOR
+
+    def check(self, data: Any, setting: str) -> None:
+        pass
+
+
 @dataclass(frozen=True, kw_only=True)
-class DigitsReport:
+class DigitsReport(_OfSamples):
     """Measures samples against the held-out digits and draws ten of each class."""
 
     kind: Literal["digits"] = "digits"
@@ -53,7 +62,7 @@ class DigitsReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureReport:
+class MixtureReport(_OfSamples):
     """Compares the map with the exact optimal transport and draws the paper's picture of the flow."""
 
     kind: Literal["mixture1d"] = "mixture1d"
@@ -79,7 +88,7 @@ class MixtureReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture2DReport:
+class Mixture2DReport(_OfSamples):
     """Measures how samples lie about the centres of their classes, and draws them beside the data."""
 
     kind: Literal["mixture2d"] = "mixture2d"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from ..core.errors import ConfigError
+from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig, InceptionConfig
 from ..evaluation.reference import Reference
 from ..parallel.plan import ParallelPlan
@@ -21,6 +22,7 @@ from .measure import compare_on_rank_0, measure
 class SampleEvaluationConfig:
     """What is drawn, and what it is compared with. Classes come in turn, balanced."""
 
+    measures: ClassVar[Role] = Role.GENERATOR
     kind: Literal["samples"] = "samples"
     every_steps: int
     reference: Path  # an npz that `python -m afm_scale evaluate --write-reference` made, or ADM's
@@ -42,6 +44,9 @@ class SampleEvaluationConfig:
                 f"num_samples {self.num_samples} and members {self.members} are too few for a covariance, or for "
                 f"precision and recall with {self.neighbours} neighbours; use more samples, or members: 0"
             )
+
+    def check(self, data: Any, setting: str) -> None:
+        """Any data will do."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,24 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..core.errors import ConfigError
 
 T = TypeVar("T")
 Keys = tuple[str, ...]  # the way to a value: ("optimizer", "betas", "[1]") is optimizer.betas[1]
+
+
+class OneOf:
+    """The configurations of a table, as it is when a value is read: whoever adds an entry need not tell anybody."""
+
+    def __init__(self, table: Mapping[type, object]) -> None:
+        self.table = table
+
+
+def one_of(table: Mapping[type, object]) -> Any:
+    """A type hint: a value of one of the table's configurations, told apart by their `kind`."""
+    return Annotated[object, OneOf(table)]
 
 
 def from_mapping(config_type: type[T], mapping: Mapping[str, Any]) -> T:
@@ -52,8 +64,8 @@ def build(wanted: Any, value: Any, keys: Keys) -> Any:
     kind, arguments = get_origin(wanted) or wanted, get_args(wanted)
     if wanted is Any:  # another program's setting, which it checks itself
         return value
-    if kind in (Union, UnionType):
-        return _build_union(arguments, value, keys)
+    if kind in (Union, UnionType, Annotated):
+        return _build_union(_members(wanted), value, keys)
     if kind is Literal:
         return _choose({choice: choice for choice in arguments}, value, keys)
     if kind is tuple:
@@ -83,7 +95,7 @@ def _build_dataclass(cls: type, value: Any, keys: Keys) -> Any:
     required = [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]
     if missing := [name for name in required if name not in value]:
         raise Mistake(keys, f"missing {', '.join(map(repr, missing))}; there is no default")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     values = {name: build(hints[name], value[name], (*keys, name)) for name in known if name in value}
     try:
         return cls(**values)
@@ -94,6 +106,15 @@ def _build_dataclass(cls: type, value: Any, keys: Keys) -> Any:
 def _shorthand(cls: type) -> str | None:
     """The field that a bare scalar stands for (see core/schedules.py)."""
     return getattr(cls, "shorthand", None)
+
+
+def _members(wanted: Any) -> tuple:
+    """What a union is made of."""
+    if get_origin(wanted) is Annotated:
+        return tuple(wanted.__metadata__[0].table)
+    if get_origin(wanted) in (Union, UnionType):
+        return tuple(member for part in get_args(wanted) for member in _members(part))
+    return (wanted,)
 
 
 def _build_union(members: tuple, value: Any, keys: Keys) -> Any:

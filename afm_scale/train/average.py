@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from ..core.schedules import AverageConfig
 from ..ops.average import average_
 from ..parallel.plan import ParallelPlan, Player
-
-
-@dataclass(frozen=True, kw_only=True)
-class AverageConfig:
-    """average <- decay average + (1 - decay) weights, once per update of the learner, in the weights' precision."""
-
-    decay: float  # 0.9999 as published; 0 copies the weights
-    warm_up: bool = False  # use min(decay, (1 + k) / (10 + k)) at update k = 0, 1, ...: forgets the start sooner
-
-    def decay_at(self, step: int) -> float:
-        return min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
 
 
 class Average:

@@ -13,7 +13,6 @@ from ..core.errors import ConfigError
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch, Loss, Role
 from ..data.source import Skipped
-from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan
 from .hooks.hook import HookList, StepReport
 from .state import TrainState
@@ -68,39 +67,36 @@ class ReportBuilder:
         )
 
 
-def loss_of(role: Role, objective: Objective) -> Callable[..., Loss]:
-    """The loss of the player that moves."""
-    if role is Role.CLASSIFIER:
-        return objective.classifier_loss
-    return objective.generator_loss if role is Role.GENERATOR else objective.discriminator_loss
-
-
 def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: HookList) -> None:
     """Takes turns until `config.steps` updates of the learner are done or a hook wants to stop.
 
     Each turn has fresh data, split into microbatches by position in the global batch. Random numbers depend on
     (seed, step, role, position) alone. Saves nothing itself, reads no tensor back: those are hooks.
     """
-    nets, next_batch, learner = state.networks(), iter(state.data).__next__, state.objective.learner
+    next_batch = iter(state.data).__next__
     with hooks.running(state):
         while state.step < config.steps and not hooks.wants_stop():
-            report = ReportBuilder()
+            report, nets, learner = ReportBuilder(), state.networks(), state.objective.learner
+            # Take turns.
             for role in state.objective.turns(state.step):  # AFM: discriminator, then generator; the others: generator
                 player = state.players[role]
                 batch = report.batch(next_batch)
                 micros = microbatches(batch, plan, config, state.step, role)
-                if len(micros) > 1:
+                if len(micros) > 1:  # a first look
                     with plan.turn_of(player, last=False):
                         for micro, draws in micros:
                             state.objective.survey(role, nets, micro, draws, state.step)
+                # Learn.
                 for index, (micro, draws) in enumerate(micros):
                     with plan.turn_of(player, last=index == len(micros) - 1):
-                        loss = loss_of(role, state.objective)(nets, micro, draws, state.step)
+                        loss = state.objective.loss(role, nets, micro, draws, state.step)
                         plan.backward(player, loss.total / len(micros))
-                    report.add(role, loss, len(micro.y) if role is learner else 0)
+                    report.add(role, loss, len(micro) if role is learner else 0)
                 report.grad_norms[role.value] = plan.step(player, state.step)
                 report.learning_rates[role.value] = player.learning_rate(state.step)
-            state.average.update(state.players[learner], state.step)
+            # Move the averages.
+            for average in state.averages.values():
+                average.update(state.players[learner], state.step)
             state.step += 1
             completed = report.build(state.step, plan.num_data_ranks, state.data.take_skipped())
             state.images_seen += completed.images
@@ -115,7 +111,7 @@ def microbatches(
     Sources give float32; from here on samples are in the precision of the networks.
     """
     batch = Batch(batch.x.to(plan.dtype), batch.y)
-    positions = Positions(plan.data_rank, plan.num_data_ranks, len(batch.y))
+    positions = Positions(plan.data_rank, plan.num_data_ranks, len(batch))
     parts = []
     for index in range(config.accumulation):
         part = positions.every(index, config.accumulation)

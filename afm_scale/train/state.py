@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.types import Classifier, Generator, Networks, Role
+from ..core.types import PUBLISHED, Networks, Role, networks_of
 from ..data.source import DataSource
 from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan, Player
@@ -20,27 +20,28 @@ class TrainState:
     """The state of a run at a step boundary. Randomness has none: it is a function of (seed, step, role, position)."""
 
     players: Mapping[Role, Player]
-    average: Average
+    averages: Mapping[str, Average]  # of the learner: the one that is published, and those the objective asks
     objective: Objective
     data: DataSource
-    classifier: Classifier | None = None  # frozen: comes from its own file, not from the checkpoint
-    flow: Generator | None = None  # frozen, likewise
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)  # come from their own files, not from the checkpoint
     step: int = 0  # completed updates of the learner: the generator, or the classifier that is trained
     images_seen: int = 0  # by the learner, over all ranks
 
+    @property
+    def average(self) -> Average:
+        """The one that is sampled, evaluated and published."""
+        return self.averages[PUBLISHED]
+
     def networks(self) -> Networks:
-        network = {role: player.network for role, player in self.players.items()}
-        return Networks(
-            generator=network.get(Role.GENERATOR),
-            average=self.average.network,
-            discriminator=network.get(Role.DISCRIMINATOR),
-            classifier=network.get(Role.CLASSIFIER, self.classifier),
-            flow=self.flow,
-        )
+        players = {role: player.network for role, player in self.players.items()}
+        return networks_of(players, {name: average.network for name, average in self.averages.items()}, self.frozen)
 
     def tensors(self, plan: ParallelPlan) -> dict[str, Tensor]:
         """All tensors by a name that does not depend on the plan; loading a checkpoint fills them in place."""
-        named = {f"average.{name}": tensor for name, tensor in plan.state_dict(self.average.network).items()}
+        named = {}
+        for average, kept in self.averages.items():
+            prefix = _prefix(average)
+            named |= {f"{prefix}{name}": tensor for name, tensor in plan.state_dict(kept.network).items()}
         for role, player in self.players.items():
             named |= {f"{role.value}.{name}": tensor for name, tensor in plan.state_dict(player.module).items()}
             optimizer = plan.optimizer_state_dict(player)
@@ -49,7 +50,8 @@ class TrainState:
 
     def take(self, plan: ParallelPlan, tensors: Mapping[str, Tensor]) -> None:
         """Makes the values of `tensors(plan)`, into which a checkpoint was loaded, those of the run. Collective."""
-        plan.load_state_dict(self.average.network, _under("average.", tensors))
+        for name, average in self.averages.items():
+            plan.load_state_dict(average.network, _under(_prefix(name), tensors))
         for role, player in self.players.items():
             plan.load_state_dict(player.module, _under(f"{role.value}.", tensors))
             plan.load_optimizer_state_dict(player, _under(f"optimizer.{role.value}.", tensors))
@@ -62,6 +64,11 @@ class TrainState:
         self.step = scalars["step"]
         self.images_seen = scalars["images_seen"]
         self.data.load_state_dict(scalars["data"])
+
+
+def _prefix(average: str) -> str:
+    """Of the tensors of an average in a checkpoint."""
+    return "average." if average == PUBLISHED else f"averages.{average}."
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from afm_scale.parallel import compile as compile_module
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.config import RunConfig
+from afm_scale.run.counting import step_flops
 from afm_scale.run.load import load
-from afm_scale.run.recipe_demand import step_flops_per_sample
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState
@@ -55,7 +55,7 @@ def test_the_command_s_figures_follow_from_each_other(tmp_path: Path) -> None:
     ours, theirs = found["rows"]
     assert theirs["recipe_to_reference"] == pytest.approx(ours["images_per_second"] / theirs["images_per_second"])
     assert (ours["settings"]["plan"], theirs["settings"]["plan"]) == ("fsdp2", "ddp")
-    assert found["tflop_per_image"] == step_flops_per_sample(load(RunConfig, "afm_1step_tiny", SMALL)) / 1e12
+    assert found["tflop_per_image"] == step_flops(load(RunConfig, "afm_1step_tiny", SMALL)) / 1e12
     assert "aten::addmm" in table.read_text()
 
 
@@ -85,7 +85,7 @@ def test_operations_of_a_step_counted_by_hand() -> None:
     # Of D's only the way to its input: weights once, attention twice still, and nothing of the condition.
     to_input = of_d + 2 * attended + patches
     turn_of_g = (3 * of_g + 2 * patches) + 2 * forward + to_input
-    assert step_flops_per_sample(load(RunConfig, "afm_1step_tiny", SMALL)) == turn_of_d + turn_of_g
+    assert step_flops(load(RunConfig, "afm_1step_tiny", SMALL)) == turn_of_d + turn_of_g
 
 
 class _Watch(QuietHook):

@@ -10,8 +10,8 @@ from torch import nn
 from afm_scale.core.types import Role
 from afm_scale.estimate.flops import FlopCounter, known_gpu, turn_flops
 from afm_scale.run.config import RunConfig
+from afm_scale.run.counting import demand_of, step_flops
 from afm_scale.run.load import load
-from afm_scale.run.recipe_demand import demand, step_flops_per_sample
 
 
 def test_a_linear_layer_costs_two_operations_a_weight_and_twice_that_backward() -> None:
@@ -50,7 +50,7 @@ def test_a_flow_matching_step_of_a_dit_is_three_times_its_matrix_products() -> N
     block = 12 * width * width  # weights for each token: qkv 3, projection 1, MLP 8
     attention = 2 * tokens * width  # products for each token: q k and its values
     forward = 2 * depth * tokens * (block + attention)
-    counted = step_flops_per_sample(config)
+    counted = step_flops(config)
     assert 1.0 < counted / (3 * forward) < 1.01  # modulation, embedders and the head come on top
 
 
@@ -58,7 +58,7 @@ def test_repeated_blocks_cost_as_often_as_they_run() -> None:
     shrunk = [f"model.{player}.{size}" for player in ("generator", "discriminator")
               for size in ("depth=2", "hidden_size=64", "num_heads=2")]
     two, three, four = (
-        step_flops_per_sample(load(RunConfig, "afm_deep56", [*shrunk, f"model.generator.repetitions={number}"]))
+        step_flops(load(RunConfig, "afm_deep56", [*shrunk, f"model.generator.repetitions={number}"]))
         for number in (2, 3, 4)
     )
     assert 0 < three - two == four - three
@@ -66,10 +66,10 @@ def test_repeated_blocks_cost_as_often_as_they_run() -> None:
 
 def test_the_demand_is_all_turns_samples_over_the_seconds_of_a_step() -> None:
     config = load(RunConfig, "digits_afm")
-    given = demand(config, "digits_afm", step_seconds=0.5, gpu="h100", utilisation=0.5)
+    given = demand_of(config, "digits_afm", step_seconds=0.5, gpu="h100", utilisation=0.5)
     assert given.images_per_second == 2 * config.data.global_batch / 0.5
-    estimated = demand(config, "digits_afm", step_seconds=None, gpu="h100", utilisation=0.5)
-    flops = step_flops_per_sample(config)
+    estimated = demand_of(config, "digits_afm", step_seconds=None, gpu="h100", utilisation=0.5)
+    flops = step_flops(config)
     assert abs(estimated.images_per_second / (2 * 989e12 * 0.5 / flops) - 1) < 1e-9
     assert "estimated" in estimated.how
 

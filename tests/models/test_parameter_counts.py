@@ -10,7 +10,7 @@ from afm_scale.core.types import Role
 from afm_scale.models.mlp import MLPConfig, MLPDiscriminator, MLPGenerator
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
-from afm_scale.run.networks import build_classifier, build_networks
+from afm_scale.run.networks import build_network, build_networks
 
 
 def trainable(network: nn.Module) -> int:
@@ -61,7 +61,7 @@ def test_the_any_step_generator_has_two_time_embedders() -> None:
 
 
 def test_the_classifier_has_about_129_million() -> None:
-    assert round(total(build_classifier(load(RunConfig, "afm_1step_b2_guided"))) / 1e6) == 129
+    assert round(total(build_network(load(RunConfig, "afm_1step_b2_guided"), Role.CLASSIFIER)) / 1e6) == 129
 
 
 def test_the_networks_of_the_1d_experiment_are_those_of_the_published_notebook() -> None:

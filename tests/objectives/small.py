@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from afm_scale.core.random import KeyedDraws, Positions, tensor_generator
 from afm_scale.core.schedules import Constant
-from afm_scale.core.types import Batch, Networks
+from afm_scale.core.types import Batch, Networks, Role, networks_of
 from afm_scale.flow.path import Prediction
 from afm_scale.flow.times import GridTimes
 from afm_scale.objectives.afm import AdversarialFlow, AFMConfig, PenaltyConfig
@@ -94,7 +94,8 @@ def networks(
     generator: Callable[..., Tensor] | None = None, discriminator: Callable[..., Tensor] | None = None
 ) -> Networks:
     generator = generator or SmallGenerator()
-    return Networks(generator, generator, discriminator or SmallDiscriminator(), linear_classifier)
+    players = {Role.GENERATOR: generator, Role.DISCRIMINATOR: discriminator or SmallDiscriminator()}
+    return networks_of(players, {"average": generator}, {"classifier": linear_classifier})
 
 
 def mean_logit(x: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def test_the_scaled_gradient_reaches_the_fake_and_transport_and_guidance_go_arou
     def by_hand(weight: float) -> Tensor:
         x_s, s, t = source_of(batch)
         transport = weight * (leaf - x_s).square().mean()
-        judged = guidance_loss(guidance, networks(), leaf, t, batch.y, draws_of(8))
+        judged = guidance_loss(guidance, networks().frozen["classifier"], leaf, t, batch.y, draws_of(8))
         return torch.autograd.grad(transport + judged, leaf)[0]
 
     zero = torch.zeros(8)

@@ -5,6 +5,7 @@ With blocks in bf16 they would measure rounding errors; the precise call measure
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -17,9 +18,8 @@ from afm_scale.core.types import Batch, Discriminator, Loss, Networks, Role
 from afm_scale.data.source import DataSource
 from afm_scale.models.discriminator import DiTDiscriminator
 from afm_scale.models.layers import Linear, initial_weights
-from afm_scale.objectives.afm import AdversarialFlow
+from afm_scale.objectives.afm import AdversarialFlow, AFMConfig
 from afm_scale.objectives.penalty import PenaltyConfig, judge
-from afm_scale.run.build import objective_config
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.networks import build_networks
@@ -69,8 +69,12 @@ def drawn(x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return means()[y] + 0.3 * x
 
 
+def resolved(config: RunConfig) -> AFMConfig:
+    return config.objective.resolved(config.parallel.precision)
+
+
 def loss_of(config: RunConfig, discriminator: Discriminator, batch: Batch, step: int) -> Loss:
-    objective = AdversarialFlow(objective_config(config), lambda value: value, CPU)
+    objective = AdversarialFlow(resolved(config), lambda value: value, CPU)
     draws = KeyedDraws(0, step, "discriminator", positions=Positions(0, 1, BATCH))
     return objective.discriminator_loss(Networks(drawn, drawn, discriminator), batch, draws, step)
 
@@ -94,6 +98,17 @@ def batch() -> Batch:
     return next(iter(digits()))
 
 
+class Given:
+    """`Draws` that give one noise."""
+
+    def __init__(self, noise: Tensor) -> None:
+        self.positions = Positions(0, 1, len(noise))
+        self._noise = noise
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        return self._noise
+
+
 def ratios(discriminator: DiTDiscriminator, weights: Weights, batch: Batch, *, precise: bool) -> list[float]:
     """The mean square of the slopes at real and fake samples over the exact squared norm of the gradient, in float64.
 
@@ -105,10 +120,10 @@ def ratios(discriminator: DiTDiscriminator, weights: Weights, batch: Batch, *, p
     directions = SIZE**0.5 * torch.linalg.qr(square).Q.float().view(SIZE, 1, *x.shape[1:])
     noise = directions.expand(SIZE, POINTS, *x.shape[1:]).flatten(0, 1)
     many = [a.expand(SIZE, *a.shape).flatten(0, 1) for a in samples]
-    t, count = torch.zeros(len(noise)), len(noise)
-    judged = judge(PenaltyConfig(precise=precise), discriminator, many, (noise, noise), t, y.repeat(SIZE), count)
+    config, t = PenaltyConfig(precise=precise, share=1.0), torch.zeros(len(noise))
+    verdict = judge(config, discriminator, many, t, y.repeat(SIZE), Given(noise))
     exact, found = network(weights).double(), []
-    for at, slopes in zip(samples, (judged.slope_real, judged.slope_fake), strict=True):
+    for at, slopes in zip(samples, (verdict.slope_real, verdict.slope_fake), strict=True):
         point = at.double().requires_grad_()
         (gradient,) = torch.autograd.grad(exact(point, time, y).sum(), point)
         found.append(float(slopes.double().square().mean() / gradient.flatten(1).square().sum(1).mean()))
@@ -198,7 +213,7 @@ def test_in_float32_a_precise_call_changes_no_number(learnt: Weights, batch: Bat
 def test_a_rank_without_samples_to_penalise_still_calls_d_precisely_and_back(learnt: Weights, batch: Batch) -> None:
     """As the others do, which gather D's weights with it."""
     calls = Calls(lowered(learnt).requires_grad_())
-    config = objective_config(recipe("parallel.precision=bf16", "objective.penalty.share=0.01"))
+    config = resolved(recipe("parallel.precision=bf16", "objective.penalty.share=0.01"))
     objective = AdversarialFlow(config, lambda value: value, CPU)
     draws = KeyedDraws(0, 0, "discriminator", positions=Positions(1, 2, BATCH))  # the second of two ranks
     loss = objective.discriminator_loss(Networks(drawn, drawn, calls), batch, draws, 0)

@@ -30,7 +30,7 @@ def test_the_loss_is_the_cross_entropy_of_the_noised_samples() -> None:
         seen.append((x_t, t))
         return linear_classifier(x_t, t)
 
-    loss = classification().classifier_loss(nets_of(classifier), batch, draws(5), step=0)
+    loss = classification().loss(Role.CLASSIFIER, nets_of(classifier), batch, draws(5), step=0)
     ((x_t, t),) = seen
     assert t.dtype == torch.float32 and len(t.unique()) == 5
     z = draws(5).normal("source noise", SHAPE).double()
@@ -49,7 +49,7 @@ def test_times_are_uniform_on_the_unit_interval() -> None:
         seen.append(t)
         return torch.zeros(len(t), NUM_CLASSES, dtype=x_t.dtype)
 
-    classification().classifier_loss(nets_of(classifier), batch_of(count), draws(count), step=0)
+    classification().loss(Role.CLASSIFIER, nets_of(classifier), batch_of(count), draws(count), step=0)
     t = seen[0].double().sort().values
     assert t[0] >= 0 and t[-1] < 1
     grid = (torch.arange(count) + 0.5) / count
@@ -60,7 +60,7 @@ def test_one_that_knows_nothing_has_the_entropy_of_the_classes_and_one_that_is_s
     batch = batch_of(6)
 
     def loss_of(logits: Tensor):
-        return classification().classifier_loss(nets_of(lambda x, t: logits), batch, draws(6), step=0)
+        return classification().loss(Role.CLASSIFIER, nets_of(lambda x, t: logits), batch, draws(6), step=0)
 
     assert loss_of(torch.zeros(6, NUM_CLASSES).double()).total.item() == pytest.approx(math.log(NUM_CLASSES), rel=1e-14)
     right = 7.0 * torch.nn.functional.one_hot(batch.y, NUM_CLASSES).double()
@@ -75,14 +75,14 @@ def test_one_that_knows_nothing_has_the_entropy_of_the_classes_and_one_that_is_s
 def test_the_accuracy_is_the_share_of_classes_that_are_the_likeliest() -> None:
     batch = Batch(normal(4, *SHAPE), torch.tensor([0, 1, 2, 0]))
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 1, 2], [3, 1, 2]]).double()
-    loss = classification().classifier_loss(nets_of(lambda x, t: logits), batch, draws(4), step=0)
+    loss = classification().loss(Role.CLASSIFIER, nets_of(lambda x, t: logits), batch, draws(4), step=0)
     assert loss.terms["accuracy"] == 0.75
 
 
 def test_the_gradient_is_that_of_the_softmax() -> None:
     batch = batch_of(4)
     logits = normal(4, NUM_CLASSES, name="logits").requires_grad_()
-    loss = classification().classifier_loss(nets_of(lambda x, t: logits), batch, draws(4), step=0)
+    loss = classification().loss(Role.CLASSIFIER, nets_of(lambda x, t: logits), batch, draws(4), step=0)
     (gradient,) = torch.autograd.grad(loss.total, logits)
     expected = (logits.softmax(1) - torch.nn.functional.one_hot(batch.y, NUM_CLASSES)) / 4
     torch.testing.assert_close(gradient, expected.detach(), rtol=1e-13, atol=1e-16)
@@ -91,10 +91,10 @@ def test_the_gradient_is_that_of_the_softmax() -> None:
 
 def test_the_mean_over_ranks_and_microbatches_is_the_loss_on_one_rank() -> None:
     nets, batch = nets_of(linear_classifier), batch_of(12)
-    whole = classification().classifier_loss(nets, batch, draws(12), step=0)
+    whole = classification().loss(Role.CLASSIFIER, nets, batch, draws(12), step=0)
     for world_size, accumulation in ((2, 1), (1, 3), (2, 3)):
         ranks = parts_of(batch, world_size, accumulation, role="classifier")
-        losses = [classification().classifier_loss(nets, *part, step=0) for rank in ranks for part in rank]
+        losses = [classification().loss(Role.CLASSIFIER, nets, *part, step=0) for rank in ranks for part in rank]
         for name, value in whole.terms.items():
             mean = torch.stack([loss.terms[name] for loss in losses]).mean()
             torch.testing.assert_close(mean, value, rtol=1e-13, atol=0)

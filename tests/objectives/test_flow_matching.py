@@ -27,7 +27,7 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
         seen.append((x_t, s, t))
         return torch.zeros_like(x_t)
 
-    loss = flow_matching().generator_loss(nets_of(generator), batch, draws_of(3), step=0)
+    loss = flow_matching().loss(Role.GENERATOR, nets_of(generator), batch, draws_of(3), step=0)
     ((x_t, s, t),) = seen
     assert torch.equal(s, t) and len(t.unique()) == 3
     z = draws_of(3).normal("source noise", batch.x.shape[1:]).double()
@@ -40,7 +40,7 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
 def test_the_true_velocity_has_no_loss() -> None:
     batch = batch_of(4)
     velocity = draws_of(4).normal("source noise", batch.x.shape[1:]).double() - batch.x
-    loss = flow_matching().generator_loss(nets_of(lambda *inputs: velocity), batch, draws_of(4), step=0)
+    loss = flow_matching().loss(Role.GENERATOR, nets_of(lambda *inputs: velocity), batch, draws_of(4), step=0)
     assert loss.total == 0
 
 
@@ -59,7 +59,7 @@ def test_the_conditional_mean_of_the_velocity_is_stationary_for_gaussian_data() 
 
     x = mean + variance**0.5 * KeyedDraws("data", positions=Positions(0, 1, count)).normal("x", (1, 1, 1)).double()
     batch = Batch(x, torch.zeros(count, dtype=torch.int64))
-    total = flow_matching().generator_loss(nets_of(velocity), batch, draws_of(count), step=0).total
+    total = flow_matching().loss(Role.GENERATOR, nets_of(velocity), batch, draws_of(count), step=0).total
     gradients = torch.autograd.grad(total, (offset, slope, bend))
     for name, gradient in zip(("offset", "slope", "bend"), gradients, strict=True):
         assert abs(gradient) < 0.06, name  # 4 standard errors at most; an error of 0.1 in the mean would give 0.2
@@ -71,10 +71,10 @@ def test_the_conditional_mean_of_the_velocity_is_stationary_for_gaussian_data() 
 
 def test_the_mean_over_ranks_and_microbatches_is_the_loss_on_one_rank() -> None:
     nets, batch = nets_of(SmallGenerator()), batch_of(12)
-    whole = flow_matching().generator_loss(nets, batch, draws_of(12), step=0).total
+    whole = flow_matching().loss(Role.GENERATOR, nets, batch, draws_of(12), step=0).total
     for world_size, accumulation in ((2, 1), (1, 3), (2, 3)):
         parts = [part for rank in parts_of(batch, world_size, accumulation) for part in rank]
-        totals = torch.stack([flow_matching().generator_loss(nets, *part, step=0).total for part in parts])
+        totals = torch.stack([flow_matching().loss(Role.GENERATOR, nets, *part, step=0).total for part in parts])
         torch.testing.assert_close(totals.mean(), whole, rtol=1e-13, atol=0)
 
 
@@ -85,7 +85,8 @@ def test_logit_normal_times_have_the_median_and_spread_asked_for() -> None:
         seen.append(t)
         return x_t
 
-    flow_matching(time_mean=-0.4, time_std=1.5).generator_loss(nets_of(generator), batch_of(4000), draws_of(4000), 0)
+    objective = flow_matching(time_mean=-0.4, time_std=1.5)
+    objective.loss(Role.GENERATOR, nets_of(generator), batch_of(4000), draws_of(4000), 0)
     logit = torch.logit(seen[0].double())
     assert logit.mean().item() == pytest.approx(-0.4, abs=4 * 1.5 / 4000**0.5)
     assert logit.std().item() == pytest.approx(1.5, rel=4 / 8000**0.5)
@@ -105,7 +106,7 @@ def labels_seen(count: int, **changes: float) -> Tensor:
         seen.append(y)
         return x_t
 
-    flow_matching(**changes).generator_loss(nets_of(generator), batch_of(count), draws_of(count), step=0)
+    flow_matching(**changes).loss(Role.GENERATOR, nets_of(generator), batch_of(count), draws_of(count), step=0)
     return seen[0]
 
 
@@ -126,7 +127,7 @@ def test_which_classes_are_hidden_does_not_depend_on_ranks_and_microbatches() ->
 
     for rank in parts_of(batch_of(12), 2, 3):
         for part in rank:
-            objective.generator_loss(nets_of(generator), *part, step=0)
+            objective.loss(Role.GENERATOR, nets_of(generator), *part, step=0)
     places = [range(rank + 2 * micro, 12, 6) for rank in range(2) for micro in range(3)]
     whole = labels_seen(12, class_dropout=0.5)
     assert 0 < (whole == NO_CLASS).sum() < 12

@@ -8,7 +8,7 @@ from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, ConfigError
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
-from afm_scale.run.guides import frozen_flow
+from afm_scale.run.guides import frozen_networks
 from afm_scale.run.load import load
 
 VELOCITY = "objective.guidance={kind: velocity, weight: 1.0, low: 0.0, high: 0.5}"
@@ -61,21 +61,21 @@ def guided_by(folder: Path, *overrides: str) -> RunConfig:
 def test_a_flow_model_that_never_missed_the_class_is_refused(tmp_path: Path) -> None:
     folder = trained(tmp_path / "flow", *FLOW_MATCHING, "objective.class_dropout=0")
     with pytest.raises(ConfigError, match="always saw the class .* train it with objective.class_dropout=0.1"):
-        frozen_flow(guided_by(folder), plan=None)
+        frozen_networks(guided_by(folder), plan=None)
 
 
 def test_a_flow_model_of_other_classes_is_refused(tmp_path: Path) -> None:
     folder = trained(tmp_path / "flow", *FLOW_MATCHING, "data.distribution.centres=[[0, 0], [1, 1]]")
     with pytest.raises(ConfigError, match="trained on data of num_classes 2, this recipe has 9"):
-        frozen_flow(guided_by(folder), plan=None)
+        frozen_networks(guided_by(folder), plan=None)
 
 
 def test_a_run_of_another_objective_is_no_flow_model(tmp_path: Path) -> None:
     folder = trained(tmp_path / "game", "model.discriminator.width=8")
     with pytest.raises(ConfigError, match="is a run of objective 'afm'; wanted 'flow_matching'"):
-        frozen_flow(guided_by(folder), plan=None)
+        frozen_networks(guided_by(folder), plan=None)
 
 
 def test_a_flow_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model.flow: .*nowhere"):
-        frozen_flow(guided_by(tmp_path / "nowhere"), plan=None)
+        frozen_networks(guided_by(tmp_path / "nowhere"), plan=None)

@@ -58,6 +58,10 @@ class Game:
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
         self.calls.append(("survey", role, step, draws.positions))
 
+    def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
+        turn = self.generator_loss if role is Role.GENERATOR else self.discriminator_loss
+        return turn(nets, batch, draws, step)
+
     def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         time = torch.zeros(len(batch.y))
         return self._loss(Role.GENERATOR, nets, batch, draws, step, nets.generator(batch.x, time, time, batch.y))
@@ -194,7 +198,7 @@ def test_the_average_moves_once_per_step_by_the_steps_number():
             super().update(generator, step)
 
     state, _, plan = game_of_two(*BOTH)
-    state.average = Counting(state.average.network, AverageConfig(decay=0.0), plan)
+    state.averages = {"average": Counting(state.average.network, AverageConfig(decay=0.0), plan)}
     train(state, plan, LoopConfig(steps=3, accumulation=2), HookList([]))
     assert Counting.steps == [0, 1, 2]
     weights = state.players[Role.GENERATOR].module.state_dict()

@@ -69,7 +69,7 @@ def small_state(plan: ParallelPlan) -> TrainState:
     data = SyntheticLatentsConfig(global_batch=12, shape=SHAPE, num_classes=NUM_CLASSES)
     return TrainState(
         players={Role.GENERATOR: plan.player(Role.GENERATOR, generator, weights, optimizer)},
-        average=Average(plan.frozen(average, weights), AverageConfig(decay=0.5), plan),
+        averages={"average": Average(plan.frozen(average, weights), AverageConfig(decay=0.5), plan)},
         objective=FlowMatching(FlowMatchingConfig(), plan.mean_, plan.device),
         data=SyntheticLatents(data, seed=1, rank=plan.rank, world_size=plan.world_size, device="cpu"),
     )

@@ -1,0 +1,96 @@
+"""How many samples a second a training step takes from its data source, on one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..core.random import Draws, KeyedDraws, Positions
+from ..core.types import Batch, Loss, Networks, Role, networks_of
+from .flops import PEAK_TFLOPS, turn_flops
+
+_COUNTED_BATCH = 8  # samples; penalties on a share of a quarter come out whole
+
+
+class Counted(Protocol):
+    """What is asked of an objective whose step is counted."""
+
+    def turns(self, step: int) -> tuple[Role, ...]: ...
+
+    def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one GPU asks of its source if it takes every step by itself; n GPUs that share the steps ask n times that.
+
+    `how` says whether the seconds were given or estimated, and from what.
+    """
+
+    recipe: str
+    turns: int  # of a step; each takes fresh data
+    global_batch: int
+    tflop_per_sample: float | None  # of a whole step, for each sample of its global batch; None: not counted
+    step_seconds: float  # of the whole global batch on one GPU
+    images_per_second: float
+    how: str
+
+
+def demand(
+    name: str, *, turns: int, global_batch: int, count: Callable[[], float], step_seconds: float | None, gpu: str,
+    utilisation: float,
+) -> Demand:
+    """The demand of a recipe of that name. Raises ConfigError for a GPU that is not known or impossible figures.
+
+    Args:
+        count: gives the operations of a step for each sample of the global batch; called if no seconds are given.
+    """
+    flops = None
+    if step_seconds is None:
+        if gpu not in PEAK_TFLOPS:
+            raise ConfigError(f"the peak of a '{gpu}' is not known; known are {', '.join(PEAK_TFLOPS)}; "
+                              "choose one with --gpu, or give --step-seconds")
+        if not 0 < utilisation <= 1:
+            raise ConfigError(f"--utilisation {utilisation} is a share of the peak: more than 0, at most 1")
+        flops = count()
+        step_seconds = global_batch * flops / (PEAK_TFLOPS[gpu] * 1e12 * utilisation)
+        how = (
+            f"estimated: {flops / 1e12:.3g} TFLOP a sample (counted: forward and backward of all turns) at "
+            f"{utilisation:.0%} of the {PEAK_TFLOPS[gpu]} TFLOP/s of dense bf16 that one {gpu} has by its data sheet"
+        )
+    elif step_seconds <= 0:
+        raise ConfigError(f"--step-seconds {step_seconds} must be more than 0")
+    else:
+        how = "from the seconds given for a step of one GPU"
+    return Demand(
+        recipe=name, turns=turns, global_batch=global_batch, tflop_per_sample=None if flops is None else flops / 1e12,
+        step_seconds=step_seconds, images_per_second=turns * global_batch / step_seconds, how=how,
+    )
+
+
+def step_flops_per_sample(
+    players: Mapping[Role, nn.Module], averages: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module],
+    objective: Counted, shape: tuple[int, int, int],
+) -> float:
+    """Floating-point operations of one step, every player's turn, for each sample of the global batch.
+
+    All networks, and what the objective holds, are on the meta device; `shape` is that of a sample.
+    """
+    for network in (*averages.values(), *frozen.values()):
+        network.requires_grad_(False)
+    nets, meta = networks_of(players, averages, frozen), torch.device("meta")
+    batch = Batch(
+        torch.empty(_COUNTED_BATCH, *shape, device=meta), torch.empty(_COUNTED_BATCH, dtype=torch.int64, device=meta)
+    )
+    total = 0
+    for role in objective.turns(0):
+        draws = KeyedDraws(0, 0, role.value, positions=Positions(0, 1, _COUNTED_BATCH), device=meta)
+        total += turn_flops(
+            players, role, lambda role=role, draws=draws: objective.loss(role, nets, batch, draws, 0).total
+        )
+    return total / _COUNTED_BATCH

@@ -1,0 +1,34 @@
+"""The estimates of a recipe: what they need is built on the meta device, where nothing is computed."""
+
+from __future__ import annotations
+
+import torch
+
+from ..core.types import PUBLISHED
+from ..estimate.demand import Demand, demand, step_flops_per_sample
+from .config import RunConfig
+from .guides import frozen_modules
+from .networks import build_learner, build_networks, build_objective
+
+META = torch.device("meta")
+
+
+def step_flops(config: RunConfig) -> float:
+    """Floating-point operations of a training step for each sample of its global batch.
+
+    Raises ConfigError if a frozen network is described by another run that is not there.
+    """
+    averages = {name: build_learner(config) for name in (PUBLISHED, *config.objective.averages)}
+    return step_flops_per_sample(
+        build_networks(config), averages, frozen_modules(config), build_objective(config, lambda value: value, META),
+        config.data.shape,
+    )
+
+
+def demand_of(config: RunConfig, name: str, *, step_seconds: float | None, gpu: str, utilisation: float) -> Demand:
+    """What the recipe asks of its data source. Raises ConfigError for a GPU that is not known or impossible figures."""
+    turns = build_objective(config, lambda value: value, META).turns(0)
+    return demand(
+        name, turns=len(turns), global_batch=config.data.global_batch, count=lambda: step_flops(config),
+        step_seconds=step_seconds, gpu=gpu, utilisation=utilisation,
+    )
