@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +32,9 @@ class ForkedProgram:
     """`python -m afm_scale ARGUMENTS`, forked from a server that has imported torch; the face of subprocess.Popen."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="program_")
-        self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        folder = Path(tempfile.mkdtemp(prefix="program_"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._outputs = [folder / name for name in ("stdout", "stderr")]
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
         outputs = [str(path) for path in self._outputs]
