@@ -79,6 +79,9 @@ class FinalLayer(nn.Module):
 class Backbone(nn.Module):
     """Patches with positions, and the stack of blocks. Subclasses add conditions and heads."""
 
+    repetitions = 1  # of the stack in one forward
+    passes = ("run_blocks", "read_first")
+
     def __init__(self, config: BackboneConfig, shape: tuple[int, int, int]) -> None:
         super().__init__()
         num_channels, height, width = shape

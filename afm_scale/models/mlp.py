@@ -54,6 +54,9 @@ def _features(value: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 class _MLP(nn.Module):
+    repetitions = 1
+    passes = ()  # without blocks: a plan takes so small a network as one piece (core/network.py)
+
     def __init__(self, config: MLPConfig | MLPClassifierConfig, num_inputs: int, num_out: int) -> None:
         super().__init__()
         self.scale, width = config.scale, config.width
@@ -64,6 +67,12 @@ class _MLP(nn.Module):
 
     def shardable_blocks(self) -> list[nn.Module]:
         return []
+
+    def large_linears(self) -> list[nn.Linear]:
+        return []
+
+    def compute_blocks_in(self, dtype: torch.dtype) -> None:
+        """Does nothing: there are no blocks."""
 
     def embed(self, x: Tensor, *scalars: Tensor) -> Tensor:
         """Samples [B, C, H, W] and values [B] each -> the input of the first layer, [B, 64 inputs]."""

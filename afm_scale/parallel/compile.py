@@ -24,10 +24,11 @@ from collections.abc import Callable
 from types import CodeType, FunctionType, MethodType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._triton import has_triton
 
 from ..core.errors import ConfigError
+from ..core.network import Network
 
 BACKEND = "inductor"
 MOST_WAYS = 32  # in which a network's blocks may be called: training has been seen to need 8
@@ -36,7 +37,7 @@ _MARK = "_compiled_by_afm_scale"
 Forward = Callable[..., Tensor]
 
 
-def compile_blocks(module: nn.Module, wanted: bool | None, device: torch.device) -> None:
+def compile_blocks(module: Network, wanted: bool | None, device: torch.device) -> None:
     """Compiles the forward of every block, on the instance; `wanted` None: on a GPU.
 
     Call it after `recompute`, which is compiled with the block, and before a plan adds hooks to it (by which weights
@@ -61,7 +62,7 @@ def compile_blocks(module: nn.Module, wanted: bool | None, device: torch.device)
         setattr(block.forward, _MARK, True)
 
 
-def is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: Network) -> bool:
     """Whether blocks of the network were compiled by `compile_blocks`."""
     return any(getattr(block.forward, _MARK, False) for block in module.shardable_blocks())
 

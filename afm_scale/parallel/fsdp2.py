@@ -30,6 +30,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..core.network import Network
 from .base import BasePlan
 from .config import ParallelConfig
 from .launch import Ranks
@@ -41,7 +42,7 @@ AUTO_SHARE = 0.1  # of the device's memory that policy auto lets one network's g
 _REPLICATE, _SHARD = "replicate", "shard"  # axes of the mesh
 
 
-def gathered_bytes(module: nn.Module, dtype: torch.dtype, block_dtype: torch.dtype | None = None) -> int:
+def gathered_bytes(module: Network, dtype: torch.dtype, block_dtype: torch.dtype | None = None) -> int:
     """What the module's parameters take when all are gathered: in `dtype`, those of its blocks in one of their own."""
     in_all = sum(parameter.numel() for parameter in module.parameters())
     in_blocks = sum(parameter.numel() for block in module.shardable_blocks() for parameter in block.parameters())
@@ -64,14 +65,14 @@ class FSDP2Plan(BasePlan):
         self._mesh = _mesh(self.device.type, self.world_size, config.fsdp2.replicas)
         self._memory = _memory_per_rank(self.device, self.world_size)
 
-    def policy_of(self, module: nn.Module) -> Literal["full", "zero2", "whole"]:
+    def policy_of(self, module: Network) -> Literal["full", "zero2", "whole"]:
         """The policy of a network that is not laid out yet: the configured one, or what `auto` makes of it."""
         if self._policy != "auto":
             return self._policy
         gathered = gathered_bytes(module, self.dtype, self._block_dtype)
-        return chosen_policy(gathered, self._memory, _repetitions(module))
+        return chosen_policy(gathered, self._memory, module.repetitions)
 
-    def _lay_out(self, module: nn.Module) -> nn.Module:
+    def _lay_out(self, module: Network) -> nn.Module:
         # Blocks first: the root then takes only what is left (embedders, final layer), or everything.
         policy = self.policy_of(module)
         for block in module.shardable_blocks() if policy != "whole" else ():
@@ -157,11 +158,7 @@ def _memory_per_rank(device: torch.device, world_size: int) -> int:
     return int(smallest)
 
 
-def _repetitions(module: nn.Module) -> int:
-    return getattr(module, "repetitions", 1)
-
-
-def _reduce_after_last_use(module: nn.Module) -> list[RemovableHandle]:
+def _reduce_after_last_use(module: Network) -> list[RemovableHandle]:
     """Lets each block that holds the gradients of earlier microbatches reduce once in the coming backward.
 
     A block's gradients are complete when autograd has added up those of all its uses, but FSDP2 reduces after every use

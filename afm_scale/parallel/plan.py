@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core.network import Network
 from ..core.schedules import Schedule
 from ..core.types import Role
 from .optim import OptimizerConfig
@@ -44,11 +45,11 @@ class ParallelPlan(Protocol):
     device: torch.device
     dtype: torch.dtype  # networks' weights and inputs
 
-    def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
+    def player(self, role: Role, module: Network, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """Lays a module built on the meta device over the ranks, fills it with `weights`, gives it an optimizer."""
         ...
 
-    def frozen(self, module: nn.Module, weights: Weights) -> nn.Module:
+    def frozen(self, module: Network, weights: Weights) -> nn.Module:
         """The same for a network no loss trains (the average, a classifier). Laid out exactly as a player's."""
         ...
 

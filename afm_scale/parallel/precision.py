@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.network import Network
 from .config import Precision
 
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
@@ -41,7 +42,7 @@ def allow_tf32(precision: Precision) -> None:
     torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
-def set_precision(module: nn.Module, precision: Precision, *, learns: bool) -> None:
+def set_precision(module: Network, precision: Precision, *, learns: bool) -> None:
     """Before the module is laid out over the ranks.
 
     Under fp8 networks that do not learn compute as under bf16. Raises ConfigError if there are no blocks to lower.

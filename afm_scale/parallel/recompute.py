@@ -12,10 +12,11 @@ from functools import partial, wraps
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ..core.errors import ConfigError
+from ..core.network import Network
 
 Forward = Callable[..., Tensor]
 
@@ -68,11 +69,11 @@ class RecomputeEvery(_NonReentrant):
 RecomputeConfig = Recompute | RecomputeEvery
 
 
-def recompute(module: nn.Module, config: RecomputeConfig) -> None:
+def recompute(module: Network, config: RecomputeConfig) -> None:
     """Makes a network that learns compute again what `config` says, in every forward that builds a graph.
 
-    Replaces `forward` of the blocks, or `run_blocks` and `read_first` of the network, on the instance: no name in the
-    state dict changes, and hooks that are added to a block later (FSDP2's) stay outside of its recomputed forward.
+    Replaces `forward` of the blocks, or the network's `passes`, on the instance: no name in the state dict changes, and
+    hooks that are added to a block later (FSDP2's) stay outside of its recomputed forward.
     Raises ConfigError if there is nothing that could be recomputed.
     """
     if config.kind == "none":
@@ -86,7 +87,7 @@ def recompute(module: nn.Module, config: RecomputeConfig) -> None:
             f"wanted {wanted}; set parallel.recompute=none"
         )
     if config.kind == "per_repetition":
-        for name in ("run_blocks", "read_first"):
+        for name in module.passes:
             setattr(module, name, _recomputed(getattr(module, name)))
         return
     how = _selectively_recomputed if config.kind == "selective" else _recomputed
