@@ -1,6 +1,9 @@
 """The package and what it needs. Versions known to work together are in constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 DATA = {
     "dali": ["nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"],  # data.kind dali
@@ -15,12 +18,33 @@ PARALLEL = {
     "fp8": ["torchao>=0.17"],  # parallel.precision fp8
 }
 
+
+
+class WithConfigs(build_py):
+    """Copies configs/ into a wheel, as afm_scale/configs. A checkout, also with -e, is read where it is."""
+
+    def run(self) -> None:
+        super().run()
+        for file in [] if self.editable_mode else self._configs():
+            copy = Path(self.build_lib) / "afm_scale" / file
+            self.mkpath(str(copy.parent))
+            self.copy_file(str(file), str(copy))
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *map(str, self._configs())]
+
+    def _configs(self) -> list[Path]:
+        return sorted(Path("configs").rglob("*.yaml"))
+
+
 setup(
     name="afm_scale",
     version="0.1.0",
     description="Distributed pretraining of one- and few-step image generators: adversarial flow models at scale",
     license="Apache-2.0",
     packages=find_packages(include=["afm_scale", "afm_scale.*"]),
+    cmdclass={"build_py": WithConfigs},
+    entry_points={"console_scripts": ["afm_scale = afm_scale.commands.ending:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -38,7 +62,7 @@ setup(
         # Triton comes with torch where there is a GPU; the tests run its kernels in its interpreter.
         "test": [
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff>=0.6",
-            "triton>=3.6; platform_system == 'Linux'",
+            "setuptools>=77", "wheel>=0.43", "triton>=3.6; platform_system == 'Linux'",
         ],
         "wandb": ["wandb>=0.17"],
         # Inception features. It asks for torchvision, which the one network used here does without and which is tied to

@@ -14,12 +14,7 @@ for argument in "$@"; do
     [[ "$argument" != -- ]] || { while [[ "$1" != -- ]]; do options+=("$1"); shift; done; shift; break; }
 done
 
-recipe="configs/recipes/digits_afm.yaml"
-if [[ $# -gt 0 && "$1" != *=* ]]; then
-    recipe="$1"
-    shift
-    [[ ! -e "$recipe" ]] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
-fi
+recipe_from "$@"
 
 if [[ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" == 0 ]]; then
     export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 # processes that each take every core would wait for one another
@@ -28,4 +23,4 @@ fi
 cd "$root" # runs/ is in one place, wherever this is called from, so that the same command goes on with the same run
 
 exec "$python" -m deepspeed.launcher.runner ${options[@]+"${options[@]}"} --module --no_local_rank \
-    afm_scale train "$recipe" parallel.plan=deepspeed "$@"
+    afm_scale train "$recipe" parallel.plan=deepspeed ${settings[@]+"${settings[@]}"}

@@ -1,5 +1,5 @@
 # Sourced by the other scripts, with the extras of setup.py that they need: source environment.sh test,data
-# Makes .venv what setup.py and constraints.txt ask for, and leaves $root and $python in the caller.
+# Makes .venv what setup.py and constraints.txt ask for, and leaves $root, $python and recipe_from in the caller.
 # shellcheck shell=bash
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -56,6 +56,16 @@ prepare_environment() {  # EXTRAS
         "${pip[@]}" --no-deps torch-fidelity >&2 || return
     fi
     printf '%s\n' "$sources" "$extras" >"$stamp"
+}
+
+recipe_from() {  # [RECIPE] [a.b=c ...]: leaves $recipe, an absolute path if it is a file here, and ${settings[@]}
+    recipe="configs/recipes/digits_afm.yaml"
+    if [[ $# -gt 0 && "$1" != *=* ]]; then
+        recipe="$1"
+        shift
+        [[ ! -e "$recipe" ]] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
+    fi
+    settings=("$@")
 }
 
 prepare_environment "$1"

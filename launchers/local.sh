@@ -5,12 +5,7 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 
-recipe="configs/recipes/digits_afm.yaml"
-if [[ $# -gt 0 && "$1" != *=* ]]; then
-    recipe="$1"
-    shift
-    [[ ! -e "$recipe" ]] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
-fi
+recipe_from "$@"
 cd "$root" # runs/ is in one place, wherever this is called from, so that the same command goes on with the same run
 
 processes="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
@@ -19,4 +14,4 @@ if [[ "$processes" == 0 ]]; then
     export OMP_NUM_THREADS=1 # two processes that each take every core would wait for one another
 fi
 
-exec "$python" launchers/torchrun.py --standalone --nproc-per-node "$processes" -m afm_scale train "$recipe" "$@"
+exec "$python" launchers/torchrun.py --standalone --nproc-per-node "$processes" -m afm_scale train "$recipe" ${settings[@]+"${settings[@]}"}

@@ -4,6 +4,7 @@ Reading goes in three steps: a recipe is laid over all it inherits, the override
 hints of the configuration classes turn the result into values, or into one ConfigError that says who set what wrongly.
 
     inherit: [../base.yaml, ../model/dit_xl2.yaml]    relative to this file; later ones win, this file wins over all
+    inherit: [afm_1step_xl2, mine.yaml]               shipped ones by name, from anywhere; `model/dit_xl2` is a name too
 
 Laying one mapping over another merges them key by key, and everything else (numbers, lists, null) replaces. A mapping
 with another `kind` than the one below replaces it too, since the keys of one kind mean nothing to another.
@@ -20,9 +21,9 @@ from typing import Any, TypeVar
 import yaml
 
 from ..core.errors import ConfigError
+from .shipped import RECIPES, shipped, shipped_names
 from .typed import Keys, Mistake, build, found, nearest, to_mapping
 
-RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
 T = TypeVar("T")
 Layers = list[tuple[str, dict]]  # what each file and override says itself, lowest first: an error tells who said it
 
@@ -82,6 +83,7 @@ def _read(file: Path, layers: Layers, asked_by: tuple[Path, ...] = ()) -> dict:
         text = file.read_bytes()
     except OSError as error:
         hint = nearest(file.name, [other.name for other in sorted(file.parent.glob("*.yaml"))])
+        hint = hint or nearest("/".join(file.parts[-2:]), shipped_names()) or nearest(file.stem, shipped_names())
         raise ConfigError(f"{asker}{source} cannot be read: {error.strerror}{hint}") from None
     mapping = _parse(text, source)
     mapping = {} if mapping is None else mapping  # a file of comments alone
@@ -91,9 +93,17 @@ def _read(file: Path, layers: Layers, asked_by: tuple[Path, ...] = ()) -> dict:
     inherited = [inherited] if isinstance(inherited, str) else inherited
     if not isinstance(inherited, list) or not all(isinstance(name, str) for name in inherited):
         raise ConfigError(f"{source}: inherit: found {found(inherited)}, wanted a file name or a list of them")
-    below = [_read((file.parent / name).resolve(), layers, (*asked_by, file)) for name in inherited]
+    below = [_read(_inherited(name, file), layers, (*asked_by, file)) for name in inherited]
     layers.append((source, mapping))
     return reduce(_lay, [*below, mapping])
+
+
+def _inherited(name: str, file: Path) -> Path:
+    """What `file` inherits by a name: a file relative to it, or else a shipped one. It never means itself by a name."""
+    relative = file.parent / name
+    named = [] if Path(name).suffix else [other for other in [file.parent / f"{name}.yaml"] if other.resolve() != file]
+    found = next((other for other in (relative, *named) if other.is_file()), None) or shipped(name)
+    return (found or relative).resolve()
 
 
 def _read_overrides(overrides: Sequence[str], mapping: dict, layers: Layers) -> dict:

@@ -102,6 +102,19 @@ def test_each_set_of_extras_is_installed_once_and_both_stay(tree):
     assert second.endswith(f"-e {tree}[test,test,data]")
 
 
+@pytest.mark.parametrize(("words", "recipe", "settings"), [
+    ("", "configs/recipes/digits_afm.yaml", ""), ("a.b=c d=e", "configs/recipes/digits_afm.yaml", "a.b=c|d=e|"),
+    ("mixture1d_afm 'a={b: c}'", "mixture1d_afm", "a={b: c}|"), ("launchers/environment.sh", "{tree}", ""),
+])
+def test_the_launchers_tell_a_recipe_from_its_settings(tree, words, recipe, settings):
+    """A file is named by its whole path, since they change into the folder of the project."""
+    (tree / "bin" / "basename").symlink_to(shutil.which("basename"))
+    line = 'printf "%s\n" "$recipe"; [[ ${#settings[@]} == 0 ]] || printf "%s|" "${settings[@]}"'
+    ended = bash(tree, f"{stamped(tree)}; source launchers/environment.sh test; recipe_from {words}; {line}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{recipe.format(tree=tree / 'launchers' / 'environment.sh')}\n{settings}"
+
+
 def test_after_a_change_only_what_is_asked_for_counts_as_installed(tree):
     asked = installer(tree)
     bash(tree, "source launchers/environment.sh test,data")

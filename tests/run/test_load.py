@@ -17,6 +17,7 @@ import yaml
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.schedules import Constant, Cosine, Piecewise, Schedule
 from afm_scale.run import load as load_module
+from afm_scale.run import shipped as shipped_module
 from afm_scale.run.load import dump_yaml, load
 from afm_scale.run.typed import from_mapping, to_mapping
 
@@ -306,6 +307,24 @@ def recipes(here, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", ["digits_afm", "digits_afm.yaml", "elsewhere/digits_afm", "elsewhere/digits_afm.yaml"])
 def test_a_recipe_is_found_by_name_and_by_path(recipes, name):
     assert load(Everything, name).count == 7
+
+
+def test_what_is_inherited_is_a_file_beside_or_else_a_shipped_recipe_by_name(here, monkeypatch):
+    folder = here / "shipped" / "recipes"
+    for made in (folder, folder.parent / "model", here / "mine"):
+        made.mkdir(parents=True)
+    write(folder, first="count: 1", second="count: 2")
+    write(folder.parent / "model", small="rate: 5")
+    monkeypatch.setattr(shipped_module, "RECIPES", folder)
+    monkeypatch.setattr(shipped_module, "CONFIGS", folder.parent)
+    mine = write(here / "mine", first="inherit: [first, model/small]", second="count: 3", third="inherit: second")
+    assert (load(Everything, here / "mine" / "first.yaml").count, load(Everything, mine).count) == (1, 3)
+    assert load(Everything, here / "mine" / "first.yaml").rate == 5
+    for name, near in [("frist", "first"), ("model/smal", "model/small"), ("thrid.yaml", "third.yaml")]:
+        asked = write(here / "mine", asks=f"inherit: {name}")
+        assert message_of(Everything, asked) == (
+            f"mine/asks.yaml: inherit: mine/{name} cannot be read: No such file or directory; did you mean '{near}'?"
+        )
 
 
 def test_a_missing_recipe_lists_the_nearest(recipes):
