@@ -18,6 +18,14 @@ class RunError(Exception):
         self.is_of_all_ranks = True
         return self
 
+    def plain(self) -> RunError:
+        """The same words as the nearest base that takes them alone: an error that can be pickled and made anew.
+
+        Classes with more to say (`__init__` of their own) cannot; their bases end a run with the same exit code.
+        """
+        kind = next(kind for kind in type(self).__mro__ if kind.__init__ is Exception.__init__)
+        return kind(str(self))
+
 
 class UserError(RunError):
     """Something the user can put right. The message says what was found, what was wanted, what to do."""

@@ -187,7 +187,7 @@ class _Decoder(Dataset):
                 used.append(number)
                 skipped.extend(passed_over)
         except DataError as error:
-            return DataError(str(error))  # the subclasses do not all survive pickling
+            return error.plain()
         return pixels, self.shards.index.label[torch.tensor(used)], skipped
 
     def _read(self, sample: int, *, affine: Affine | None) -> Tensor:

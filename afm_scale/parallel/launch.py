@@ -96,12 +96,11 @@ def agree(error: RunError | None) -> None:
         if error is not None:
             raise error
         return
-    errors: list[tuple[type[RunError], str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else (type(error), str(error)))
+    errors: list[RunError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else error.plain())
     for found in errors:
         if found is not None:
-            kind, message = found
-            raise kind(message).of_all_ranks() from error
+            raise found.of_all_ranks() from error
 
 
 @contextmanager

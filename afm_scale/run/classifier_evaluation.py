@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, RunError, UserError
+from ..core.errors import ConfigError, RunError
 from ..core.random import Positions
 from ..core.types import Batch, Role
 from ..data.order import PositionedSource
@@ -179,10 +179,7 @@ def _in_turns(source: DataSource, count: int, plan: ParallelPlan) -> Iterator[tu
     batches, first = iter(source), 0
     while first < count:
         with agreed():
-            try:
-                batch = next(batches)
-            except UserError as error:
-                raise DataError(str(error)) from error  # not all of its kinds can be made anew on the other ranks
+            batch = next(batches)
         positions = Positions(first + plan.data_rank, plan.num_data_ranks, len(batch.y))
         yield positions, Batch(batch.x.to(plan.dtype), batch.y)
         first += plan.num_data_ranks * len(batch.y)

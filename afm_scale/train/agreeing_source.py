@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
-from ..core.errors import DataError, UserError
+from ..core.errors import UserError
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
 from ..parallel.launch import agree
@@ -24,7 +24,7 @@ class AgreeingSource:
         self._source = source
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises, on every rank, the DataError of the lowest rank that met one."""
+        """Raises, on every rank, the UserError of the lowest rank that met one."""
         group = dist.new_group(backend="gloo")  # only now: a rank whose source failed to open would not come here
         batches = iter(self._source)
         while True:
@@ -32,7 +32,7 @@ class AgreeingSource:
             try:
                 batch = next(batches)
             except UserError as caught:
-                error = DataError(str(caught))
+                error = caught
             failed = torch.tensor(int(error is not None))
             dist.all_reduce(failed, dist.ReduceOp.MAX, group=group)
             if failed:
