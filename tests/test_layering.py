@@ -23,14 +23,14 @@ MAY_IMPORT = {
     "data": {"core"},
     "packing": {"core", "data"},
     "parallel": {"core", "ops"},
-    "sampling": {"core", "flow"},
+    "sampling": {"core", "flow", "data.source"},
     "objectives": {"core", "flow"},
     "checkpoint": {"core", "parallel"},
     "evaluation": {"core", "flow", "models", "data", "packing", "parallel", "sampling"},
     "estimate": {"core", "flow", "models", "data", "parallel", "sampling"},
-    # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error (parallel.launch).
+    # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error.
     "train": {
-        "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.launch", "data.source",
+        "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement", "data.source",
         "checkpoint.manager", "checkpoint.manifest", "sampling",
     },
     "run": {

@@ -15,7 +15,8 @@ import torch
 from .. import __version__
 from ..core.errors import ConfigError, RunError
 from ..estimate.flops import PEAK_TFLOPS, known_gpu
-from ..parallel.launch import Ranks, check_same_on_all_ranks, launch
+from ..parallel.agreement import check_same_on_all_ranks
+from ..parallel.launch import Ranks, launch
 from ..run.arguments import add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check

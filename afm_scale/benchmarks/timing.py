@@ -17,14 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from ..core.arithmetic import allow_tf32
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
 from ..data.toys.synthetic import SyntheticLatentsConfig
 from ..ops.choice import Choice, use
+from ..parallel.agreement import agreed
 from ..parallel.compile import is_compiled
-from ..parallel.launch import Ranks, agreed
+from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
-from ..parallel.precision import allow_tf32
 from ..run.config import RunConfig
 from ..train.hooks.hook import HookList, QuietHook, StepReport
 from ..train.loop import train

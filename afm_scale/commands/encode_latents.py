@@ -30,8 +30,9 @@ from ..data.shards import PackedShards, SampleError
 from ..data.transforms import ImageError, decode_checked, to_pixels
 from ..models.autoencoder import Autoencoder
 from ..packing.writer import Packing
+from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
 from ..parallel.config import ParallelConfig
-from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, from_rank_0, launch
+from ..parallel.launch import Ranks, launch
 from ..run.arguments import request_of
 
 _TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours

@@ -21,17 +21,18 @@ from ..evaluation.features.extractor import Extractor, FeaturesConfig
 from ..evaluation.images.sets import ImageSet, open_images
 from ..evaluation.reference import Reference, holds_statistics, reference_from, write_reference
 from ..evaluation.summary import Figures
+from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
-from ..parallel.launch import Ranks, agreed, launch
+from ..parallel.launch import Ranks, launch
 from ..run.arguments import LABELS_HELP, request_of
 from ..run.arguments import labels as labels_of
+from ..run.autoencoders import decoder_of, encoder_of
 from ..run.config import RunConfig
-from ..run.decoding import decoder_of, encoder_of
-from ..run.drawing import DrawnImages, LabelChoice, describe_labels
 from ..run.features import build_extractor
 from ..run.guides import generative_config_of
-from ..run.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_together, rehearse
+from ..run.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_on_all, rehearse
 from ..run.typed import build
+from ..sampling.drawing import DrawnImages, LabelChoice, describe_labels
 from .sample import drawing_of, on_device, stream_of
 
 NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all
@@ -134,7 +135,7 @@ def evaluate_command(request: EvaluateRequest) -> int:
             images = _target(request, checkpoint, extractor, ranks)
         reference = _reference(request, extractor, images, ranks)
         summary = measure(
-            images, extractor, ranks, num_members=_num_members(request, is_reference=reference is None),
+            images, extractor, ranks.place, num_members=_num_members(request, is_reference=reference is None),
             batch_size=request.batch_size, progress="measuring",
         )
         with agreed():
@@ -142,7 +143,7 @@ def evaluate_command(request: EvaluateRequest) -> int:
                 write_reference(request.write_reference, reference_from(summary, extractor, images))
         figures = None
         if reference is not None:
-            figures = compare_on_rank_0(summary, reference, ranks, k=request.neighbours)
+            figures = compare_on_rank_0(summary, reference, ranks.place, k=request.neighbours)
         if ranks.rank == 0:
             report = _report(request, images, extractor, reference, figures)
             _print(request, {**report, "seconds": round(time.monotonic() - began, 1), "ranks": ranks.world_size})
@@ -220,7 +221,7 @@ def _reference(
         if path.is_dir() or not path.exists() or not holds_statistics(path):
             own = _readable(open_images(path), extractor, request, ranks)
     if own is None:
-        reference = read_reference_together(path, extractor, ranks, batch_size=request.batch_size)
+        reference = read_reference_on_all(path, extractor, ranks.place, batch_size=request.batch_size)
         if not isinstance(images, AsSamples):
             with agreed():
                 rehearse(extractor, images.shape, reference, path, k=request.neighbours, device=ranks.device)
@@ -228,7 +229,7 @@ def _reference(
         if extractor.reads == "images":
             check_shapes(images.shape, own.shape, path)
         summary = measure(
-            own, extractor, ranks, num_members=_num_members(request, is_reference=True),
+            own, extractor, ranks.place, num_members=_num_members(request, is_reference=True),
             batch_size=request.batch_size, progress="reference",
         )
         reference = reference_from(summary, extractor, own)

@@ -14,18 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.manifest import resolve_checkpoint
 from ..core.errors import UserError
+from ..core.place import Place
 from ..core.types import Batch
 from ..data.toys.mixture2d import ClassMixture, Mixture2DConfig
 from ..evaluation.toys.mixture2d import ClassQuality, class_quality, data_samples, draw_classes
 from ..run.guides import average_weights, generative_config_of
 from ..run.networks import build_generator
-from ..sampling.sampler import generate_together
+from ..sampling.sampler import generate_on_all
 from .sample import stream_of
 
 
@@ -93,8 +93,8 @@ def _samples_of(folder: Path, request: GuidanceFigure) -> tuple[Batch, ClassMixt
     network = build_generator(config).to(config.parallel.dtype).to_empty(device="cpu")
     network.load_state_dict(average_weights(checkpoint))
     stream = stream_of(config, labels="balanced", steps=None, seed=request.seed)
-    x, y = generate_together(
-        network, stream, start=0, count=request.num_samples, rank=0, world_size=1, device=torch.device("cpu")
+    x, y = generate_on_all(
+        network, stream, start=0, count=request.num_samples, place=Place()
     )
     return Batch(x, y), config.data.distribution
 

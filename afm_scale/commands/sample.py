@@ -19,18 +19,20 @@ from tqdm import tqdm
 from ..checkpoint.manifest import resolve_checkpoint
 from ..core.errors import UserError
 from ..core.files import make_folder
+from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
-from ..parallel.launch import Ranks, agreed, launch
+from ..parallel.launch import Ranks, launch
 from ..run.arguments import LABELS_HELP, labels, request_of
+from ..run.autoencoders import decoder_of
 from ..run.config import RunConfig
-from ..run.decoding import Decoder, decoder_of
-from ..run.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
 from ..run.guides import average_weights, generative_config_of
 from ..run.networks import build_generator
-from ..run.sheets import Sheets
+from ..sampling.decoding import Decoder
+from ..sampling.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
 from ..sampling.pictures import save_png, to_uint8
 from ..sampling.sampler import SampleStream, Tile
+from ..sampling.sheets import Sheets
 
 _WRITERS = 8
 _TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
@@ -119,7 +121,7 @@ def drawing_of(
     """The average of a checkpoint at work. Not collective; raises CheckpointError if it is torn."""
     plan = DDPPlan(ranks, config.parallel)  # whole networks: every rank draws by itself
     network = plan.frozen(build_generator(config), average_weights(checkpoint).items())
-    return Drawing(network, stream, ranks.rank, ranks.world_size, ranks.device, decoder)
+    return Drawing(network, stream, ranks.place, decoder)
 
 
 def _check(request: SampleRequest) -> None:

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
-from ..parallel.launch import Ranks, agreed, check_same_on_all_ranks, launch
+from ..parallel.agreement import agreed, check_same_on_all_ranks
+from ..parallel.launch import Ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..run import build
 from ..run.arguments import add_recipe

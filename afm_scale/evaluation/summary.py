@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import DataError, DivergenceError
+from ..core.place import Place
 from ..sampling.order import npz_order
 from .features.extractor import Features
 from .reference import Reference
@@ -18,16 +18,6 @@ from .statistics import frechet_distance, precision_recall
 
 SPLIT_SIZE = 5_000  # of the inception score, in ADM's evaluator
 PUBLISHED_SAMPLES = 50_000  # what published figures are of
-
-
-class RanksLike(Protocol):
-    """This process among those that share torch's default process group."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -86,13 +76,13 @@ class SampleSummary:
         if self._scores is not None and features.logits is not None:
             self._scores.add(features.logits, place // SPLIT_SIZE)
 
-    def gather(self, ranks: RanksLike) -> None:
+    def gather(self, place: Place) -> None:
         """Collective. Afterwards, every rank has what all have added, and the properties below.
 
         Raises DivergenceError, on all ranks, if a feature was not a finite number; names the first such sample.
         """
-        if ranks.world_size > 1:
-            told: list[tuple[int, _Sizes | None]] = [(0, None)] * ranks.world_size
+        if place.world_size > 1:
+            told: list[tuple[int, _Sizes | None]] = [(0, None)] * place.world_size
             dist.all_gather_object(told, (self._first_broken, self._sizes))
             self._first_broken = min(first_broken for first_broken, _ in told)
         if self._first_broken < self.num_samples:
@@ -100,13 +90,13 @@ class SampleSummary:
                 f"sample {self._first_broken} has features that are not finite numbers: the sample itself is not "
                 "finite (the training had diverged), or the extractor overflowed on it"
             )
-        if ranks.world_size > 1:
+        if place.world_size > 1:
             self._times_seen = _sum_(self._times_seen.to(self._device)).cpu()
         assert (self._times_seen == 1).all(), (
             f"{int((self._times_seen == 0).sum())} of {self.num_samples} samples were not added, "
             f"{int((self._times_seen > 1).sum())} more than once"
         )
-        if ranks.world_size > 1:
+        if place.world_size > 1:
             for _, sizes in told:
                 if sizes is not None:
                     self._make_room(sizes)  # where this rank was given no samples

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..core.place import Place
 from ..core.types import Role
 from ..ops.choice import use
 from .compile import compile_blocks
@@ -58,8 +59,8 @@ class BasePlan:
         self._mover: Player | None = None
 
     @property
-    def together(self) -> int:
-        return self.world_size // self.num_data_ranks
+    def place(self) -> Place:
+        return Place(self.rank, self.world_size, self.device, self.world_size // self.num_data_ranks)
 
     def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """As the protocol says."""

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 
+from ..core.arithmetic import Precision
 from ..core.errors import ConfigError
 from ..ops.choice import Setting
 from .recompute import Recompute, RecomputeConfig
-
-Precision = Literal["fp32", "tf32", "bf16", "fp8", "fp64"]
 
 
 @dataclass(frozen=True, kw_only=True)

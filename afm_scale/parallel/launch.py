@@ -1,4 +1,4 @@
-"""Which rank this process is, the process group it shares with the others, and words exchanged before training.
+"""Which rank this process is, and the process group it shares with the others.
 
 Works under torchrun, deepspeed and srun, and without a launcher as one rank.
 """
@@ -10,23 +10,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ..core.errors import ConfigError, RunError
+from ..core.arithmetic import allow_tf32
+from ..core.errors import ConfigError
+from ..core.place import Place
 from ..ops.choice import choose, probe
 from .config import ParallelConfig
-from .precision import allow_tf32, fp8_error
-
-T = TypeVar("T")
+from .precision import fp8_error
 
 DEFAULT_MASTER_PORT = 29500  # torchrun's
 
@@ -40,6 +39,10 @@ class Ranks(AbstractContextManager["Ranks"]):
     world_size: int
     device: torch.device
 
+    @property
+    def place(self) -> Place:
+        return Place(self.rank, self.world_size, self.device)
+
     def shutdown(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -51,7 +54,7 @@ class Ranks(AbstractContextManager["Ranks"]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Announcement:
     """What the launcher said about this process; `address` is None where no other process has to be found."""
 
     rank: int
@@ -68,84 +71,26 @@ def launch(config: ParallelConfig) -> Ranks:
     every rank, if the device or what is wanted of it is not there, and on its own rank if the launcher's variables make
     no sense.
     """
-    place = place_of(os.environ)
+    announced = announcement_of(os.environ)
     _die_with_launcher()
     timeout = timedelta(seconds=config.timeout_seconds)
-    store = _meet(place, timeout)
+    store = _meet(announced, timeout)
     _set_arithmetic(config)  # before CUDA starts, which reads some of it
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
-    error = _gpu_error(place) if on_gpu else ""
+    device = torch.device("cuda", announced.local_rank) if on_gpu else torch.device("cpu")
+    error = _gpu_error(announced) if on_gpu else ""
     if on_gpu and not error:
         torch.cuda.set_device(device)
     error = error or (fp8_error(device) if config.precision == "fp8" else "")
-    _agree_in(store, place, error or _operations_error(config, device))
+    _agree_in(store, announced, error or _operations_error(config, device))
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size,
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=announced.rank, world_size=announced.world_size,
         timeout=timeout, device_id=device if on_gpu else None,
     )
-    return Ranks(place.rank, place.local_rank, place.world_size, device)
+    return Ranks(announced.rank, announced.local_rank, announced.world_size, device)
 
 
-def agree(error: RunError | None) -> None:
-    """Collective. If any rank has met an error, every rank raises that of the lowest such rank.
-
-    Without a process group this process is alone, and raises its own.
-    """
-    if not dist.is_initialized():
-        if error is not None:
-            raise error
-        return
-    errors: list[RunError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else error.plain())
-    for found in errors:
-        if found is not None:
-            raise found.of_all_ranks() from error
-
-
-@contextmanager
-def agreed() -> Iterator[None]:
-    """Collective at its end. A RunError that one rank meets in the block ends all ranks, with one message."""
-    error: RunError | None = None
-    try:
-        yield
-    except RunError as caught:
-        error = caught
-    agree(error)
-
-
-def from_rank_0(rank: int, work: Callable[[], T]) -> T:
-    """Collective: what `work` returns on rank 0, which alone calls it. A RunError that it meets ends all ranks."""
-    result: list[Any] = [None]
-    with agreed():
-        if rank == 0:
-            result[0] = work()
-    if dist.is_initialized():
-        dist.broadcast_object_list(result, src=0)
-    return result[0]
-
-
-def check_same_on_all_ranks(text: str, what: str) -> None:
-    """Collective. Raises ConfigError, the same on every rank, if ranks disagree on `text` (`what`: its name)."""
-    texts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(texts, text)
-    others = [rank for rank, other in enumerate(texts) if other != texts[0]]
-    if not others:
-        return
-    ours, theirs = texts[0].splitlines(), texts[others[0]].splitlines()
-    length = max(len(ours), len(theirs))
-    ours += ["(nothing)"] * (length - len(ours))
-    theirs += ["(nothing)"] * (length - len(theirs))
-    differing = [(mine, other) for mine, other in zip(ours, theirs, strict=True) if mine != other]
-    mine, other = differing[0] if differing else ("other line ends", "these")
-    raise ConfigError(
-        f"the ranks disagree on {what}: rank 0 has {mine.strip()!r} where rank {others[0]} has {other.strip()!r} "
-        f"(ranks that differ from rank 0: {', '.join(map(str, others))}); start every rank with the same recipe, "
-        f"overrides and code"
-    ).of_all_ranks()
-
-
-def place_of(environment: Mapping[str, str]) -> Place:
+def announcement_of(environment: Mapping[str, str]) -> Announcement:
     """Reads the variables of torchrun and deepspeed (RANK, ...), else those of Slurm, else takes one rank alone.
 
     Raises ConfigError if they are incomplete or not numbers.
@@ -155,8 +100,11 @@ def place_of(environment: Mapping[str, str]) -> Place:
     elif "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "")
     else:
-        return Place(rank=0, local_rank=0, world_size=1, local_world_size=1, address=None)
-    rank, local_rank, world_size = (_number(environment, name) for name in names[:3])
+        return Announcement(rank=0, local_rank=0, world_size=1, local_world_size=1, address=None)
+    rank, world_size = _number(environment, names[0]), _number(environment, names[2])
+    alone_here = names[0] == "RANK" and environment.get(names[3], "1") == "1"
+    # A Kubernetes PyTorchJob of one process a pod does not set LOCAL_RANK.
+    local_rank = 0 if alone_here and names[1] not in environment else _number(environment, names[1])
     if not 0 <= rank < world_size:
         raise ConfigError(f"{names[0]}={rank} and {names[2]}={world_size}: a rank is from 0 to {names[2]} - 1")
     address = None
@@ -170,7 +118,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
         port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_MASTER_PORT
         address = (environment["MASTER_ADDR"], port)
     local_world_size = _number(environment, names[3]) if names[3] in environment else None
-    return Place(
+    return Announcement(
         rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size, address=address
     )
 
@@ -185,22 +133,22 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(found)
 
 
-def _meet(place: Place, timeout: timedelta) -> dist.Store:
-    if place.address is None:
+def _meet(announced: Announcement, timeout: timedelta) -> dist.Store:
+    if announced.address is None:
         return dist.HashStore()  # in memory: one rank needs neither port nor file
-    host, port = place.address
+    host, port = announced.address
     host = f"[{host}]" if ":" in host else host  # IPv6
-    store, _, _ = next(rendezvous(f"tcp://{host}:{port}", place.rank, place.world_size, timeout=timeout))
+    store, _, _ = next(rendezvous(f"tcp://{host}:{port}", announced.rank, announced.world_size, timeout=timeout))
     store.set_timeout(timeout)
     return store
 
 
-def _gpu_error(place: Place) -> str:
+def _gpu_error(announced: Announcement) -> str:
     """What is wrong with this host's GPUs, or an empty string."""
     available = torch.cuda.device_count()
     if available == 0:
         return "parallel.device is cuda but torch sees no GPU here; set parallel.device=cpu or use a host with GPUs"
-    wanted = max(place.local_world_size or 0, place.local_rank + 1)
+    wanted = max(announced.local_world_size or 0, announced.local_rank + 1)
     if wanted > available:
         return (
             f"{wanted} processes on a host with {available} GPU(s); start at most one process per GPU "
@@ -209,17 +157,17 @@ def _gpu_error(place: Place) -> str:
     return ""
 
 
-def _agree_in(store: dist.Store, place: Place, error: str) -> None:
+def _agree_in(store: dist.Store, announced: Announcement, error: str) -> None:
     """`agree` for the time before there is a process group: one rank's error would leave the others waiting for it."""
-    store.set(f"launch/error/{place.rank}", error)
-    if place.rank == 0:
-        errors = [store.get(f"launch/error/{rank}").decode() for rank in range(place.world_size)]
+    store.set(f"launch/error/{announced.rank}", error)
+    if announced.rank == 0:
+        errors = [store.get(f"launch/error/{rank}").decode() for rank in range(announced.world_size)]
         store.set("launch/verdict", next(filter(None, errors), ""))
     verdict = store.get("launch/verdict").decode()
     if not verdict:
         return
     store.add("launch/read", 1)
-    while place.rank == 0 and store.add("launch/read", 0) < place.world_size:
+    while announced.rank == 0 and store.add("launch/read", 0) < announced.world_size:
         time.sleep(0.01)  # the store may live in this process, and has to outlive the others' reading
     raise ConfigError(verdict).of_all_ranks()
 

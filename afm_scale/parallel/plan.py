@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.network import Network
+from ..core.place import Place
 from ..core.schedules import Schedule
 from ..core.types import Role
 from .optim import OptimizerConfig
@@ -41,9 +42,13 @@ class ParallelPlan(Protocol):
     world_size: int
     data_rank: int  # which share of the global batch this rank sees
     num_data_ranks: int  # of how many shares; less than the ranks where some see the same samples (tensor parallelism)
-    together: int  # how many neighbouring ranks see the same samples and share every network's work
     device: torch.device
     dtype: torch.dtype  # networks' weights and inputs
+
+    @property
+    def place(self) -> Place:
+        """This process among the ranks; those of its group share every network's work."""
+        ...
 
     def player(self, role: Role, module: Network, weights: Weights, optimizer: OptimizerConfig) -> Player:
         """Lays a module built on the meta device over the ranks, fills it with `weights`, gives it an optimizer."""

@@ -12,15 +12,12 @@ use it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..core.arithmetic import Precision, without_tf32
 from ..core.errors import ConfigError
 from ..core.network import Network
-from .config import Precision
 
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 FP8_MULTIPLE = 16  # widths that its fp8 products can take
@@ -31,15 +28,6 @@ _BLOCKS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp8": torch.bf
 def block_dtype(precision: Precision) -> torch.dtype | None:
     """What blocks compute in where that is lower than the parameters' dtype, else None."""
     return _BLOCKS.get(precision)
-
-
-def allow_tf32(precision: Precision) -> None:
-    """Sets which products of float32 matrices may take TF32 on a GPU, in this process."""
-    # By the older of torch's two switches, which sets the newer one too: while the two disagree, whatever asks the
-    # older fails (torch.compile's search for the fastest kernel does).
-    torch.set_float32_matmul_precision("highest" if precision in ("fp32", "fp64") else "high")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def set_precision(module: Network, precision: Precision, *, learns: bool) -> None:
@@ -63,7 +51,7 @@ def set_precision(module: Network, precision: Precision, *, learns: bool) -> Non
     lowered = {part for block in module.shardable_blocks() for part in block.modules()}
     for part in module.modules():
         if isinstance(part, nn.Linear) and part not in lowered:
-            part.forward = _without_tf32(part.forward)
+            part.forward = without_tf32(part.forward)
 
 
 def fp8_error(device: torch.device) -> str:
@@ -78,16 +66,3 @@ def fp8_error(device: torch.device) -> str:
         f"{wanted} or newer, found {torch.cuda.get_device_name(device)} of {'.'.join(map(str, found))}; set "
         "parallel.precision=bf16"
     )
-
-
-def _without_tf32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    @wraps(forward)
-    def in_float32(x: Tensor) -> Tensor:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            return forward(x)
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return in_float32

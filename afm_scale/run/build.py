@@ -139,7 +139,7 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
             )
         )
     hooks.append(metrics)
-    if plan.rank % plan.together == 0:  # one of those that read the same samples
+    if plan.place.leads_group:  # one of those that read the same samples
         hooks.append(
             SkippedHook(
                 folder / "skipped", rank=plan.data_rank, world_size=plan.num_data_ranks, failures=failures

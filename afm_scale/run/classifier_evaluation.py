@@ -18,7 +18,7 @@ from ..data.order import PositionedSource
 from ..data.source import DataSource
 from ..data.toys.digits import DigitsSource, held_out_digits
 from ..evaluation.accuracy import AccuracyByTime, accuracy_by_time, draw_accuracy
-from ..parallel.launch import agreed
+from ..parallel.agreement import agreed
 from ..parallel.plan import ParallelPlan
 from ..train.state import TrainState
 from .sources import SOURCES, AnySource, build_source
@@ -87,7 +87,7 @@ class ClassifierEvaluation:
         return samples.name, found
 
     def _sum(self, value: Tensor) -> Tensor:
-        if self._plan.rank % self._plan.together:
+        if not self._plan.place.leads_group:
             value.zero_()  # the ranks that saw the same samples have counted the same: one of them tells
         if self._plan.world_size > 1:
             dist.all_reduce(value)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..parallel.launch import agreed
+from ..parallel.agreement import agreed
 from ..parallel.plan import ParallelPlan
 from ..train.evaluation import Evaluate
+from .autoencoders import decoder_of
 from .classifier_evaluation import ClassifierEvaluation, ClassifierEvaluationConfig
 from .config import RunConfig
-from .decoding import decoder_of
 from .features import build_extractor
-from .measure import read_reference_together, rehearse
+from .measure import read_reference_on_all, rehearse
 from .sample_evaluation import SampleEvaluation, SampleEvaluationConfig
 
 
@@ -24,7 +24,7 @@ def build_evaluation(
         extractor = build_extractor(chosen.features, plan.device)
         if extractor.reads == "images":
             decoder = decoder_of(config.data, chosen.vae, plan.device, setting="hooks.evaluation.vae")
-    reference = read_reference_together(chosen.reference, extractor, plan, batch_size=chosen.batch_size)
+    reference = read_reference_on_all(chosen.reference, extractor, plan.place, batch_size=chosen.batch_size)
     with agreed():
         shape = config.data.shape if decoder is None else decoder.shape
         rehearse(extractor, shape, reference, chosen.reference, k=chosen.neighbours, device=plan.device)

@@ -13,28 +13,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import DataError, RunError
+from ..core.place import Place
 from ..core.random import Positions
 from ..evaluation.features.extractor import Extractor
 from ..evaluation.images.npz import Npz
 from ..evaluation.images.sets import IMAGES, ImageSet, NpzImages
 from ..evaluation.reference import Reference, read_reference
 from ..evaluation.summary import Figures, SampleSummary, compare
-from ..parallel.launch import agree, agreed, from_rank_0
+from ..parallel.agreement import agree, agreed, from_rank_0
 from ..sampling.order import npz_order
-from .decoding import Encoder
 
 
-class Place(Protocol):
-    """This process among the ranks: `parallel.launch.Ranks` or a plan."""
+class Encode(Protocol):
+    """What encodes pixels [B, C, H, W] in [-1, 1] as latents [B, c, h, w]; noise is keyed by the images' positions."""
 
-    @property
-    def rank(self) -> int: ...
+    name: str
 
-    @property
-    def world_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
+    def __call__(self, pixels: Tensor, positions: Positions) -> Tensor: ...
 
 
 def measure(
@@ -69,7 +64,7 @@ def _numbers(images: ImageSet) -> Tensor:
     return npz_order(images.num_images) if is_npz else torch.arange(images.num_images)
 
 
-def read_reference_together(path: Path, extractor: Extractor, place: Place, *, batch_size: int) -> Reference:
+def read_reference_on_all(path: Path, extractor: Extractor, place: Place, *, batch_size: int) -> Reference:
     """Collective: `evaluation.reference.read_reference`. Raises, on every rank, the UserError that one of them met."""
     error: RunError | None = None
     reference: Reference | None = None
@@ -148,7 +143,7 @@ class AsSamples:
 
     images: ImageSet
     device: torch.device
-    encoder: Encoder | None
+    encoder: Encode | None
 
     @property
     def num_images(self) -> int:

@@ -18,7 +18,7 @@ from ..evaluation.toys.mixture1d import draw_flow, line_noise, measure_map, quan
 from ..evaluation.toys.mixture2d import class_quality, data_samples, draw_classes
 from ..parallel.plan import ParallelPlan
 from ..sampling.pictures import image_grid, save_png
-from ..sampling.sampler import SampleStream, generate_together, trajectory
+from ..sampling.sampler import trajectory
 from ..train.state import TrainState
 from .classifier_evaluation import ClassifierReport
 
@@ -45,15 +45,8 @@ class DigitsReport(_OfSamples):
 
     def __call__(self, state: TrainState, plan: ParallelPlan, picture: Path, num_steps: int) -> Findings:
         """Every rank must call it; rank 0 draws `picture`."""
-        stream = SampleStream(
-            seed=self.seed, shape=state.data.shape, labels=tuple(range(10)), num_steps=num_steps,
-            prediction=state.objective.prediction, dtype=plan.dtype,
-        )
-        images, labels = generate_together(
-            state.average.network, stream, start=0, count=self.num_samples,
-            rank=plan.rank, world_size=plan.world_size, device=plan.device,
-            together=plan.together,
-        )
+        subject = state.subject(plan, num_steps)
+        images, labels = subject.generate(subject.stream(seed=self.seed), self.num_samples)
         if plan.rank == 0:
             by_class = images[:100].unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1)
             names = [str(label) for label in range(10)]
@@ -98,15 +91,8 @@ class Mixture2DReport(_OfSamples):
 
     def __call__(self, state: TrainState, plan: ParallelPlan, picture: Path, num_steps: int) -> Findings:
         """Every rank must call it; rank 0 draws `picture`."""
-        stream = SampleStream(
-            seed=self.seed, shape=state.data.shape, labels=tuple(range(state.data.num_classes)), num_steps=num_steps,
-            prediction=state.objective.prediction, dtype=plan.dtype,
-        )
-        samples = Batch(*generate_together(
-            state.average.network, stream, start=0, count=self.num_samples,
-            rank=plan.rank, world_size=plan.world_size, device=plan.device,
-            together=plan.together,
-        ))
+        subject = state.subject(plan, num_steps)
+        samples = Batch(*subject.generate(subject.stream(seed=self.seed), self.num_samples))
         if plan.rank == 0:
             panels = {"data": data_samples(self.distribution, self.num_samples), "samples": samples}
             draw_classes(picture, panels, self.distribution)

@@ -11,10 +11,9 @@ from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig, InceptionConfig
 from ..evaluation.reference import Reference
 from ..parallel.plan import ParallelPlan
-from ..sampling.sampler import SampleStream
+from ..sampling.decoding import Decoder
+from ..sampling.drawing import DrawnImages
 from ..train.state import TrainState
-from .decoding import Decoder
-from .drawing import Drawing, DrawnImages
 from .measure import compare_on_rank_0, measure
 
 
@@ -63,17 +62,11 @@ class SampleEvaluation:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """The figures that the features and the reference allow."""
         config, plan = self.config, self.plan
-        stream = SampleStream(
-            seed=config.seed, shape=state.data.shape, labels=tuple(range(state.data.num_classes)),
-            num_steps=self.num_steps, prediction=state.objective.prediction, dtype=plan.dtype,
-        )
-        drawing = Drawing(
-            state.average.network, stream, plan.rank, plan.world_size, plan.device, self.decoder,
-            together=plan.together,
-        )
+        subject = state.subject(plan, self.num_steps)
+        drawing = subject.drawing(subject.stream(seed=config.seed), self.decoder)
         summary = measure(
-            DrawnImages(drawing, config.num_samples, self.extractor.reads, about={}), self.extractor, plan,
+            DrawnImages(drawing, config.num_samples, self.extractor.reads, about={}), self.extractor, plan.place,
             num_members=config.members, batch_size=config.batch_size, progress=None,
         )
-        figures = compare_on_rank_0(summary, self.reference, plan, k=config.neighbours)
+        figures = compare_on_rank_0(summary, self.reference, plan.place, k=config.neighbours)
         return {name: value for name, value in figures.values().items() if value is not None}

@@ -8,7 +8,7 @@ import torch
 
 from ..core.packages import require
 from ..data.images import DaliConfig, WebDatasetConfig
-from ..data.images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
+from ..data.images_to_latents import ImagesToLatents, ImagesToLatentsConfig
 from ..data.latents import LatentsConfig, LatentsSource
 from ..data.source import DataSource, SourceConfig
 from ..data.toys.digits import DigitsConfig, DigitsSource
@@ -16,7 +16,7 @@ from ..data.toys.mixture1d import Mixture1DConfig, Mixture1DSource
 from ..data.toys.mixture2d import Mixture2DConfig, Mixture2DSource
 from ..data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from ..data.webdataset import WebDatasetSource
-from ..models.autoencoder import Autoencoder
+from .autoencoders import build_encoder
 
 SOURCES = {
     DigitsConfig: DigitsSource,
@@ -43,16 +43,3 @@ def build_source(
 
         return DaliSource(config, **place)
     return SOURCES[type(config)](config, **place)
-
-
-def build_encoder(config: ImagesToLatentsConfig, device: torch.device) -> Encode:
-    """The autoencoder's `moments`. Raises ConfigError if diffusers or the autoencoder is not there."""
-    require("diffusers", "data.kind 'images_to_latents'", "latents")
-    from ..models.diffusers import read_autoencoder
-
-    on_gpu = torch.device(device).type == "cuda"
-    autoencoder = Autoencoder(
-        read_autoencoder(config.vae).network, scale=config.scale, precision=config.precision,
-        compile=on_gpu if config.compile is None else config.compile,
-    )
-    return autoencoder.to(device).moments

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.place import Place
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Generator
 from ..flow.path import Prediction, move
@@ -41,7 +42,7 @@ class SamplingConfig:
 def trajectory(
     generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction
 ) -> Iterator[Tensor]:
-    """Yields the samples [B, C, H, W] at the num_steps + 1 times 1, 1 - 1/num_steps, ..., 0 ([P] Eq. 39).
+    """Yields the samples [B, C, H, W] at the num_steps + 1 times 1, 1 - 1/num_steps, ..., 0.
 
     Args:
         noise: [B, C, H, W], standard normal, on the generator's device and in its dtype.
@@ -111,8 +112,7 @@ class Tile:
 
 
 def generate(
-    generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
-    device: torch.device, decode: Decode | None = None, together: int = 1,
+    generator: Generator, stream: SampleStream, *, start: int, count: int, place: Place, decode: Decode | None = None
 ) -> Iterator[Tile]:
     """Yields this rank's share of images start ... start + count - 1, in order, a tile at a time.
 
@@ -120,16 +120,14 @@ def generate(
     every rank must take all it is given; a rank with less to do throws some away. `decode`, which must know no ranks,
     is given the tiles that are wanted, each of them whole.
 
-    Args:
-        together: neighbouring ranks that share one network's work (tensor parallelism). They draw the same tiles, and
-            each keeps every so many of them.
+    Ranks of a group, which share the network's work, draw the same tiles, and each keeps every so many of them.
     """
     first, end = start // TILE, -(-(start + count) // TILE)
-    num_drawers = world_size // together
+    num_drawers = place.num_data_ranks
     for round_start in range(first, end, num_drawers):
-        number = round_start + rank // together
-        images = stream.tile(generator, number, device)
-        is_kept = number // num_drawers % together == rank % together
+        number = round_start + place.data_rank
+        images = stream.tile(generator, number, place.device)
+        is_kept = number // num_drawers % place.group_size == place.rank % place.group_size
         low, high = max(start, number * TILE), min(start + count, (number + 1) * TILE)
         if is_kept and low < high:
             indices = torch.arange(low, high)
@@ -137,18 +135,13 @@ def generate(
             yield Tile(indices, images[low - number * TILE : high - number * TILE], stream.labels_of(indices))
 
 
-def generate_together(
-    generator: Generator, stream: SampleStream, *, start: int, count: int, rank: int, world_size: int,
-    device: torch.device, together: int = 1,
+def generate_on_all(
+    generator: Generator, stream: SampleStream, *, start: int, count: int, place: Place
 ) -> tuple[Tensor, Tensor]:
-    """Images [count, C, H, W] and labels [count], on the CPU of every rank. For as many as fit into memory."""
-    images = torch.zeros(count, *stream.shape, dtype=stream.dtype, device=device)
-    tiles = generate(
-        generator, stream, start=start, count=count, rank=rank, world_size=world_size, device=device,
-        together=together,
-    )
-    for tile in tiles:
-        images[tile.indices.to(device) - start] = tile.images
-    if world_size > 1:
+    """Collective: images [count, C, H, W] and labels [count], on the CPU of every rank. All must fit into memory."""
+    images = torch.zeros(count, *stream.shape, dtype=stream.dtype, device=place.device)
+    for tile in generate(generator, stream, start=start, count=count, place=place):
+        images[tile.indices.to(place.device) - start] = tile.images
+    if place.world_size > 1:
         dist.all_reduce(images)  # every image is zero on all ranks but one, so the sum is exact
     return images.cpu(), stream.labels_of(torch.arange(start, start + count))

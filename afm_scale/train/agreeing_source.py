@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ..core.errors import UserError
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
-from ..parallel.launch import agree
+from ..parallel.agreement import agree
 
 
 class AgreeingSource:

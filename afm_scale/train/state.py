@@ -12,6 +12,7 @@ from ..core.types import PUBLISHED, Networks, Role, networks_of
 from ..data.source import DataSource
 from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan, Player
+from ..sampling.subject import Subject
 from .average import Average
 
 
@@ -35,6 +36,14 @@ class TrainState:
     def networks(self) -> Networks:
         players = {role: player.network for role, player in self.players.items()}
         return networks_of(players, {name: average.network for name, average in self.averages.items()}, self.frozen)
+
+    def subject(self, plan: ParallelPlan, num_steps: int) -> Subject:
+        """The average, for a report or an evaluation that draws samples in `num_steps` steps."""
+        return Subject(
+            network=self.average.network, prediction=self.objective.prediction, shape=self.data.shape,
+            num_classes=self.data.num_classes, num_steps=num_steps, dtype=plan.dtype, place=plan.place,
+            source=self.data,
+        )
 
     def tensors(self, plan: ParallelPlan) -> dict[str, Tensor]:
         """All tensors by a name that does not depend on the plan; loading a checkpoint fills them in place."""

@@ -14,7 +14,7 @@ from afm_scale.core.errors import EXIT_DONE, ConfigError
 from afm_scale.data.latents import LatentsConfig
 from afm_scale.data.toys.digits import DigitsConfig
 from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
-from afm_scale.run.decoding import decoder_of, encoder_of
+from afm_scale.run.autoencoders import decoder_of, encoder_of
 from afm_scale.sampling.pictures import to_uint8
 from tests.models.small_autoencoder import saved_autoencoder, small_autoencoder
 from tests.program import SMALL_FLOW_MATCHING, run

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from afm_scale.core.errors import CheckpointError, ConfigError, DataError
+from afm_scale.parallel.agreement import agree, check_same_on_all_ranks
 from afm_scale.parallel.config import ParallelConfig
-from afm_scale.parallel.launch import Place, agree, check_same_on_all_ranks, launch, place_of
+from afm_scale.parallel.launch import Announcement, announcement_of, launch
 from tests.ranks import RankFailure, run_ranks
 
 LAUNCHERS_WORDS = [
@@ -50,35 +51,44 @@ def test_the_group_ends_when_the_work_in_it_fails(no_launcher):
 
 
 def test_torchruns_words_are_read():
-    found = place_of({
+    found = announcement_of({
         "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "host",
         "MASTER_PORT": "1234", "SLURM_PROCID": "0", "SLURM_NTASKS": "2",  # torchrun inside a Slurm job
     })
-    assert found == Place(rank=5, local_rank=1, world_size=8, local_world_size=4, address=("host", 1234))
+    assert found == Announcement(rank=5, local_rank=1, world_size=8, local_world_size=4, address=("host", 1234))
 
 
 def test_slurms_words_are_read():
     words = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "MASTER_ADDR": "host"}
-    expected = Place(rank=3, local_rank=1, world_size=4, local_world_size=None, address=("host", 29500))
-    assert place_of(words) == expected
+    expected = Announcement(rank=3, local_rank=1, world_size=4, local_world_size=None, address=("host", 29500))
+    assert announcement_of(words) == expected
+
+
+def test_a_pytorchjob_s_words_are_read_which_name_no_local_rank():
+    found = announcement_of({"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"})
+    expected = Announcement(
+        rank=2, local_rank=0, world_size=4, local_world_size=None, address=("job-master-0", 23456)
+    )
+    assert found == expected
 
 
 def test_one_slurm_task_needs_no_address():
-    found = place_of({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"})
+    found = announcement_of({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"})
     assert (found.world_size, found.address) == (1, None)
 
 
 @pytest.mark.parametrize("words, told", [
     ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, "MASTER_ADDR is not set.*scontrol"),
     ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
-    ({"RANK": "0"}, "LOCAL_RANK is not set, wanted a number"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK is not set, wanted a number"),
+    ({"RANK": "0"}, "WORLD_SIZE is not set, wanted a number"),
     ({"WORLD_SIZE": "2"}, "RANK is not set"),
     ({"RANK": "one", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, "RANK is 'one', wanted a number"),
     ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2"),
 ])
 def test_words_that_make_no_sense_are_named(words, told):
     with pytest.raises(ConfigError, match=told):
-        place_of(words)
+        announcement_of(words)
 
 
 def test_cuda_without_a_gpu_is_the_users_mistake(no_launcher, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from afm_scale.core.arithmetic import allow_tf32
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import tensor_generator
 from afm_scale.models.classifier import ClassifierConfig, DiTClassifier
@@ -21,7 +22,7 @@ from afm_scale.models.mlp import MLPConfig, MLPGenerator
 from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.launch import Ranks, launch
-from afm_scale.parallel.precision import allow_tf32, block_dtype, set_precision
+from afm_scale.parallel.precision import block_dtype, set_precision
 from afm_scale.parallel.recompute import Recompute, RecomputeConfig, RecomputeEvery, recompute
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig

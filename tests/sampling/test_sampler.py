@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from afm_scale.core.place import Place
 from afm_scale.core.random import KeyedDraws, Positions
 from afm_scale.flow.path import Prediction
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
-from afm_scale.sampling.sampler import TILE, SampleStream, generate, generate_together, sample, trajectory
+from afm_scale.sampling.sampler import TILE, SampleStream, generate, generate_on_all, sample, trajectory
 from tests.ranks import run_ranks
 
 SHAPE = (1, 8, 8)
@@ -43,7 +44,7 @@ class Counted:
 
 
 def images_of(start: int, count: int, rank: int = 0, world_size: int = 1) -> dict[int, Tensor]:
-    tiles = generate(network(), stream(), start=start, count=count, rank=rank, world_size=world_size, device=CPU)
+    tiles = generate(network(), stream(), start=start, count=count, place=Place(rank, world_size))
     return {int(index): image for tile in tiles for index, image in zip(tile.indices, tile.images, strict=True)}
 
 
@@ -89,7 +90,7 @@ def test_an_image_is_that_of_its_own_noise_and_label() -> None:
 
 def test_labels_repeat_the_given_list() -> None:
     tiles = list(generate(
-        network(), stream(labels=(2, 2, 1)), start=1, count=5, rank=0, world_size=1, device=CPU
+        network(), stream(labels=(2, 2, 1)), start=1, count=5, place=Place()
     ))
     assert [tile.labels.tolist() for tile in tiles] == [[2, 1, 2, 2, 1]]
 
@@ -114,7 +115,7 @@ def test_what_decodes_is_given_whole_tiles_and_only_those_that_are_wanted() -> N
 
     for rank in range(2):
         tiles = list(generate(
-            network(), stream(), start=30, count=40, rank=rank, world_size=2, device=CPU, decode=decode
+            network(), stream(), start=30, count=40, place=Place(rank, 2), decode=decode
         ))
         every = images_of(30, 40)
         for tile in tiles:
@@ -146,7 +147,7 @@ def test_ranks_share_the_images_without_overlap_and_with_the_same_bits(world_siz
 def test_every_rank_calls_the_network_equally_often_with_full_tiles() -> None:
     for rank in range(3):
         counted = Counted()
-        for _ in generate(counted, stream(), start=3, count=40, rank=rank, world_size=3, device=CPU):
+        for _ in generate(counted, stream(), start=3, count=40, place=Place(rank, 3)):
             pass
         assert counted.sizes == [TILE] * 2  # two tiles for three ranks: one round of two steps
 
@@ -156,7 +157,7 @@ def test_ranks_that_share_a_network_draw_the_same_tiles_and_keep_different_ones(
     for rank in range(4):
         counted = Counted()
         for tile in generate(
-            counted, stream(), start=10, count=250, rank=rank, world_size=4, device=CPU, together=2
+            counted, stream(), start=10, count=250, place=Place(rank, 4, group_size=2)
         ):
             kept += tile.indices.tolist()
         sizes.append(len(counted.sizes))
@@ -169,16 +170,16 @@ def test_another_seed_gives_other_images() -> None:
     assert not torch.allclose(first, second)
 
 
-def _together(count: int) -> tuple[Tensor, Tensor]:
+def _on_all(count: int) -> tuple[Tensor, Tensor]:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return generate_together(
-        network(), stream(), start=5, count=count, rank=rank, world_size=world_size, device=CPU
+    return generate_on_all(
+        network(), stream(), start=5, count=count, place=Place(rank, world_size)
     )
 
 
 def test_two_ranks_together_hold_the_images_of_one() -> None:
-    alone, labels = generate_together(network(), stream(), start=5, count=70, rank=0, world_size=1, device=CPU)
+    alone, labels = generate_on_all(network(), stream(), start=5, count=70, place=Place())
     assert labels.tolist() == [index % 3 for index in range(5, 75)]
-    for images, found_labels in run_ranks(2, _together, 70):
+    for images, found_labels in run_ranks(2, _on_all, 70):
         assert torch.equal(images, alone)
         assert torch.equal(found_labels, labels)

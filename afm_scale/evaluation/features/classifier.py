@@ -7,8 +7,9 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ...core.arithmetic import full_float32
 from ...core.errors import DataError
-from .extractor import Features, full_float32
+from .extractor import Features
 
 
 @runtime_checkable

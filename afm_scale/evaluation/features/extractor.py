@@ -6,8 +6,6 @@ The other kinds are in modules of their own, chosen by run/features.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -177,23 +175,3 @@ def with_channels(images: Tensor, num_channels: int, wanted_by: str) -> Tensor:
             "and an alpha channel removed"
         )
     return images.expand(-1, num_channels, -1, -1)
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """No graph, no autocast and no TF32 in the block, whatever precision the run around it trains with.
-
-    TF32 keeps 10 bits of what is multiplied: enough to train with, not for figures that are compared in their third
-    digit. NVIDIA's file computes by a matrix product even where to resample an image, which would then be off by up
-    to 1/16 of a pixel at 256 x 256.
-    """
-    kernels = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [kernel.fp32_precision for kernel in kernels]
-    try:
-        for kernel in kernels:
-            kernel.fp32_precision = "ieee"
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for kernel, precision in zip(kernels, before, strict=True):
-            kernel.fp32_precision = precision

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...core.arithmetic import full_float32
 from ...core.errors import ConfigError
-from .extractor import PUBLISHED, Features, InceptionConfig, check_uint8, full_float32, with_channels
+from .extractor import PUBLISHED, Features, InceptionConfig, check_uint8, with_channels
 from .weights_file import WeightsFile, read_published_file
 
 # The package's __init__ imports torchvision, for networks that are not used here. So the network's module is imported

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.arithmetic import full_float32
 from ...core.errors import ConfigError, DataError
 from .extractor import (
     PUBLISHED,
@@ -21,7 +22,6 @@ from .extractor import (
     InceptionConfig,
     TorchScriptConfig,
     check_uint8,
-    full_float32,
     with_channels,
 )
 from .weights_file import WeightsFile, read_published_file, read_weights_file

@@ -10,7 +10,6 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...parallel.plan import ParallelPlan
 from ...sampling.pictures import image_grid, save_png
-from ...sampling.sampler import SampleStream, generate_together
 from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
@@ -61,13 +60,7 @@ class SamplesHook(QuietHook):
     def _samples(self, state: TrainState) -> tuple[Tensor, range]:
         """Images [classes * images_per_class, C, H, W], class by class, and the classes."""
         classes = range(min(state.data.num_classes, self._config.max_classes))
-        stream = SampleStream(
-            seed=self._seed, shape=state.data.shape, labels=tuple(classes), num_steps=self._num_steps,
-            prediction=state.objective.prediction, dtype=self._plan.dtype,
-        )
-        images, _ = generate_together(
-            state.average.network, stream, start=0, count=len(classes) * self._config.images_per_class,
-            rank=self._plan.rank, world_size=self._plan.world_size, device=self._plan.device,
-            together=self._plan.together,
-        )
+        subject = state.subject(self._plan, self._num_steps)
+        stream = subject.stream(seed=self._seed, labels=classes)
+        images, _ = subject.generate(stream, len(classes) * self._config.images_per_class)
         return images.unflatten(0, (-1, len(classes))).transpose(0, 1).flatten(0, 1), classes

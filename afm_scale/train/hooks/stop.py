@@ -15,7 +15,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from ...parallel.launch import agree
+from ...parallel.agreement import agree
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from afm_scale.core.arithmetic import full_float32
 from afm_scale.core.errors import ConfigError, DataError
 from afm_scale.evaluation.features.extractor import (
     ClassifierFeaturesConfig,
     InceptionConfig,
     PixelFeatures,
     TorchScriptConfig,
-    full_float32,
 )
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder between what a latent model draws and the pictures that are looked at or measured, in float32."""
+"""The autoencoders of latent models: what decodes their samples, encodes pictures to be measured, and training data."""
 
 from __future__ import annotations
 
@@ -9,34 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.arithmetic import full_float32
 from ..core.errors import ConfigError
 from ..core.packages import require
 from ..core.random import Positions
-from ..data.images_to_latents import ImagesToLatentsConfig
+from ..data.images_to_latents import Encode, ImagesToLatentsConfig
 from ..data.latents import LatentsConfig, posterior_sample
 from ..data.source import SourceConfig
 from ..data.toys.synthetic import SyntheticLatentsConfig
-from ..evaluation.features.extractor import full_float32
 from ..models.autoencoder import Autoencoder
+from ..sampling.decoding import AT_ONCE, Decoder
 
 if TYPE_CHECKING:
     from ..models.diffusers import ReadAutoencoder  # which needs an optional package
-
-AT_ONCE = 8  # latents; always as many, so that the rounding of an image does not depend on what else was asked for
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A `sampling.sampler.Decode` from latents [B, c, h, w] to pixels [B, C, H, W] in [-1, 1], but for overshoot."""
-
-    autoencoder: Autoencoder
-    name: str
-    shape: tuple[int, int, int]  # [C, H, W] of the images
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        with full_float32(latents.device):
-            return torch.cat([self.autoencoder.decode(part) for part in latents.split(AT_ONCE)])
-
 
 @dataclass(frozen=True)
 class Encoder:
@@ -90,6 +75,18 @@ def encoder_of(vae: str, device: torch.device) -> Encoder:
     """An autoencoder that latents are made with, by the scale its own files say. Raises ConfigError as above."""
     found = _read(vae)
     return Encoder(Autoencoder(found.network, scale=found.scale).to(device), found.name)
+
+def build_encoder(config: ImagesToLatentsConfig, device: torch.device) -> Encode:
+    """The autoencoder's `moments`. Raises ConfigError if diffusers or the autoencoder is not there."""
+    require("diffusers", "data.kind 'images_to_latents'", "latents")
+    from ..models.diffusers import read_autoencoder
+
+    on_gpu = torch.device(device).type == "cuda"
+    autoencoder = Autoencoder(
+        read_autoencoder(config.vae).network, scale=config.scale, precision=config.precision,
+        compile=on_gpu if config.compile is None else config.compile,
+    )
+    return autoencoder.to(device).moments
 
 
 def _read(vae: str) -> ReadAutoencoder:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.files import write_atomically
-from ..sampling.order import npz_order
-from ..sampling.pictures import BACKGROUND, image_grid, save_png
-from ..sampling.sampler import Tile
+from .order import npz_order
+from .pictures import BACKGROUND, image_grid, save_png
+from .sampler import Tile
 
 GRID_ROWS, GRID_COLUMNS = 40, 10
 _WIDTH_OF_SMALL_IMAGES = 64  # that they are enlarged to

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DivergenceError, UserError
+from ..core.place import Place
 from ..core.types import Generator
-from ..sampling.pictures import to_uint8
-from ..sampling.sampler import TILE, SampleStream, Tile, generate
 from .decoding import Decoder
+from .pictures import to_uint8
+from .sampler import TILE, SampleStream, Tile, generate
 
 LabelChoice = Literal["balanced", "random"] | tuple[int, ...]
 """Which classes images are drawn of: all in turn, any by chance, or these in turn."""
@@ -43,11 +44,8 @@ class Drawing:
 
     generator: Generator
     stream: SampleStream
-    rank: int
-    world_size: int
-    device: torch.device
+    place: Place
     decoder: Decoder | None = None
-    together: int = 1  # neighbouring ranks that share the generator's work; see `generate`
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,12 +59,11 @@ class Drawing:
         Every rank gets equally many windows, some of which may be empty, and must take them all as long as the others
         do. A sample depends on no argument.
         """
-        window = max(1, at_once // TILE) * TILE * self.world_size
+        window = max(1, at_once // TILE) * TILE * self.place.world_size
         for start in range(0, num, window):
             end = min(start + window, num)
             yield end, list(generate(
-                self.generator, self.stream, start=start, count=end - start, rank=self.rank,
-                world_size=self.world_size, device=self.device, decode=self.decoder, together=self.together,
+                self.generator, self.stream, start=start, count=end - start, place=self.place, decode=self.decoder
             ))
 
 
@@ -83,7 +80,7 @@ def check_finite(tiles: list[Tile]) -> None:
 
 @dataclass(frozen=True)
 class DrawnImages:
-    """What a generator draws, as an `evaluation.image_sets.ImageSet` to be measured.
+    """What a generator draws, as an `evaluation.images.sets.ImageSet` to be measured.
 
     Its batches are pictures, uint8; or the samples themselves for an extractor that reads those.
     """
@@ -110,7 +107,7 @@ class DrawnImages:
         Raises DivergenceError, on this rank alone and when all is drawn, if a sample is not finite. A sharded network
         does not let one rank stop before the others.
         """
-        assert (rank, world_size) == (self.drawing.rank, self.drawing.world_size)
+        assert (rank, world_size) == (self.drawing.place.rank, self.drawing.place.world_size)
         error: DivergenceError | None = None
         for _, tiles in self.drawing.windows(self.num_images, batch_size):
             try:
