@@ -176,9 +176,18 @@ def files_too_long(sources: Sources) -> list[str]:
     return found
 
 
+def switches_of_tf32(sources: Sources) -> list[str]:
+    names = {"allow_tf32", "fp32_precision", "set_float32_matmul_precision", "get_float32_matmul_precision"}
+    return [
+        f"{module}:{node.lineno} touches torch's {node.attr}, which is the matter of core.arithmetic"
+        for module, source in sources.items() if module != f"{PACKAGE}.core.arithmetic"
+        for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and node.attr in names
+    ]
+
+
 CHECKS = [
     arrows_that_point_up, ranks_where_none_are_known, foreign_packages_in_core, optional_packages_out_of_place,
-    import_errors_caught, refused_calls, files_too_long,
+    import_errors_caught, refused_calls, files_too_long, switches_of_tf32,
 ]
 
 
@@ -220,6 +229,9 @@ VIOLATIONS = [
     (files_too_long, {"afm_scale.data.a": "\n" * 301}),
     (files_too_long, {"afm_scale.train.loop": "\n" * 151}),
     (files_too_long, {"afm_scale.objectives.afm": "\n" * 181}),
+    (switches_of_tf32, {"afm_scale.run.build": "import torch\ntorch.backends.cudnn.allow_tf32 = True"}),
+    (switches_of_tf32, {"afm_scale.evaluation.a": "def f(kernel):\n    kernel.fp32_precision = 'ieee'"}),
+    (switches_of_tf32, {"afm_scale.models.dit": "import torch\ntorch.set_float32_matmul_precision('high')"}),
 ]
 
 
@@ -236,6 +248,7 @@ def test_a_violation_is_found(check, sources):
     (optional_packages_out_of_place, {"afm_scale.data.a": "import webdataset"}),
     (import_errors_caught, {"afm_scale.ops.norm": "try:\n    import apex\nexcept ImportError:\n    pass"}),
     (refused_calls, {"afm_scale.train.state": "model.eval()"}),
+    (switches_of_tf32, {"afm_scale.core.arithmetic": "import torch\ntorch.backends.cudnn.allow_tf32 = True"}),
     (files_too_long, {"afm_scale.objectives.afm": "\n" * 180, "afm_scale.train.loop": "\n" * 150}),
 ])
 def test_what_is_allowed_is_not_found(check, sources):
