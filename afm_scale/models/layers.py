@@ -20,6 +20,7 @@ from ..core.errors import ConfigError
 from ..core.network import Entry, Shared
 from ..core.random import tensor_generator
 from ..core.types import NO_CLASS
+from ..ops.attention import attention
 
 Initialiser = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
@@ -185,7 +186,7 @@ class Attention(nn.Module):
         else:
             qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, heads, d / heads]
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        out = attention(self.q_norm(q), self.k_norm(k), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _first_query(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 Inside of torch.compile both are torch's whatever was chosen: the compiler fuses them with what stands before and after
 (a residual with the next LayerNorm, a LayerNorm with the casts around it), and could not look into another's kernel.
+So they are where a derivative is taken in forward mode, which Triton's kernels have none of.
 
 Legend: B batch, N tokens, d width. Everything is in the dtype of x.
 """
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import Chosen, in_use
+from .tangents import carries_tangent
 
 EPS = 1e-6  # of the LayerNorm
 
@@ -54,4 +56,5 @@ def _by_triton(chosen: Chosen, x: Tensor, *others: Tensor) -> bool:
         and all(other.dtype == x.dtype for other in others)
         and 0 < x.shape[-1] <= _TRITON_WIDTH
         and x.numel() > 0
+        and not carries_tangent(x, *others)
     )

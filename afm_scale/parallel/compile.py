@@ -21,7 +21,9 @@ error once it was set through the newer one (pytorch pull request 189955).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from types import CodeType, FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from torch.utils._triton import has_triton
 
 from ..core.errors import ConfigError
 from ..core.network import Network
+from ..ops.tangents import carries_tangent
 
 BACKEND = "inductor"
 MOST_WAYS = 32  # in which a network's blocks may be called: training has been seen to need 8
@@ -58,13 +61,24 @@ def compile_blocks(module: Network, wanted: bool | None, device: torch.device) -
     copies: dict[CodeType, CodeType] = {}
     for block in module.shardable_blocks():
         own = _with_own_code(block.forward, type(module).__name__, copies)
-        block.forward = torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
+        compiled = torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
+        block.forward = _where_it_can(compiled, block.forward)
         setattr(block.forward, _MARK, True)
 
 
 def is_compiled(module: Network) -> bool:
     """Whether blocks of the network were compiled by `compile_blocks`."""
     return any(getattr(block.forward, _MARK, False) for block in module.shardable_blocks())
+
+
+def _where_it_can(compiled: Forward, plain: Forward) -> Forward:
+    """The compiled forward, but for a derivative in forward mode, which goes through nothing that was compiled."""
+
+    @wraps(plain)
+    def choose(*inputs: Any, **options: Any) -> Tensor:
+        return (plain if carries_tangent(*filter(torch.is_tensor, inputs)) else compiled)(*inputs, **options)
+
+    return choose
 
 
 def _with_own_code(forward: Forward, owner: str, copies: dict[CodeType, CodeType]) -> Forward:

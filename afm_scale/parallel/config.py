@@ -123,6 +123,17 @@ class ParallelConfig:
         """Whether weights are gathered layer by layer, by hooks inside of blocks, which then cannot be compiled."""
         return self.plan == "deepspeed" and self.deepspeed.stage == 3
 
+    @property
+    def no_forward_derivative(self) -> str | None:
+        """Why derivatives in forward mode (flow/derivative.py) cannot go through these networks; None: they can."""
+        if self.plan == "megatron":
+            return "the layers of parallel.plan 'megatron' have none; set parallel.plan to ddp or fsdp2"
+        if self.hooks_in_blocks:
+            return "the hooks of parallel.deepspeed.stage 3 have none; set parallel.deepspeed.stage=2"
+        if self.precision == "fp8":
+            return "the products of parallel.precision fp8 have none; set parallel.precision=bf16"
+        return None
+
     def data_ranks(self, world_size: int) -> int:
         """How many shares the global batch is cut into: ranks that split a block's work see the same samples."""
         return world_size // self.megatron.tensor if self.plan == "megatron" else world_size
