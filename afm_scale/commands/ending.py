@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..core.errors import RunError, UserError
-from ..core.place import rank_of
 from ..run.arguments import parse
 from .table import COMMANDS, Command, Table
 
@@ -48,6 +47,8 @@ def tell(error: RunError, *, patience: float = PATIENCE_SECONDS) -> int:
     Another rank waits first: launchers kill the ranks that are left as soon as one has ended, and rank 0 has to be
     heard before. If this one is still there afterwards the error was its own, and it speaks, unless all had agreed.
     """
+    from ..core.place import rank_of  # here: torch comes with it, which takes seconds that --help need not wait
+
     rank = rank_of(os.environ)
     text = str(error).encode(errors="backslashreplace").decode()  # names of files need not be text
     if rank == 0:

@@ -1,23 +1,38 @@
-"""The resolved configuration, as training would use it."""
+"""The resolved configuration, as training would use it on so many ranks, checked as training checks it.
+
+What is printed is YAML that loads as the same configuration; its last comments say what `auto` and null mean here.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
+from ..core.errors import UserError
 from ..run.arguments import add_recipe
+from ..run.check import check
 from ..run.config import RunConfig
 from ..run.load import dump_yaml, load
+from ..run.resolved import resolved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="that it is to run on (default 1)")
 
 
 def run(options: argparse.Namespace) -> int:
-    return show_command(options.recipe, options.overrides)
+    return show_command(options.recipe, options.overrides, options.ranks)
 
 
-def show_command(recipe: str, overrides: Sequence[str]) -> int:
-    print(dump_yaml(load(RunConfig, recipe, overrides)), end="")
+def show_command(recipe: str, overrides: Sequence[str], num_ranks: int = 1) -> int:
+    """Raises ConfigError, as training would, if the recipe cannot run on so many ranks."""
+    if num_ranks < 1:
+        raise UserError(f"--ranks {num_ranks}: wanted 1 or more")
+    config = load(RunConfig, recipe, overrides)
+    check(config, num_ranks)
+    print(dump_yaml(config), end="")
+    print(f"# On {num_ranks} rank(s), on this machine:")
+    for setting, value in resolved(config, num_ranks).items():
+        print(f"#   {setting}: {value}")
     return 0

@@ -143,16 +143,16 @@ def _mesh(device_type: str, world_size: int, replicas: int) -> DeviceMesh:
     return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=(_REPLICATE, _SHARD))
 
 
-def _memory_per_rank(device: torch.device, world_size: int) -> int:
-    """Bytes of the smallest device of all ranks, which have to choose alike; collective.
-
-    On a CPU as if all ranks shared this host, of which no launcher tells.
-    """
+def device_memory(device: torch.device, world_size: int) -> int:
+    """Bytes of this rank's device. On a CPU as if all ranks shared this host, of which no launcher tells."""
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world_size
-    smallest = torch.tensor(memory)
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world_size
+
+
+def _memory_per_rank(device: torch.device, world_size: int) -> int:
+    """Bytes of the smallest device of all ranks, which have to choose alike; collective."""
+    smallest = torch.tensor(device_memory(device, world_size))
     if world_size > 1:
         dist.all_reduce(smallest, dist.ReduceOp.MIN)
     return int(smallest)

@@ -1,0 +1,77 @@
+"""What a recipe leaves open, decided: the values that `auto` and null stand for with these ranks, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..core.errors import ConfigError
+from ..ops.choice import choose, probe
+from ..parallel.fsdp2 import chosen_policy, device_memory, gathered_bytes
+from ..parallel.precision import block_dtype
+from .config import RunConfig
+from .networks import build_networks
+from .typed import to_mapping
+
+
+def resolved(config: RunConfig, world_size: int) -> dict[str, str]:
+    """Values and their reasons by setting; builds the networks without storage, and touches no file of the data."""
+    parallel, data = config.parallel, config.data
+    on_gpu = parallel.device == "cuda" or (parallel.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if on_gpu else "cpu")
+    shares = parallel.data_ranks(world_size)
+    compiles = on_gpu and not parallel.hooks_in_blocks
+    samples = data.global_batch // (shares * config.loop.accumulation)
+    return {
+        "parallel.device": device.type,
+        "parallel.compile": _said(compiles if parallel.compile is None else parallel.compile),
+        "model.compile_guides": _said(compiles if config.model.compile_guides is None else config.model.compile_guides),
+        **_operations(config, device),
+        **dict(_policies(config, device, world_size)),
+        **dict(_left_open(to_mapping(config.objective), to_mapping(config.objective.resolved(parallel.precision)))),
+        "microbatch": f"{samples} samples ({data.global_batch} over {shares} x {config.loop.accumulation})",
+        "samples": f"{' x '.join(map(str, data.shape))}, {data.num_classes} classes",
+    }
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _operations(config: RunConfig, device: torch.device) -> dict[str, str]:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return {"parallel.ops": "decided on the machine with the GPU"}
+    try:
+        chosen = choose(config.parallel.ops, probe(device))
+    except ConfigError as error:  # the recipe may be for another machine than this one
+        return {"parallel.ops": f"not on this machine: {error}"}
+    return {f"parallel.ops, {piece}": why for piece, why in chosen.described().items()}
+
+
+def _policies(config: RunConfig, device: torch.device, world_size: int) -> Iterator[tuple[str, str]]:
+    parallel = config.parallel
+    if parallel.plan != "fsdp2":
+        return
+    if parallel.fsdp2.policy != "auto":
+        yield "parallel.fsdp2.policy", parallel.fsdp2.policy
+        return
+    if device.type == "cuda" and not torch.cuda.is_available():
+        yield "parallel.fsdp2.policy", "by the memory of the GPU"
+        return
+    memory = device_memory(device, world_size)
+    for role, network in build_networks(config).items():
+        gathered = gathered_bytes(network, parallel.dtype, block_dtype(parallel.precision))
+        policy = chosen_policy(gathered, memory, network.repetitions)
+        why = f"{gathered / 2**20:,.1f} MiB gathered of {memory / 2**30:,.1f} GiB, blocks used {network.repetitions}x"
+        yield f"parallel.fsdp2.policy, {role.value}", f"{policy}: {why}"
+
+
+def _left_open(given: Any, decided: Any, setting: str = "objective") -> Iterator[tuple[str, str]]:
+    """Where two mappings of the same configuration differ."""
+    if isinstance(given, Mapping) and isinstance(decided, Mapping):
+        for name, value in decided.items():
+            yield from _left_open(given.get(name), value, f"{setting}.{name}")
+    elif given != decided:
+        yield setting, _said(decided)
