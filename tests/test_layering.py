@@ -31,7 +31,7 @@ MAY_IMPORT = {
     # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error.
     "train": {
         "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement", "data.source",
-        "checkpoint.manager", "checkpoint.manifest", "sampling",
+        "checkpoint.manager", "checkpoint.manifest", "checkpoint.names", "sampling",
     },
     "run": {
         "core", "ops", "flow", "models", "data", "packing", "parallel", "sampling", "objectives", "checkpoint",
@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "evaluation", "estimate", "train", "run",
     },
     "__main__": {"commands", "core"},
-    "": set(),  # afm_scale/__init__.py
+    "": {"run.model"},  # afm_scale/__init__.py, which imports it when a checkpoint is loaded
 }
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
 OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity",

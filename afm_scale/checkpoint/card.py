@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import CheckpointError
 from ..core.types import Role
 from .manifest import Manifest, read_manifest
 
+T = TypeVar("T")
+
 VERSION = 1
 PREDICTIONS = ("x", "v")
+OPS = ("auto", "torch", "triton", "apex")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp8", "fp64")
 
 
@@ -43,9 +46,11 @@ class Card:
     class_dropout: float  # share of the samples that were shown without their class
     num_steps: int  # network evaluations of one sample, unless told otherwise
     precision: str  # parallel.precision
-    device: str  # parallel.device
     data: Mapping[str, Any]  # kind and settings of the data
     latents: Latents | None  # None: samples are pixels, in [-1, 1]
+    device: str  # parallel.device
+    ops: str = "auto"  # parallel.ops
+    deterministic: bool = False  # parallel.deterministic
 
 
 def card_of(path: Path) -> Card:
@@ -99,6 +104,8 @@ def from_plain(plain: Mapping[str, Any]) -> Card:
         num_steps=_number(plain["num_steps"], int, least=1),
         precision=_one_of(plain["precision"], PRECISIONS),
         device=_one_of(plain["device"], ("auto", "cpu", "cuda")),
+        ops=_one_of(plain["ops"], OPS),
+        deterministic=_one_of(plain["deterministic"], (True, False)),
         data=_settings(plain["data"]),
         latents=None if latents is None else _latents(_mapping(latents)),
     )
@@ -128,6 +135,8 @@ def _from_configuration(config: Mapping[str, Any]) -> Card:
         "num_steps": config["sampling"]["num_steps"],
         "precision": config["parallel"]["precision"],
         "device": config["parallel"]["device"],
+        "ops": config["parallel"].get("ops", "auto"),
+        "deterministic": config["parallel"].get("deterministic", False),
         "data": data,
         "latents": {"vae": data.get("vae"), "scale": data.get("scale")} if draws_latents else None,
     })
@@ -175,9 +184,9 @@ def _number(value: Any, kind: type, *, least: float = 0) -> Any:
     return kind(value)
 
 
-def _one_of(value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"found {value!r:.60}, wanted one of {', '.join(choices)}")
+def _one_of(value: T, choices: tuple[T, ...]) -> T:
+    if not isinstance(value, type(choices[0])) or value not in choices:
+        raise ValueError(f"found {value!r:.60}, wanted one of {', '.join(map(str, choices))}")
     return value
 
 

@@ -61,6 +61,16 @@ def digest(path: Path, prefix: str = "") -> str:
     return sha.hexdigest()
 
 
+def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """The first name at which weights do not fit a network, and how; None if all fit."""
+    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    for name in sorted(found | needed):
+        if found.get(name) != needed.get(name):
+            return f"{name} is {found.get(name, 'missing')} there, {needed.get(name, 'not wanted')} here"
+    return None
+
+
 def _chunks(manifest: Manifest, prefix: str) -> Iterator[list[str]]:
     """Sorted names in groups that fit into memory."""
     names: list[str] = []

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..checkpoint.manifest import MANIFEST_NAME, read_manifest, resolve_checkpoint, visible_checkpoints
+from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
 from ..core.files import make_folder
+from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig
 from ..evaluation.images.sets import ImageSet, open_images
 from ..evaluation.reference import Reference, holds_statistics, reference_from, write_reference
@@ -26,14 +27,12 @@ from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
 from ..run.arguments import LABELS_HELP, request_of
 from ..run.arguments import labels as labels_of
-from ..run.autoencoders import decoder_of, encoder_of
-from ..run.config import RunConfig
+from ..run.autoencoders import encoder_of
+from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..run.features import build_extractor
-from ..run.guides import generative_config_of
 from ..run.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_on_all, rehearse
 from ..run.typed import build
-from ..sampling.drawing import DrawnImages, LabelChoice, describe_labels
-from .sample import drawing_of, on_device, stream_of
+from ..sampling.drawing import DrawnImages, LabelChoice, classes_of, describe_labels
 
 NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all
 NUM_REFERENCE_MEMBERS = 10_000  # as ADM's reference has
@@ -112,12 +111,6 @@ def features_of(text: str, weights: Path | None) -> FeaturesConfig:
     return build(FeaturesConfig, mapping, ("--features",))
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    path: Path
-    config: RunConfig
-
-
 def evaluate_command(request: EvaluateRequest) -> int:
     """Prints the figures of the target on stdout, or stores its statistics, or both; all ranks share the work.
 
@@ -126,13 +119,13 @@ def evaluate_command(request: EvaluateRequest) -> int:
     began = time.monotonic()
     checkpoint = _checkpoint(request.target)
     _check(request, checkpoint)
-    parallel = ParallelConfig(plan="ddp") if checkpoint is None else checkpoint.config.parallel
-    with launch(on_device(parallel, request.device)) as ranks:
+    parallel = on_device(ParallelConfig(plan="ddp") if checkpoint is None else checkpoint.parallel, request.device)
+    with launch(parallel) as ranks:
         with agreed():
             if request.write_reference is not None:
                 make_folder(request.write_reference.parent)
             extractor = build_extractor(request.features, ranks.device)
-            images = _target(request, checkpoint, extractor, ranks)
+            images = _target(request, checkpoint, extractor, ranks, parallel)
         reference = _reference(request, extractor, images, ranks)
         summary = measure(
             images, extractor, ranks.place, num_members=_num_members(request, is_reference=reference is None),
@@ -150,16 +143,15 @@ def evaluate_command(request: EvaluateRequest) -> int:
     return 0
 
 
-def _checkpoint(path: Path) -> _Checkpoint | None:
+def _checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint that a path means; None if it means images."""
     if not ((path / "checkpoints").is_dir() or (path / MANIFEST_NAME).exists()):
         if not path.is_dir() or not visible_checkpoints(path):
             return None
-    found = resolve_checkpoint(path)
-    return _Checkpoint(found, generative_config_of(found))
+    return open_checkpoint(path, holds=Role.GENERATOR)
 
 
-def _check(request: EvaluateRequest, checkpoint: _Checkpoint | None) -> None:
+def _check(request: EvaluateRequest, checkpoint: Checkpoint | None) -> None:
     for name, least in (("num", 1), ("steps", 1), ("batch_size", 1), ("neighbours", 1), ("members", 0)):
         value = getattr(request, name)
         if value is not None and value < least:
@@ -182,23 +174,27 @@ def _num_members(request: EvaluateRequest, *, is_reference: bool) -> int:
 
 
 def _target(
-    request: EvaluateRequest, checkpoint: _Checkpoint | None, extractor: Extractor, ranks: Ranks
+    request: EvaluateRequest, checkpoint: Checkpoint | None, extractor: Extractor, ranks: Ranks,
+    parallel: ParallelConfig,
 ) -> ImageSet:
     if checkpoint is None:
         return _readable(open_images(request.target, limit=request.num), extractor, request, ranks)
-    config, labels = checkpoint.config, request.labels or "balanced"
-    stream = stream_of(config, labels=labels, steps=request.steps, seed=request.seed or 0)
+    labels = request.labels or "balanced"
+    classes = classes_of(labels, checkpoint.card.num_classes)
     decoder = None
     if extractor.reads == "images":
         otherwise = "; or measure the latents themselves, with --features classifier"
-        decoder = decoder_of(config.data, request.vae, ranks.device, setting="--vae", otherwise=otherwise)
+        decoder = checkpoint.decoder(request.vae, ranks.device, setting="--vae", otherwise=otherwise)
+    subject = checkpoint.subject(ranks, parallel)
+    stream = subject.stream(
+        seed=request.seed or 0, labels=classes, num_steps=request.steps, random_labels=labels == "random"
+    )
     about = {
-        "source": str(checkpoint.path), "step": read_manifest(checkpoint.path).step, "seed": stream.seed,
+        "source": str(checkpoint.path), "step": checkpoint.step, "seed": stream.seed,
         "num_steps": stream.num_steps, "labels": describe_labels(labels),
         "decoded_by": None if decoder is None else decoder.name,
     }
-    drawing = drawing_of(checkpoint.path, config, stream, ranks, decoder)
-    return DrawnImages(drawing, request.num or NUM_DRAWN, extractor.reads, about)
+    return DrawnImages(subject.drawing(stream, decoder), request.num or NUM_DRAWN, extractor.reads, about)
 
 
 def _readable(images: ImageSet, extractor: Extractor, request: EvaluateRequest, ranks: Ranks) -> ImageSet:

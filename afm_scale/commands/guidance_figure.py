@@ -14,19 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoint.manifest import resolve_checkpoint
 from ..core.errors import UserError
-from ..core.place import Place
-from ..core.types import Batch
+from ..core.types import Batch, Role
 from ..data.toys.mixture2d import ClassMixture, Mixture2DConfig
 from ..evaluation.toys.mixture2d import ClassQuality, class_quality, data_samples, draw_classes
-from ..run.guides import average_weights, generative_config_of
-from ..run.networks import build_generator
-from ..sampling.sampler import generate_on_all
-from .sample import stream_of
+from ..parallel.launch import Ranks
+from ..run.checkpoints import on_device, open_checkpoint
+from ..run.typed import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +84,14 @@ def guidance_figure_command(request: GuidanceFigure) -> int:
 
 def _samples_of(folder: Path, request: GuidanceFigure) -> tuple[Batch, ClassMixture]:
     """Samples of a run's average, the same noise for every run, and the mixture it was trained on."""
-    checkpoint = resolve_checkpoint(folder)
-    config = generative_config_of(checkpoint)
-    if not isinstance(config.data, Mixture2DConfig):
-        raise UserError(f"{folder} is a run on data of kind {config.data.kind!r}; wanted 'mixture2d'")
-    network = build_generator(config).to(config.parallel.dtype).to_empty(device="cpu")
-    network.load_state_dict(average_weights(checkpoint))
-    stream = stream_of(config, labels="balanced", steps=None, seed=request.seed)
-    x, y = generate_on_all(
-        network, stream, start=0, count=request.num_samples, place=Place()
-    )
-    return Batch(x, y), config.data.distribution
+    checkpoint = open_checkpoint(folder, holds=Role.GENERATOR)
+    data = checkpoint.card.data
+    if data["kind"] != Mixture2DConfig.kind:
+        raise UserError(f"{folder} is a run on data of kind {data['kind']!r}; wanted 'mixture2d'")
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    subject = checkpoint.subject(ranks, on_device(checkpoint.parallel, "cpu"))
+    x, y = subject.generate(subject.stream(seed=request.seed), request.num_samples)
+    return Batch(x, y), build(ClassMixture, data["distribution"], ("data", "distribution"))
 
 
 def _print_table(found: Mapping[str, Sequence[ClassQuality]]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..checkpoint.manifest import Manifest, read_manifest, resolve_checkpoint
+from ..checkpoint.names import group_of
 from ..checkpoint.tensors import digest
 
 
@@ -31,8 +32,7 @@ def run(options: argparse.Namespace) -> int:
 def describe(path: Path, manifest: Manifest) -> str:
     groups: dict[str, list[str]] = {}
     for name in manifest.tensors:
-        parts = name.split(".")
-        groups.setdefault(".".join(parts[: 2 if parts[0] == "optimizer" else 1]), []).append(name)
+        groups.setdefault(group_of(name), []).append(name)
     lines = [
         f"checkpoint  {path}",
         f"step        {manifest.step}",

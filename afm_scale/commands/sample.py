@@ -6,7 +6,7 @@ import argparse
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,26 +16,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint.manifest import resolve_checkpoint
 from ..core.errors import UserError
 from ..core.files import make_folder
+from ..core.types import Role
 from ..parallel.agreement import agreed
-from ..parallel.config import ParallelConfig
-from ..parallel.ddp import DDPPlan
 from ..parallel.launch import Ranks, launch
 from ..run.arguments import LABELS_HELP, labels, request_of
-from ..run.autoencoders import decoder_of
-from ..run.config import RunConfig
-from ..run.guides import average_weights, generative_config_of
-from ..run.networks import build_generator
+from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..sampling.decoding import Decoder
 from ..sampling.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
 from ..sampling.pictures import save_png, to_uint8
-from ..sampling.sampler import SampleStream, Tile
+from ..sampling.sampler import Tile
 from ..sampling.sheets import Sheets
 
 _WRITERS = 8
-_TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +73,17 @@ def run(options: argparse.Namespace) -> int:
 def sample_command(request: SampleRequest) -> int:
     """Writes OUT/000000.png, ... and, if asked for, a grid and an npz. Image i depends on (weights, seed, i) alone."""
     _check(request)
-    checkpoint = resolve_checkpoint(request.checkpoint)
-    config = generative_config_of(checkpoint)
-    stream = stream_of(config, labels=request.labels, steps=request.steps, seed=request.seed)
-    with launch(on_device(config.parallel, request.device)) as ranks:
+    checkpoint = open_checkpoint(request.checkpoint, holds=Role.GENERATOR)
+    classes = classes_of(request.labels, checkpoint.card.num_classes)
+    parallel = on_device(checkpoint.parallel, request.device)
+    with launch(parallel) as ranks:
         with agreed():
-            decoder = None if request.latents else _decoder(config, request, ranks)
-            drawing = drawing_of(checkpoint, config, stream, ranks, decoder)
+            decoder = None if request.latents else _decoder(checkpoint, request, ranks)
+            subject = checkpoint.subject(ranks, parallel)
+            stream = subject.stream(
+                seed=request.seed, labels=classes, num_steps=request.steps, random_labels=request.labels == "random"
+            )
+            drawing = subject.drawing(stream, decoder)
             sheets = _make_folders(request, ranks, drawing)
         _draw(request, drawing, ranks, sheets)
         with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
@@ -94,34 +92,10 @@ def sample_command(request: SampleRequest) -> int:
         if ranks.rank == 0:
             by = f", decoded by {decoder.name}" if decoder else ""
             print(
-                f"{request.num} images of {checkpoint} in {request.out}; {stream.num_steps} step(s), seed "
+                f"{request.num} images of {checkpoint.path} in {request.out}; {stream.num_steps} step(s), seed "
                 f"{request.seed}, labels: {describe_labels(request.labels)}{by}"
             )
     return 0
-
-
-def on_device(config: ParallelConfig, device: Literal["auto", "cpu", "cuda"] | None) -> ParallelConfig:
-    """For networks that do not learn, which need no GPU with fp8: under that precision too they compute as in bf16."""
-    precision = "bf16" if config.precision == "fp8" else config.precision
-    return replace(config, device=device or config.device, precision=precision, timeout_seconds=_TIMEOUT_SECONDS)
-
-
-def stream_of(config: RunConfig, *, labels: LabelChoice, steps: int | None, seed: int) -> SampleStream:
-    """The samples of a generator. Raises UserError if there is no such class."""
-    return SampleStream(
-        seed=seed, shape=config.data.shape, labels=classes_of(labels, config.data.num_classes),
-        random_labels=labels == "random", num_steps=steps or config.sampling.num_steps,
-        prediction=config.objective.prediction, dtype=config.parallel.dtype,
-    )
-
-
-def drawing_of(
-    checkpoint: Path, config: RunConfig, stream: SampleStream, ranks: Ranks, decoder: Decoder | None
-) -> Drawing:
-    """The average of a checkpoint at work. Not collective; raises CheckpointError if it is torn."""
-    plan = DDPPlan(ranks, config.parallel)  # whole networks: every rank draws by itself
-    network = plan.frozen(build_generator(config), average_weights(checkpoint).items())
-    return Drawing(network, stream, ranks.place, decoder)
 
 
 def _check(request: SampleRequest) -> None:
@@ -134,9 +108,9 @@ def _check(request: SampleRequest) -> None:
         raise UserError(f"--latents shows latents in false colour, which does not go with {other}; leave one out")
 
 
-def _decoder(config: RunConfig, request: SampleRequest, ranks: Ranks) -> Decoder | None:
+def _decoder(checkpoint: Checkpoint, request: SampleRequest, ranks: Ranks) -> Decoder | None:
     otherwise = "; or say --latents for pictures in false colour"
-    return decoder_of(config.data, request.vae, ranks.device, setting="--vae", otherwise=otherwise)
+    return checkpoint.decoder(request.vae, ranks.device, setting="--vae", otherwise=otherwise)
 
 
 def _make_folders(request: SampleRequest, ranks: Ranks, drawing: Drawing) -> Sheets | None:

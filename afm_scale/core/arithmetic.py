@@ -27,6 +27,14 @@ def allow_tf32(precision: Precision) -> None:
 
 
 @contextmanager
+def arithmetic_of(precision: Precision) -> Iterator[None]:
+    """`allow_tf32` for the block alone."""
+    with _switches_kept():
+        allow_tf32(precision)
+        yield
+
+
+@contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """No graph, no autocast and no TF32 in the block, whatever precision the run around it trains with.
 
@@ -34,15 +42,10 @@ def full_float32(device: torch.device) -> Iterator[None]:
     digit. NVIDIA's file computes by a matrix product even where to resample an image, which would then be off by up
     to 1/16 of a pixel at 256 x 256.
     """
-    products, convolutions = (kernel.fp32_precision == "tf32" for kernel in (_PRODUCTS, _CONVOLUTIONS))
-    try:
+    with _switches_kept(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         _set_products(False)
         _set_convolutions(False)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        _set_products(products)
-        _set_convolutions(convolutions)
+        yield
 
 
 def without_tf32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -58,6 +61,17 @@ def without_tf32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
             _set_products(before)
 
     return in_float32
+
+
+@contextmanager
+def _switches_kept() -> Iterator[None]:
+    """Whatever the block sets, the switches stand as before it afterwards."""
+    products, convolutions = (kernel.fp32_precision == "tf32" for kernel in (_PRODUCTS, _CONVOLUTIONS))
+    try:
+        yield
+    finally:
+        _set_products(products)
+        _set_convolutions(convolutions)
 
 
 def _set_products(allowed: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checkpoint.card import Latents
 from ..core.arithmetic import full_float32
 from ..core.errors import ConfigError
 from ..core.packages import require
@@ -55,11 +56,30 @@ def decoder_of(
 
     Raises ConfigError if there is no such autoencoder, or it is of other latents.
     """
+    return decoder_of_latents(
+        latents_of(data), data.shape, data.kind, vae, device, setting=setting, otherwise=otherwise
+    )
+
+
+def latents_of(data: SourceConfig) -> Latents | None:
+    """What the samples of a model trained on this data are of; None if they are pixels."""
     if not draws_latents(data):
-        if vae is not None:
-            raise ConfigError(f"{setting} {vae}: this model draws pixels (data.kind {data.kind!r}); leave it out")
         return None
-    known = None if isinstance(data, SyntheticLatentsConfig) else data.vae
+    if isinstance(data, SyntheticLatentsConfig):
+        return Latents(vae=None, scale=None)
+    return Latents(vae=data.vae, scale=data.scale)
+
+
+def decoder_of_latents(
+    latents: Latents | None, shape: tuple[int, int, int], kind: str, vae: str | None, device: torch.device, *,
+    setting: str, otherwise: str = "",
+) -> Decoder | None:
+    """The same, of what a checkpoint's card says: latents, the shape [C, h, w] of a sample, the kind of the data."""
+    if latents is None:
+        if vae is not None:
+            raise ConfigError(f"{setting} {vae}: this model draws pixels (data.kind {kind!r}); leave it out")
+        return None
+    known = latents.vae
     if vae is None and (known is None or not Path(known).is_dir()):
         which = "an autoencoder" if known is None else f"the autoencoder {known!r}, which is no folder here"
         raise ConfigError(
@@ -67,8 +87,8 @@ def decoder_of(
             f"hub) with {setting}{otherwise}"
         )
     found = _read(vae or known)
-    scale = found.scale if isinstance(data, SyntheticLatentsConfig) else data.scale
-    return Decoder(Autoencoder(found.network, scale=scale).to(device), found.name, found.shape_of_images(data.shape))
+    scale = found.scale if latents.scale is None else latents.scale
+    return Decoder(Autoencoder(found.network, scale=scale).to(device), found.name, found.shape_of_images(shape))
 
 
 def encoder_of(vae: str, device: torch.device) -> Encoder:

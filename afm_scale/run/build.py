@@ -34,6 +34,7 @@ from ..train.hooks.skipped import SkippedHook
 from ..train.hooks.stop import StopHook
 from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
+from .checkpoints import card_of_run
 from .config import PLANS, RunConfig
 from .evaluations import build_evaluation
 from .guides import frozen_networks
@@ -163,7 +164,8 @@ def build_manager(config: RunConfig, ranks: Ranks) -> CheckpointManager:
     description = {"config": to_mapping(config), "versions": {"afm_scale": __version__, "torch": torch.__version__}}
     folder: Path = config.run.folder / "checkpoints"
     return CheckpointManager(
-        folder, config.checkpoint, rank=ranks.rank, world_size=ranks.world_size, description=description
+        folder, config.checkpoint, rank=ranks.rank, world_size=ranks.world_size, description=description,
+        card=card_of_run(config),
     )
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from ..core.errors import ConfigError
 from ..core.types import Role
 from ..models.dit import BackboneConfig
@@ -183,13 +179,3 @@ def check_objective(config: RunConfig, num_parts: int) -> None:
         raise ConfigError(
             f"objective.kind {objective.kind!r} has no guidance that could ask it; set model.{min(idle)}=null"
         )
-
-
-def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """The first name at which weights do not fit a network, and how; None if all fit."""
-    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
-    needed = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    for name in sorted(found | needed):
-        if found.get(name) != needed.get(name):
-            return f"{name} is {found.get(name, 'missing')} there, {needed.get(name, 'not wanted')} here"
-    return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..checkpoint.manifest import resolve_checkpoint
+from ..checkpoint.names import AVERAGE
 from ..checkpoint.tensors import digest
-from ..core.errors import CheckpointError
 from ..core.packages import require
 from ..core.types import Role
 from ..evaluation.features.classifier import ClassifierFeatures, FeatureClassifier
@@ -21,9 +20,7 @@ from ..evaluation.features.extractor import (
 )
 from ..evaluation.features.tiles import Tiled
 from ..evaluation.features.torchscript import TorchScriptFeatures, TorchScriptInception
-from .check import first_mismatch
-from .guides import average_weights, config_of
-from .networks import build_learner, learner_of
+from .checkpoints import open_checkpoint
 
 
 def build_extractor(config: FeaturesConfig, device: torch.device | str) -> Extractor:
@@ -51,20 +48,11 @@ def _inception(config: InceptionConfig, device: torch.device) -> Extractor:
 
 
 def _classifier_features(config: ClassifierFeaturesConfig, device: torch.device) -> Extractor:
-    checkpoint = resolve_checkpoint(config.checkpoint)
-    theirs = config_of(checkpoint)
-    if learner_of(theirs) is not Role.CLASSIFIER:
-        raise CheckpointError(
-            f"{checkpoint} holds a {learner_of(theirs).value}; wanted the checkpoint of a run of objective "
-            "'classification'"
-        )
-    network, given = build_learner(theirs), average_weights(checkpoint)
+    checkpoint = open_checkpoint(config.checkpoint, holds=Role.CLASSIFIER)
+    network, given = checkpoint.average()
     assert isinstance(network, FeatureClassifier), type(network)
-    mismatch = first_mismatch(given, network.state_dict())
-    if mismatch is not None:
-        raise CheckpointError(f"{checkpoint} does not fit its own configuration: {mismatch}; use another checkpoint")
     network.load_state_dict({name: value.to(device, torch.float32) for name, value in given.items()}, assign=True)
     return ClassifierFeatures(
-        network.eval().requires_grad_(False), device=device, time=config.time, shape=theirs.data.shape,
-        name=f"classifier {digest(checkpoint, 'average.')[:16]}, time {config.time:g}",
+        network.eval().requires_grad_(False), device=device, time=config.time, shape=checkpoint.card.shape,
+        name=f"classifier {digest(checkpoint.path, AVERAGE)[:16]}, time {config.time:g}",
     )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..checkpoint.manifest import read_manifest, resolve_checkpoint
-from ..checkpoint.tensors import read_tensors
+from ..checkpoint.tensors import first_mismatch
 from ..core.errors import CheckpointError, ConfigError
 from ..core.types import Role
 from ..objectives.objective import FrozenNetwork
 from ..parallel.compile import compile_blocks
 from ..parallel.plan import ParallelPlan
-from .check import first_mismatch
+from .checkpoints import Checkpoint, open_checkpoint
 from .config import RunConfig
-from .networks import build_learner, build_network, learner_of
-from .typed import from_mapping, to_mapping
+from .networks import build_network
+from .typed import to_mapping
 
 
 def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Module]:
@@ -46,8 +45,7 @@ def _with_weights(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str,
     """The network on the meta device, and its weights on the CPU."""
     if name == "classifier":
         return _guiding_classifier(config)
-    network, checkpoint = _of_a_run(config, name)
-    return network, average_weights(checkpoint)
+    return _of_a_run(config, name)
 
 
 def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tensor]]:
@@ -65,20 +63,20 @@ def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tens
     return classifier, given
 
 
-def _of_a_run(config: RunConfig, name: str) -> tuple[nn.Module, Path]:
-    """The network of the average of another run, on the meta device, and the checkpoint that has its weights."""
+def _of_a_run(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The network of the average of another run, on the meta device, and its weights on the CPU."""
     if name == "flow":
         setting = "model.flow"
         wanted = FrozenNetwork(weights=config.model.flow, objective="flow_matching", hides_classes=True)
     else:
         setting, wanted = f"objective.{name}", config.objective.frozen[name]
-    theirs, checkpoint = _run_of(wanted, setting, config)
-    if wanted.hides_classes and not theirs.objective.hides_classes:
+    theirs = _run_of(wanted, setting, config)
+    if wanted.hides_classes and theirs.card.class_dropout == 0:
         raise ConfigError(
             f"{setting} {wanted.weights} always saw the class of its samples, so it has no velocity without one to "
             "compare with; train it with objective.class_dropout=0.1"
         )
-    return build_learner(theirs), checkpoint
+    return theirs.average()
 
 
 def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig, plan: ParallelPlan) -> nn.Module:
@@ -88,38 +86,12 @@ def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig
     return plan.frozen(guide, weights.items())
 
 
-def config_of(checkpoint: Path) -> RunConfig:
-    """The configuration that a checkpoint was made with. Raises CheckpointError if it does not say."""
-    description = read_manifest(checkpoint).description
-    if "config" not in description:
-        raise CheckpointError(f"{checkpoint} does not say how it was made; wanted a checkpoint written by train")
-    return from_mapping(RunConfig, description["config"])
-
-
-def generative_config_of(checkpoint: Path) -> RunConfig:
-    """The same, for a checkpoint that images can be drawn from. Raises CheckpointError if it holds a classifier."""
-    config = config_of(checkpoint)
-    if learner_of(config) is not Role.GENERATOR:
-        raise CheckpointError(f"{checkpoint} holds a {learner_of(config).value}; wanted a generator's checkpoint")
-    return config
-
-
-def average_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint by their names in the network, on the CPU."""
-    return dict(_unprefixed(read_tensors(checkpoint, "average.")))
-
-
-def _unprefixed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        yield name.removeprefix("average."), tensor
-
-
 def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
     if path.is_dir():
         wanted = FrozenNetwork(weights=path, role=Role.CLASSIFIER, objective="classification")
-        theirs, checkpoint = _run_of(wanted, "model.classifier.weights", config)
+        theirs = _run_of(wanted, "model.classifier.weights", config)
         _check_description(path, theirs, config)
-        return average_weights(checkpoint)
+        return theirs.average()[1]
     if not path.is_file():
         raise ConfigError(
             f"model.classifier.weights {path}: no such file; give a safetensors file, or the folder of a run"
@@ -130,9 +102,9 @@ def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
         raise ConfigError(f"model.classifier.weights {path} is no safetensors file ({error}); restore it") from error
 
 
-def _check_description(folder: Path, theirs: RunConfig, config: RunConfig) -> None:
+def _check_description(folder: Path, theirs: Checkpoint, config: RunConfig) -> None:
     """Weights can fit another network: their shapes do not tell the number of heads."""
-    found, wanted = to_mapping(theirs.model.classifier), to_mapping(config.model.classifier)
+    found, wanted = theirs.settings(Role.CLASSIFIER), to_mapping(config.model.classifier)
     differing = [name for name in {**wanted, **found} if name != "weights" and found.get(name) != wanted.get(name)]
     if differing:
         there, here = (", ".join(f"{name} {of.get(name)}" for name in differing) for of in (found, wanted))
@@ -142,28 +114,28 @@ def _check_description(folder: Path, theirs: RunConfig, config: RunConfig) -> No
         )
 
 
-def _run_of(wanted: FrozenNetwork, setting: str, config: RunConfig) -> tuple[RunConfig, Path]:
-    """The configuration and the newest checkpoint of a run.
+def _run_of(wanted: FrozenNetwork, setting: str, config: RunConfig) -> Checkpoint:
+    """The newest checkpoint of a run.
 
     Its objective must be the one wanted, and its data of the shape and the classes that `config` has.
     """
     folder = wanted.weights
     try:
-        checkpoint = resolve_checkpoint(folder)
-        theirs = config_of(checkpoint)
+        theirs = open_checkpoint(folder)
     except CheckpointError as error:
         raise ConfigError(f"{setting}: {error}") from error
-    if wanted.objective not in (None, theirs.objective.kind):
+    card = theirs.card
+    if wanted.objective not in (None, card.objective):
         raise ConfigError(
-            f"{setting} {folder} is a run of objective {theirs.objective.kind!r}; wanted "
+            f"{setting} {folder} is a run of objective {card.objective!r}; wanted "
             f"{wanted.objective!r}, trained on the same data"
         )
-    if learner_of(theirs) is not wanted.role:
+    if card.learner is not wanted.role:
         raise ConfigError(
-            f"{setting} {folder} is the run of a {learner_of(theirs).value}; wanted that of a {wanted.role.value}"
+            f"{setting} {folder} is the run of a {card.learner.value}; wanted that of a {wanted.role.value}"
         )
-    for name in ("shape", "num_classes"):
-        found, needed = getattr(theirs.data, name), getattr(config.data, name)
+    for name, found in (("shape", card.shape), ("num_classes", card.num_classes)):
+        needed = getattr(config.data, name)
         if found != needed:
             raise ConfigError(f"{setting} {folder} was trained on data of {name} {found}, this recipe has {needed}")
-    return theirs, checkpoint
+    return theirs

@@ -24,10 +24,14 @@ def build_networks(config: RunConfig) -> dict[Role, nn.Module]:
 
 def build_network(config: RunConfig, role: Role) -> nn.Module:
     """A network as it is described under `model`, on the meta device."""
+    return build_described(role, getattr(config.model, role.value), config.data.shape, config.data.num_classes)
+
+
+def build_described(role: Role, described: Any, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The network that a configuration describes, for samples of this shape [C, H, W], on the meta device."""
     table: Mapping[type, Any] = _TABLES[role]
-    described = getattr(config.model, role.value)
     with torch.device("meta"):
-        return table[type(described)](described, config.data.shape, config.data.num_classes)
+        return table[type(described)](described, shape, num_classes)
 
 
 def learner_of(config: RunConfig) -> Role:

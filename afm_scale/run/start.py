@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ..checkpoint.manager import CheckpointManager
 from ..checkpoint.manifest import resolve_checkpoint
-from ..checkpoint.tensors import load_into, read_tensors
+from ..checkpoint.names import FIRST_MOMENT, of_average, of_role, under
+from ..checkpoint.tensors import first_mismatch, load_into, read_tensors
 from ..core.errors import CheckpointError
 from ..parallel.plan import ParallelPlan
 from ..train.hooks.events import EventLog
 from ..train.state import TrainState
-from .check import first_mismatch
 from .config import FolderConfig
 
 
@@ -49,19 +49,18 @@ def start(
 
 def _load(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
     tensors = state.tensors(plan)
-    # With beta1 = 0 no first moment is kept, nor would one be read: that of a checkpoint may be left.
-    scalars = load_into(checkpoint, tensors, spare=".exp_avg")
+    scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT)
     state.take(plan, tensors)
     state.load_scalars(scalars)
 
 
 def _load_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
-    modules = {role.value: player.module for role, player in state.players.items()}
-    for part, module in {**modules, "average": state.average.network}.items():
-        given = {name.removeprefix(f"{part}."): t for name, t in read_tensors(checkpoint, f"{part}.").items()}
+    modules = {of_role(role): player.module for role, player in state.players.items()}
+    for prefix, module in {**modules, of_average(): state.average.network}.items():
+        given = under(prefix, read_tensors(checkpoint, prefix))
         mismatch = first_mismatch(given, plan.state_dict(module))
         if mismatch is not None:
             raise CheckpointError(
-                f"{checkpoint} is of another model: {part}.{mismatch}; change run.initialise_from or the model"
+                f"{checkpoint} is of another model: {prefix}{mismatch}; change run.initialise_from or the model"
             )
         plan.initialise(module, given.items())

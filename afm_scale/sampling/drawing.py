@@ -20,13 +20,13 @@ LabelChoice = Literal["balanced", "random"] | tuple[int, ...]
 """Which classes images are drawn of: all in turn, any by chance, or these in turn."""
 
 
-def classes_of(choice: LabelChoice, num_classes: int) -> tuple[int, ...]:
-    """Raises UserError if a class is chosen that there is not."""
+def classes_of(choice: LabelChoice, num_classes: int, *, setting: str = "--labels") -> tuple[int, ...]:
+    """Raises UserError if a class is chosen that there is not; `setting`: how a user says which."""
     if isinstance(choice, str):
         return tuple(range(num_classes))
     wrong = [label for label in choice if not 0 <= label < num_classes]
     if wrong:
-        raise UserError(f"--labels: there is no class {wrong[0]}; this model has classes 0 to {num_classes - 1}")
+        raise UserError(f"{setting}: there is no class {wrong[0]}; this model has classes 0 to {num_classes - 1}")
     return choice
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checkpoint.names import OBJECTIVE, of_average, of_optimizer, of_role, under, with_prefix
 from ..core.types import PUBLISHED, Networks, Role, networks_of
 from ..data.source import DataSource
 from ..objectives.objective import Objective
@@ -49,21 +50,19 @@ class TrainState:
         """All tensors by a name that does not depend on the plan; loading a checkpoint fills them in place."""
         named = {}
         for average, kept in self.averages.items():
-            prefix = _prefix(average)
-            named |= {f"{prefix}{name}": tensor for name, tensor in plan.state_dict(kept.network).items()}
+            named |= with_prefix(of_average(average), plan.state_dict(kept.network))
         for role, player in self.players.items():
-            named |= {f"{role.value}.{name}": tensor for name, tensor in plan.state_dict(player.module).items()}
-            optimizer = plan.optimizer_state_dict(player)
-            named |= {f"optimizer.{role.value}.{name}": tensor for name, tensor in optimizer.items()}
-        return named | {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+            named |= with_prefix(of_role(role), plan.state_dict(player.module))
+            named |= with_prefix(of_optimizer(role), plan.optimizer_state_dict(player))
+        return named | with_prefix(OBJECTIVE, self.objective.state_dict())
 
     def take(self, plan: ParallelPlan, tensors: Mapping[str, Tensor]) -> None:
         """Makes the values of `tensors(plan)`, into which a checkpoint was loaded, those of the run. Collective."""
         for name, average in self.averages.items():
-            plan.load_state_dict(average.network, _under(_prefix(name), tensors))
+            plan.load_state_dict(average.network, under(of_average(name), tensors))
         for role, player in self.players.items():
-            plan.load_state_dict(player.module, _under(f"{role.value}.", tensors))
-            plan.load_optimizer_state_dict(player, _under(f"optimizer.{role.value}.", tensors))
+            plan.load_state_dict(player.module, under(of_role(role), tensors))
+            plan.load_optimizer_state_dict(player, under(of_optimizer(role), tensors))
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""
@@ -73,12 +72,3 @@ class TrainState:
         self.step = scalars["step"]
         self.images_seen = scalars["images_seen"]
         self.data.load_state_dict(scalars["data"])
-
-
-def _prefix(average: str) -> str:
-    """Of the tensors of an average in a checkpoint."""
-    return "average." if average == PUBLISHED else f"averages.{average}."
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

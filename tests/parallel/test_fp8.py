@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from afm_scale.commands.sample import on_device
 from afm_scale.core import packages
 from afm_scale.core.errors import ConfigError
 from afm_scale.parallel.config import ParallelConfig
@@ -18,6 +17,7 @@ from afm_scale.parallel.precision import fp8_error, set_precision
 from afm_scale.parallel.recompute import Recompute, recompute
 from afm_scale.run.build import build_plan
 from afm_scale.run.check import check
+from afm_scale.run.checkpoints import on_device
 from tests.parallel.test_precision import BF16, asked, discriminator, generator, gradients, recipe, weights_of
 
 with_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")

@@ -1,0 +1,147 @@
+"""What a checkpoint can be asked: what it holds, its average, and the average ready to draw. Nobody else goes from a
+card to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.card import Card, Latents, card_in
+from ..checkpoint.manifest import read_manifest, resolve_checkpoint
+from ..checkpoint.names import AVERAGE, under
+from ..checkpoint.tensors import first_mismatch, read_tensors
+from ..core.errors import CheckpointError, ConfigError
+from ..core.types import Role
+from ..flow.path import Prediction
+from ..parallel.config import ParallelConfig
+from ..parallel.ddp import DDPPlan
+from ..parallel.launch import Ranks
+from ..sampling.decoding import Decoder
+from ..sampling.subject import Subject
+from .autoencoders import decoder_of_latents, latents_of
+from .config import AnyClassifier, AnyDiscriminator, AnyGenerator, RunConfig
+from .networks import build_described
+from .typed import build, to_mapping
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_KINDS = {Role.GENERATOR: AnyGenerator, Role.DISCRIMINATOR: AnyDiscriminator, Role.CLASSIFIER: AnyClassifier}
+_TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint of a run, read as far as its card."""
+
+    path: Path
+    card: Card
+    step: int  # completed updates of the learner
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """How its average is computed where it does not learn: whole on every rank, in the run's own arithmetic."""
+        card = self.card
+        return ParallelConfig(
+            plan="ddp", device=card.device, precision=card.precision, ops=card.ops, deterministic=card.deterministic,
+        )
+
+    def settings(self, role: Role) -> Mapping[str, Any]:
+        """Kind and settings of a player's network, with those it does not name at their defaults."""
+        return to_mapping(self._described(role))
+
+    def average(self) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The network of the learner's average on the meta device, and its weights on the CPU, by their names in it.
+
+        Raises CheckpointError if the checkpoint cannot be read, or its card is of another network.
+        """
+        card = self.card
+        described = self._described(card.learner)
+        try:
+            network = build_described(card.learner, described, card.shape, card.num_classes)
+        except (ConfigError, ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} is damaged: no network can be built as its card describes it ({error!r}); use an older "
+                "checkpoint"
+            ) from error
+        weights = under(AVERAGE, read_tensors(self.path, AVERAGE))
+        mismatch = first_mismatch(weights, network.state_dict())
+        if mismatch is not None:
+            raise CheckpointError(
+                f"{self.path} does not fit its own configuration: {mismatch}; use another checkpoint"
+            )
+        return network, weights
+
+    def decoder(self, vae: str | None, device: torch.device, *, setting: str, otherwise: str = "") -> Decoder | None:
+        """What decodes its samples; see `autoencoders.decoder_of`."""
+        card = self.card
+        return decoder_of_latents(
+            card.latents, card.shape, str(card.data["kind"]), vae, device, setting=setting, otherwise=otherwise
+        )
+
+    def subject(self, ranks: Ranks, parallel: ParallelConfig) -> Subject:
+        """The average at work, whole on every rank, which draws by itself. Not collective.
+
+        Args:
+            parallel: as `launch` was given it; see `on_device`.
+        """
+        network, weights = self.average()
+        card, plan = self.card, DDPPlan(ranks, parallel)
+        return Subject(
+            network=plan.frozen(network, weights.items()),
+            prediction=None if card.prediction is None else Prediction(card.prediction),
+            shape=card.shape, num_classes=card.num_classes, num_steps=card.num_steps, dtype=plan.dtype,
+            place=ranks.place,
+        )
+
+    def _described(self, role: Role) -> Any:
+        try:
+            return build(_KINDS[role], self.card.networks[role], (role.value,))
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{self.path} holds a network that this program cannot build: {error}; use the version of the program "
+                "that wrote it"
+            ) from error
+
+
+def open_checkpoint(path: Path, *, holds: Role | None = None) -> Checkpoint:
+    """The checkpoint a user means by `path`: itself, or the newest complete one of a run's folder.
+
+    Raises CheckpointError if there is none, if its card is damaged, or if its run was not for the role that it `holds`.
+    """
+    found = resolve_checkpoint(path)
+    manifest = read_manifest(found)
+    card = card_in(found, manifest)
+    if holds not in (None, card.learner):
+        wanted = {
+            Role.GENERATOR: "a generator's checkpoint",
+            Role.CLASSIFIER: "the checkpoint of a run of objective 'classification'",
+        }[holds]
+        raise CheckpointError(f"{found} holds a {card.learner.value}; wanted {wanted}")
+    return Checkpoint(found, card, manifest.step)
+
+
+def on_device(config: ParallelConfig, device: Device | None) -> ParallelConfig:
+    """For networks that do not learn, which need no GPU with fp8: under that precision too they compute as in bf16."""
+    precision = "bf16" if config.precision == "fp8" else config.precision
+    return replace(config, device=device or config.device, precision=precision, timeout_seconds=_TIMEOUT_SECONDS)
+
+
+def card_of_run(config: RunConfig) -> Card:
+    """What the checkpoints of a run say of themselves."""
+    objective, data, parallel = config.objective, config.data, config.parallel
+    dropout = to_mapping(objective).get("class_dropout", 1.0 if objective.hides_classes else 0.0)
+    latents = latents_of(data)
+    return Card(
+        learner=objective.roles[0], objective=objective.kind,
+        networks={role: to_mapping(getattr(config.model, role.value)) for role in objective.roles},
+        shape=tuple(data.shape), num_classes=data.num_classes,
+        prediction=None if objective.prediction is None else objective.prediction.value, class_dropout=dropout,
+        num_steps=config.sampling.num_steps, precision=parallel.precision, device=parallel.device, ops=parallel.ops,
+        deterministic=parallel.deterministic, data=to_mapping(data),
+        latents=None if latents is None else Latents(vae=latents.vae, scale=latents.scale),
+    )
