@@ -12,6 +12,7 @@ from ..data.images_to_latents import ImagesToLatents, ImagesToLatentsConfig
 from ..data.latents import LatentsConfig, LatentsSource
 from ..data.source import DataSource, SourceConfig
 from ..data.toys.digits import DigitsConfig, DigitsSource
+from ..data.toys.mnist import MnistConfig, MnistSource
 from ..data.toys.mixture1d import Mixture1DConfig, Mixture1DSource
 from ..data.toys.mixture2d import Mixture2DConfig, Mixture2DSource
 from ..data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
@@ -20,6 +21,7 @@ from .autoencoders import build_encoder
 
 SOURCES = {
     DigitsConfig: DigitsSource,
+    MnistConfig: MnistSource,
     Mixture1DConfig: Mixture1DSource,
     Mixture2DConfig: Mixture2DSource,
     SyntheticLatentsConfig: SyntheticLatents,
