@@ -19,8 +19,8 @@ from afm_scale.data.images import WebDatasetConfig
 from afm_scale.data.order import EpochOrder
 from afm_scale.data.shards import SampleIndex
 from afm_scale.data.source import DataSource
+from afm_scale.data.table import build_source
 from afm_scale.packing.writer import Packing
-from afm_scale.run.sources import build_source
 
 from .data.small import encoded, packed_images, picture
 from .program import SMALL_AFM, end, train

@@ -29,6 +29,7 @@ from ..core.packages import require
 from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.latents import LatentsConfig
 from ..data.source import SourceConfig
+from ..data.table import build_source
 from ..data.transforms import decode_checked, to_pixels
 from ..estimate.demand import Demand
 from ..estimate.flops import PEAK_TFLOPS
@@ -36,7 +37,6 @@ from ..run.arguments import add_recipe, request_of
 from ..run.config import RunConfig
 from ..run.counting import demand_of
 from ..run.load import load
-from ..run.sources import build_source
 from .sample_files import NUM_CLASSES, make_jpegs, pack_latents, pack_originals, pack_squares
 
 SIZE = 256

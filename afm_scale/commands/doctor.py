@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import ConfigError
-from ..core.packages import require
-from ..data.images import DaliConfig, WebDatasetConfig
-from ..data.images_to_latents import ImagesToLatentsConfig
-from ..data.latents import LatentsConfig
+from ..data.table import SOURCES, check_packages
 from ..ops.choice import choose, probe
-from ..run.sources import SOURCES
 from .doctor_data import doctor_data_command
 
 _BASE = (
@@ -40,8 +35,6 @@ _OPTIONAL = {
     "webdataset": "what the data benchmark compares with (pip install 'afm_scale[webdataset]')",
     "wandb": "metrics to Weights & Biases (pip install 'afm_scale[wandb]')",
 }
-
-_NEED_A_PACKAGE = {DaliConfig: ("nvidia.dali", "dali"), ImagesToLatentsConfig: ("diffusers", "latents")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,22 +86,13 @@ def examine() -> dict[str, dict[str, Any]]:
 
 def _sources(*, on_gpu: bool) -> dict[str, str]:
     """Whether each data.kind can be used here, and if not, why."""
-    notes = {
-        WebDatasetConfig: "Pillow, in worker processes",
-        LatentsConfig: "read from the disk, nothing to decode",
-        DaliConfig: "nvJPEG, on the GPU" if on_gpu else "its CPU pipeline",
-        ImagesToLatentsConfig: "encoded on the GPU" if on_gpu else "encoded on the CPU, slowly",
-    }
     usable = {}
-    for config in (*SOURCES, DaliConfig, ImagesToLatentsConfig):
-        kind = next(field.default for field in fields(config) if field.name == "kind")
+    for config in SOURCES:
         try:
-            if config in _NEED_A_PACKAGE:
-                package, extra = _NEED_A_PACKAGE[config]
-                require(package, f"data.kind {kind!r}", extra)
-            usable[f"data.kind {kind}"] = f"yes: {notes.get(config, 'embedded')}"
+            check_packages(config)
+            usable[f"data.kind {config.kind}"] = f"yes: {config.decoding(on_gpu=on_gpu)}"
         except ConfigError as error:
-            usable[f"data.kind {kind}"] = f"no: {error}"
+            usable[f"data.kind {config.kind}"] = f"no: {error}"
     return usable
 
 

@@ -120,6 +120,21 @@ def read_description(folder: Path) -> DatasetDescription:
     return description
 
 
+def read_content(folder: Path, kind: Literal["images", "latents"]) -> DatasetDescription:
+    """The description of a data set whose content is of this kind. Raises DataError if there is none, or of another."""
+    description = read_description(folder)
+    check_content(folder, description, kind)
+    return description
+
+
+def check_content(folder: Path, description: DatasetDescription, kind: Literal["images", "latents"]) -> None:
+    """Raises DataError if the data set holds another kind of content."""
+    if description.content.kind != kind:
+        raise DataError(
+            f"{folder} holds {description.content.kind}, this source reads {kind}; change data.kind or data.folder"
+        )
+
+
 def _from_plain(plain: Mapping[str, Any]) -> DatasetDescription:
     content = dict(plain["content"])
     if content["kind"] == "latents":

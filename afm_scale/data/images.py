@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,22 +16,27 @@ from ..core.errors import ConfigError, DataError
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch
 from .affine import AffineConfig
-from .description import ImageContent
+from .description import ImageContent, check_content, read_content
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
-from .source import Skipped, SourceConfig
+from .source import Needs, Skipped, SourceConfig
 
 T = TypeVar("T")
 _ATTEMPTS = 1000
+_SIZE_OF_ORIGINALS = 256  # what images of many sizes are cropped to, unless `size` says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(SourceConfig):
-    """Images of a folder packed by tools/make_shards.py, as pixels in [-1, 1]."""
+    """Images of a folder packed by tools/make_shards.py, as pixels in [-1, 1].
+
+    What is left out of `size` and `num_classes` is read from the folder's dataset.json; what is given is compared with
+    it when the source is built. Making one raises DataError if it has to read and cannot.
+    """
 
     folder: Path
-    size: int = 256  # pixels of a side
-    num_classes: int = 1000
+    size: int | None = None  # pixels of a side; null: as packed, or 256 of originals of any size
+    num_classes: int | None = None  # null: as packed
     mirror: bool = True  # every draw left to right or right to left, evenly likely
     affine: AffineConfig | None = None  # turned, shifted and enlarged before the crop; null: never
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
@@ -39,6 +44,10 @@ class ImagesConfig(SourceConfig):
     prefetch: int = 2  # batches that every worker reads ahead
 
     def __post_init__(self) -> None:
+        if self.size is None or self.num_classes is None:
+            description = read_content(self.folder, "images")
+            size = description.content.size or _SIZE_OF_ORIGINALS
+            fill_in(self, size=size, num_classes=description.num_classes)
         if self.size < 1 or self.num_classes < 1 or self.workers < 1 or self.prefetch < 1:
             raise ConfigError(
                 f"size {self.size}, num_classes {self.num_classes}, workers {self.workers} and prefetch "
@@ -56,6 +65,10 @@ class WebDatasetConfig(ImagesConfig):
 
     kind: Literal["webdataset"] = "webdataset"
 
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        return "Pillow, in worker processes"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DaliConfig(ImagesConfig):
@@ -64,7 +77,12 @@ class DaliConfig(ImagesConfig):
     It stands here because the module of the source needs the package.
     """
 
+    needs: ClassVar[Needs] = Needs("nvidia.dali", "dali")
     kind: Literal["dali"] = "dali"
+
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        return "nvJPEG, on the GPU" if on_gpu else "its CPU pipeline"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +93,16 @@ class DaliConfig(ImagesConfig):
             )
 
 
-def open_shards(folder: Path, *, kind: str, num_classes: int, on_error: str, check: bool) -> PackedShards:
+def fill_in(config: SourceConfig, **values: Any) -> None:
+    """Sets those of a new configuration's fields that were left out (null), for its `__post_init__`: it is frozen."""
+    for name, value in values.items():
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, value)
+
+
+def open_shards(
+    folder: Path, *, kind: Literal["images", "latents"], num_classes: int, on_error: str, check: bool
+) -> PackedShards:
     """The packed data set that a source wants. Raises DataError if it is another kind, is damaged, or has other labels.
 
     With `check` (one rank is enough) sizes and indices are compared too; shards that are missing or truncated are
@@ -83,10 +110,7 @@ def open_shards(folder: Path, *, kind: str, num_classes: int, on_error: str, che
     """
     shards = PackedShards(folder)
     description = shards.description
-    if description.content.kind != kind:
-        raise DataError(
-            f"{folder} holds {description.content.kind}, this source reads {kind}; change data.kind or data.folder"
-        )
+    check_content(folder, description, kind)
     if description.num_classes != num_classes:
         raise DataError(
             f"{folder} has {description.num_classes} classes, data.num_classes is {num_classes}; "

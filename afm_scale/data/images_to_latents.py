@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..core.types import Batch
 from .images import DaliConfig, ImagesConfig, WebDatasetConfig
 from .latents import posterior_sample
 from .order import StreamCursor
-from .source import DataSource, Skipped
+from .source import DataSource, Encoding, Needs, Skipped
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels [B, 3, S, S] in [-1, 1] -> mean and standard deviation of the posterior, [B, C, h, w] float32, unscaled."""
@@ -22,6 +22,11 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesToLatentsConfig(ImagesConfig):
+    """Images of a packed folder, and the autoencoder that makes latents of them."""
+
+    needs: ClassVar[Needs] = Needs("diffusers", "latents")
+    draws_latents: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
     vae: str  # a folder that diffusers' AutoencoderKL loads, or a name that it knows
     kind: Literal["images_to_latents"] = "images_to_latents"
     decoder: Literal["webdataset", "dali"] = "webdataset"
@@ -33,6 +38,14 @@ class ImagesToLatentsConfig(ImagesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.images()  # refuses what the decoder cannot do
+
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        return "encoded on the GPU" if on_gpu else "encoded on the CPU, slowly"
+
+    @property
+    def encoding(self) -> Encoding:
+        return Encoding(self.vae, self.scale)
 
     def images(self) -> WebDatasetConfig | DaliConfig:
         """The source of its images."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch
-from .description import LatentContent, file_sha256
-from .images import mirrored_at, open_shards, read_or_substitute
+from .description import LatentContent, file_sha256, read_content
+from .images import fill_in, mirrored_at, open_shards, read_or_substitute
 from .order import EpochOrder, StreamCursor
 from .shards import SampleError
-from .source import Skipped, SourceConfig
+from .source import Encoding, Skipped, SourceConfig
 
 MEMBERS = ("plain", "mirrored")  # of the image, and of its mirror image; each [2 (mean, deviation), C, H, W]
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # in a folder that diffusers' save_pretrained has written
@@ -31,24 +31,43 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # in a folder that diffuse
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsConfig(SourceConfig):
-    """A folder of encoded latents; `vae` and `scale` must be those it was encoded with. Defaults: ImageNet at 256."""
+    """A folder of encoded latents.
 
+    What is left out of `shape`, `num_classes`, `vae` and `scale` is read from the folder's dataset.json; what is given
+    is compared with it when the source is built. Making one raises DataError if it has to read and cannot.
+    """
+
+    draws_latents: ClassVar[bool] = True
     folder: Path
     kind: Literal["latents"] = "latents"
-    shape: tuple[int, int, int] = (4, 32, 32)  # C, H, W
-    num_classes: int = 1000
-    vae: str = "sd-vae-ft-mse"  # the name the latents were encoded under, or a folder of the autoencoder's weights
-    scale: float = 0.18215
+    shape: tuple[int, int, int] | None = None  # C, H, W
+    num_classes: int | None = None
+    vae: str | None = None  # the name the latents were encoded under, or a folder of the autoencoder's weights
+    scale: float | None = None
     mirror: bool = True
     on_error: Literal["stop", "skip"] = "stop"
     prefetch: int = 2  # turns read ahead, in a thread
 
     def __post_init__(self) -> None:
+        if None in (self.shape, self.num_classes, self.vae, self.scale):
+            description = read_content(self.folder, "latents")
+            content = description.content
+            fill_in(
+                self, shape=content.shape, num_classes=description.num_classes, vae=content.vae, scale=content.scale
+            )
         if min(self.shape) < 1 or self.num_classes < 1 or self.prefetch < 1:
             raise ConfigError(
                 f"shape {list(self.shape)}, num_classes {self.num_classes} and prefetch {self.prefetch} must all be "
                 "at least 1"
             )
+
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        return "read from the disk, nothing to decode"
+
+    @property
+    def encoding(self) -> Encoding:
+        return Encoding(self.vae, self.scale)
 
 
 def posterior_sample(mean: Tensor, deviation: Tensor, scale: float, *, seed: int, positions: Positions) -> Tensor:

@@ -9,6 +9,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,6 +90,13 @@ class StreamCursor:
         self.consumed = state["consumed"]
 
 
+class HeldOut(NamedTuple):
+    """Samples of the same kind that no run is trained on."""
+
+    name: str  # for a reader: "held-out digits"
+    batch: Batch  # on the CPU; shared, not to be written to
+
+
 class PositionedSource(ABC):
     """A `DataSource` whose sample at a stream position is a pure function of the position: subclasses say which."""
 
@@ -101,6 +109,10 @@ class PositionedSource(ABC):
     @abstractmethod
     def at(self, positions: Positions) -> Batch:
         """The samples at stream positions (not positions in a batch), on the device: x float32, y int64."""
+
+    def held_out(self) -> HeldOut | None:
+        """What a classifier of these data may be measured on; None if nothing is held out."""
+        return None
 
     def __iter__(self) -> Iterator[Batch]:
         # Nothing is read ahead: `consumed` is exact after each batch, and a loaded state holds from the next batch on.

@@ -9,16 +9,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from ..core.types import Batch
 
 
+class Needs(NamedTuple):
+    """An optional package without which a source cannot be built."""
+
+    package: str  # as it is imported
+    extra: str  # of afm_scale, which installs it
+
+
+class Encoding(NamedTuple):
+    """How pixels became the latents that a source draws."""
+
+    vae: str  # a folder of the autoencoder, or its name
+    scale: float  # a training latent is scale * (mean + deviation * normal)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """What every source's configuration holds; each also has `shape` (C, H, W) and `num_classes`, as a source has."""
+    """What every source's configuration says, so that nobody need know which it is.
+
+    Each also has `kind`, `shape` (C, H, W) and `num_classes`, the latter two as its source has them.
+    """
+
+    needs: ClassVar[Needs | None] = None
+    draws_latents: ClassVar[bool] = False  # otherwise its samples are pixels, or what is measured as it is
+    encodes: ClassVar[bool] = False  # its source is handed `encode`, an encoder (data/images_to_latents.py)
+    positioned: ClassVar[bool] = False  # its source is an `order.PositionedSource`: any sample can be had at any time
 
     global_batch: int  # samples per turn (one update of one player), over all ranks and microbatches
+
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        """What makes samples of the stored bytes on a machine with or without a GPU, in a few words for `doctor`."""
+        return "embedded"
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How its latents were made; None if it draws none, or if no autoencoder made them."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from ..core.schedules import AverageConfig
 from ..core.types import PUBLISHED
 from ..data.order import PositionedSource
 from ..data.source import DataSource
+from ..data.table import build_source
+from ..models.encoding import build_encoder
 from ..models.layers import initial_weights
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
@@ -39,7 +41,6 @@ from .config import PLANS, RunConfig
 from .evaluations import build_evaluation
 from .guides import frozen_networks
 from .networks import build_learner, build_networks, build_objective, learner_of
-from .sources import build_source
 from .typed import to_mapping
 
 # While it is imported, of parts that are not used here: its optimizers, its inference, and decorators of its own.
@@ -102,7 +103,8 @@ def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainSta
 
 def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:
     source = build_source(
-        config.data, seed=config.loop.seed, rank=plan.data_rank, world_size=plan.num_data_ranks, device=plan.device
+        config.data, seed=config.loop.seed, rank=plan.data_rank, world_size=plan.num_data_ranks, device=plan.device,
+        encoder_of=build_encoder,
     )
     reads_files = not isinstance(source, PositionedSource)
     return AgreeingSource(source) if reads_files and plan.world_size > 1 else source

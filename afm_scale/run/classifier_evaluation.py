@@ -16,12 +16,12 @@ from ..core.random import Positions
 from ..core.types import Batch, Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
-from ..data.toys.digits import DigitsSource, held_out_digits
+from ..data.table import AnySource, build_source
 from ..evaluation.accuracy import AccuracyByTime, accuracy_by_time, draw_accuracy
+from ..models.encoding import build_encoder
 from ..parallel.agreement import agreed
 from ..parallel.plan import ParallelPlan
 from ..train.state import TrainState
-from .sources import SOURCES, AnySource, build_source
 
 _TILE = 128  # samples the network sees at once; always the same ones, so that rounding does not depend on the ranks
 
@@ -31,7 +31,7 @@ class AccuracyConfig:
     """What is measured, and on what.
 
     `held_out` is a data source of samples that were not trained on, opened for the measurement alone; its global_batch
-    counts samples read at a time and changes no result. Null: the held-out digits for a classifier of digits,
+    counts samples read at a time and changes no result. Null: what the training data hold out themselves (digits do),
     otherwise samples of the training data.
     """
 
@@ -120,16 +120,11 @@ def check_samples(config: AccuracyConfig, data: AnySource, setting: str) -> None
                     f"{setting}.held_out.{name} {found} is not data.{name} {wanted}; "
                     f"describe held-out samples of the same kind under {setting}.held_out"
                 )
-    elif isinstance(config, ClassifierEvaluationConfig) and not _positioned(data):
+    elif isinstance(config, ClassifierEvaluationConfig) and not data.positioned:
         raise ConfigError(
             f"{setting}.held_out is null, but data.kind {data.kind!r} is a stream that only training may take from; "
             f"describe held-out samples under {setting}.held_out"
         )
-
-
-def _positioned(data: AnySource) -> bool:
-    """Whether its samples can be had at any position, at any time."""
-    return issubclass(SOURCES.get(type(data), object), PositionedSource)
 
 
 class _Samples(NamedTuple):
@@ -144,10 +139,10 @@ def _samples(config: AccuracyConfig, state: TrainState, plan: ParallelPlan) -> I
         with closing(_open(config.held_out, config.seed, plan)) as source:
             turns = _in_turns(source, config.num_samples, plan)
             yield _Samples("held-out samples", config.num_samples, turns)
-    elif isinstance(state.data, DigitsSource):
-        digits = held_out_digits()
-        count = min(config.num_samples, len(digits.y))
-        yield _Samples("held-out digits", count, _in_tiles(lambda positions: _wrapped(digits, positions), count, plan))
+    elif isinstance(state.data, PositionedSource) and (held_out := state.data.held_out()) is not None:
+        count = min(config.num_samples, len(held_out.batch.y))
+        tiles = _in_tiles(lambda positions: _wrapped(held_out.batch, positions), count, plan)
+        yield _Samples(held_out.name, count, tiles)
     elif isinstance(state.data, PositionedSource):
         tiles = _in_tiles(state.data.at, config.num_samples, plan)
         yield _Samples("training samples", config.num_samples, tiles)
@@ -164,7 +159,7 @@ def _open(config: AnySource, seed: int, plan: ParallelPlan) -> DataSource:
         with agreed():
             source = build_source(
                 replace(config, global_batch=batch), seed=seed, rank=plan.data_rank,
-                world_size=plan.num_data_ranks, device=plan.device,
+                world_size=plan.num_data_ranks, device=plan.device, encoder_of=build_encoder,
             )
     except RunError:
         if source is not None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.manager import CheckpointConfig
+from ..core.kinds import one_of
 from ..core.schedules import AverageConfig
+from ..data.table import AnySource
 from ..models.table import CLASSIFIERS, DISCRIMINATORS, GENERATORS
 from ..objectives.table import OBJECTIVES
 from ..parallel.config import ParallelConfig
@@ -22,8 +24,6 @@ from ..train.loop import LoopConfig
 from .classifier_evaluation import ClassifierEvaluationConfig
 from .report import ReportConfig
 from .sample_evaluation import SampleEvaluationConfig
-from .sources import AnySource
-from .typed import one_of
 
 PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 

@@ -19,18 +19,6 @@ T = TypeVar("T")
 Keys = tuple[str, ...]  # the way to a value: ("optimizer", "betas", "[1]") is optimizer.betas[1]
 
 
-class OneOf:
-    """The configurations of a table, as it is when a value is read: whoever adds an entry need not tell anybody."""
-
-    def __init__(self, table: Mapping[type, object]) -> None:
-        self.table = table
-
-
-def one_of(table: Mapping[type, object]) -> Any:
-    """A type hint: a value of one of the table's configurations, told apart by their `kind`."""
-    return Annotated[object, OneOf(table)]
-
-
 def from_mapping(config_type: type[T], mapping: Mapping[str, Any]) -> T:
     """The inverse of `to_mapping`; raises ConfigError that begins with the dotted path of the mistake."""
     return build(config_type, mapping, ())

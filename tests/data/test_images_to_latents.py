@@ -17,10 +17,10 @@ from afm_scale.data.images import ImageSource
 from afm_scale.data.images_to_latents import ImagesToLatents, ImagesToLatentsConfig
 from afm_scale.data.latents import LatentsConfig, LatentsSource
 from afm_scale.data.source import DataSource, Skipped
+from afm_scale.data.table import build_source
 from afm_scale.data.transforms import decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
 from afm_scale.models.autoencoder import Autoencoder
-from afm_scale.run.sources import build_source
 from tests.data.small import packed_images
 from tests.models.small_autoencoder import saved_autoencoder, small_autoencoder
 

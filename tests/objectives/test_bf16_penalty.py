@@ -16,6 +16,7 @@ from torch import Tensor
 from afm_scale.core.random import KeyedDraws, Positions, tensor_generator
 from afm_scale.core.types import Batch, Discriminator, Loss, Networks, Role
 from afm_scale.data.source import DataSource
+from afm_scale.data.table import build_source
 from afm_scale.models.discriminator import DiTDiscriminator
 from afm_scale.models.layers import Linear, initial_weights
 from afm_scale.objectives.afm import AdversarialFlow, AFMConfig
@@ -23,7 +24,6 @@ from afm_scale.objectives.penalty import PenaltyConfig, judge
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.networks import build_networks
-from afm_scale.run.sources import build_source
 from tests.objectives.small import CPU
 
 BATCH, STEPS, POINTS, SIZE = 32, 250, 8, 64

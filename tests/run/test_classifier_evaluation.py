@@ -16,6 +16,7 @@ from afm_scale.core.errors import ConfigError, DataError
 from afm_scale.core.types import Batch
 from afm_scale.data.description import LatentContent
 from afm_scale.data.latents import LatentsConfig
+from afm_scale.data.table import build_source
 from afm_scale.data.toys.digits import held_out_digits
 from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
 from afm_scale.packing.writer import Packing
@@ -32,7 +33,6 @@ from afm_scale.run.classifier_evaluation import (
 )
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
-from afm_scale.run.sources import build_source
 from afm_scale.train.hooks.hook import HookList
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from ...core.random import Positions, permutation
 from ...core.types import Batch
-from ..order import EpochOrder, PositionedSource
+from ..order import EpochOrder, HeldOut, PositionedSource
 from ..source import SourceConfig
 
 NUM_CLASSES = 10
@@ -25,6 +25,7 @@ _SPLIT_SEED = 9
 class DigitsConfig(SourceConfig):
     """The 1,438 training digits."""
 
+    positioned: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
     num_classes: ClassVar[int] = NUM_CLASSES
     kind: Literal["digits"] = "digits"
@@ -72,6 +73,9 @@ class DigitsSource(PositionedSource):
         digits = training_digits()
         self._digits = Batch(digits.x.to(device), digits.y.to(device))
         self._order = EpochOrder(len(digits.y), seed=seed)
+
+    def held_out(self) -> HeldOut:
+        return HeldOut("held-out digits", held_out_digits())
 
     def at(self, positions: Positions) -> Batch:
         indices = self._order.indices(positions).to(self._digits.y.device)

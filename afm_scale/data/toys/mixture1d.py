@@ -74,6 +74,7 @@ def _normal_cdf(x: Tensor) -> Tensor:
 class Mixture1DConfig(SourceConfig):
     """Samples [1, 1, 1] of one class."""
 
+    positioned: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     num_classes: ClassVar[int] = 1
     kind: Literal["mixture1d"] = "mixture1d"

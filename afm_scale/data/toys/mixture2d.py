@@ -52,6 +52,7 @@ class ClassMixture:
 class Mixture2DConfig(SourceConfig):
     """Samples [2, 1, 1], labelled with the class they were drawn from."""
 
+    positioned: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = (2, 1, 1)
     kind: Literal["mixture2d"] = "mixture2d"
     distribution: ClassMixture = ClassMixture()

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...core.errors import ConfigError, DataError
 from ...core.random import Positions
 from ...core.types import Batch
-from ..order import EpochOrder, PositionedSource
+from ..order import EpochOrder, HeldOut, PositionedSource
 from ..source import SourceConfig
 
 NUM_CLASSES = 10
@@ -33,11 +33,16 @@ _WANTED = "wanted an .npz with images [N, 28, 28] uint8 and labels [N] of whole 
 
 @dataclass(frozen=True, kw_only=True)
 class MnistConfig(SourceConfig):
+    positioned: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = SHAPE
     num_classes: ClassVar[int] = NUM_CLASSES
     kind: Literal["mnist"] = "mnist"
     file: Path | None = None  # must be given to train; null: what a recipe leaves to its user
     part: Part = "train"
+
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        return "data.file, read whole into memory"
 
 
 @cache
@@ -96,6 +101,10 @@ class MnistSource(PositionedSource):
         digits = read_mnist(config.file, config.part)
         self._digits = Batch(digits.x.to(device), digits.y.to(device))
         self._order = EpochOrder(len(digits.y), seed=seed)
+
+    def held_out(self) -> HeldOut:
+        """The part for choosing settings; the one that is reported is for the report."""
+        return HeldOut("digits of the part 'tune'", read_mnist(self.file, "tune"))
 
     def at(self, positions: Positions) -> Batch:
         indices = self._order.indices(positions).to(self._digits.y.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -17,6 +17,9 @@ from ..source import SourceConfig
 @dataclass(frozen=True, kw_only=True)
 class SyntheticLatentsConfig(SourceConfig):
     """The defaults are the latents of ImageNet at 256 pixels."""
+
+    draws_latents: ClassVar[bool] = True
+    positioned: ClassVar[bool] = True
 
     kind: Literal["synthetic"] = "synthetic"
     shape: tuple[int, int, int] = (4, 32, 32)  # C, H, W
