@@ -31,6 +31,7 @@ from afm_scale.run.networks import build_networks, learner_of
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
 from afm_scale.train.state import TrainState
+from tests.data.small import mnist_file
 from tests.ranks import run_ranks
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -74,7 +75,7 @@ TABLE_11 = {
 GUIDED = [name for name, row in TABLE_11.items() if row.guidance]
 OTHERS = {
     "digits_afm", "digits_flow_matching", "mixture1d_afm", "afm_anystep_xl2", "afm_1step_tiny", "flow_matching_xl2",
-    "mixture2d_afm", "mixture2d_flow_matching",
+    "mixture2d_afm", "mixture2d_flow_matching", "mnist_afm",
 }
 OTHERS_GUIDED = {"mixture2d_afm_flow", "mixture2d_afm_plain", "digits_afm_guided"}  # by a classifier
 CLASSIFIERS = {"classifier_b2", "classifier_digits", "mixture2d_classifier"}
@@ -264,6 +265,8 @@ def shrunk(name: str, tmp_path: Path) -> list[str]:
     config = recipe(name)
     parts = {part: getattr(config.model, part) for part in ("generator", "discriminator", "classifier")}
     overrides = ["data.global_batch=2", "loop.steps=1", f"run.folder={tmp_path / name}"]
+    if config.data.kind == "mnist":
+        overrides.append(f"data.file={mnist_file(tmp_path / 'digits.npz')}")
     for part, network in parts.items():
         if network is not None and network.kind == "mlp":
             overrides.append(f"model.{part}.width=8")

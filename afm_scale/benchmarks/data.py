@@ -123,7 +123,7 @@ def measure(options: DataBenchmark) -> dict:
     """Everything the command reports, as JSON values. Raises UserError for what cannot be measured."""
     wanted = None
     if options.recipe is not None:
-        config = load(RunConfig, options.recipe, options.overrides)
+        config = load(RunConfig, options.recipe, options.overrides).resolved()
         wanted = demand_of(
             config, options.recipe, step_seconds=options.step_seconds, gpu=options.gpu, utilisation=options.utilisation
         )

@@ -96,7 +96,7 @@ class _Way:
 
 def benchmark_step_command(request: StepBenchmark, *, as_json: bool) -> int:
     """Times, and prints on rank 0. Every rank calls it; raises what training would, and RunError if memory runs out."""
-    config = load(RunConfig, request.recipe, request.overrides)
+    config = load(RunConfig, request.recipe, request.overrides).resolved()
     reference = reference_config(config, request.reference_accumulation) if request.reference else None
     with launch(config.parallel) as ranks:
         check_same_on_all_ranks(f"{dump_yaml(config)}{request}", "the configuration")

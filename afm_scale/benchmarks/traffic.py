@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 def benchmark_traffic_command(request: TrafficBenchmark, *, as_json: bool) -> int:
     """Prints the collectives of one step, with the bytes of each kind."""
-    config = _on_cpu(load(RunConfig, request.recipe, request.overrides))
+    config = _on_cpu(load(RunConfig, request.recipe, request.overrides).resolved())
     check(config, request.ranks)  # here, so that a mistake is told once
     _print(request, config, measure_traffic(request), as_json)
     return 0
@@ -134,7 +134,7 @@ def _rank(rank: int, request: TrafficBenchmark, folder: Path) -> None:
 
 def count_first_step(request: TrafficBenchmark, rank: int) -> list[Traffic]:
     """What this rank issues; the process group is there already, and every rank calls this."""
-    config = _on_cpu(load(RunConfig, request.recipe, request.overrides))
+    config = _on_cpu(load(RunConfig, request.recipe, request.overrides).resolved())
     ranks = Ranks(rank=rank, local_rank=rank, world_size=request.ranks, device=torch.device("cpu"))
     plan = build_plan(config, ranks)
     state = build_state(config, ranks, plan)

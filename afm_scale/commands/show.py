@@ -29,7 +29,7 @@ def show_command(recipe: str, overrides: Sequence[str], num_ranks: int = 1) -> i
     """Raises ConfigError, as training would, if the recipe cannot run on so many ranks."""
     if num_ranks < 1:
         raise UserError(f"--ranks {num_ranks}: wanted 1 or more")
-    config = load(RunConfig, recipe, overrides)
+    config = load(RunConfig, recipe, overrides).resolved()
     check(config, num_ranks)
     print(dump_yaml(config), end="")
     print(f"# On {num_ranks} rank(s), on this machine:")

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 def train_command(recipe: str, overrides: Sequence[str]) -> int:
     """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
-    config = load(RunConfig, recipe, overrides)
+    config = load(RunConfig, recipe, overrides).resolved()
     with launch(config.parallel) as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
         check(config, ranks.world_size)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .affine import AffineConfig
 from .description import ImageContent, check_content, read_content
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
-from .source import Needs, Skipped, SourceConfig
+from .source import Needs, Skipped, SourceConfig, filled
 
 T = TypeVar("T")
 _ATTEMPTS = 1000
@@ -30,8 +30,8 @@ _SIZE_OF_ORIGINALS = 256  # what images of many sizes are cropped to, unless `si
 class ImagesConfig(SourceConfig):
     """Images of a folder packed by tools/make_shards.py, as pixels in [-1, 1].
 
-    What is left out of `size` and `num_classes` is read from the folder's dataset.json; what is given is compared with
-    it when the source is built. Making one raises DataError if it has to read and cannot.
+    What is left out of `size` and `num_classes`, `resolved` reads from the folder's dataset.json; what is given is
+    compared with it when the source is built.
     """
 
     folder: Path
@@ -44,18 +44,21 @@ class ImagesConfig(SourceConfig):
     prefetch: int = 2  # batches that every worker reads ahead
 
     def __post_init__(self) -> None:
-        if self.size is None or self.num_classes is None:
-            description = read_content(self.folder, "images")
-            size = description.content.size or _SIZE_OF_ORIGINALS
-            fill_in(self, size=size, num_classes=description.num_classes)
-        if self.size < 1 or self.num_classes < 1 or self.workers < 1 or self.prefetch < 1:
-            raise ConfigError(
-                f"size {self.size}, num_classes {self.num_classes}, workers {self.workers} and prefetch "
-                f"{self.prefetch} must all be at least 1"
-            )
+        sizes = {name: getattr(self, name) for name in ("size", "num_classes", "workers", "prefetch")}
+        if min(size for size in sizes.values() if size is not None) < 1:
+            *first, last = (f"{name} {size}" for name, size in sizes.items() if size is not None)
+            raise ConfigError(f"{', '.join(first)} and {last} must all be at least 1")
+
+    def resolved(self) -> ImagesConfig:
+        if self.size is not None and self.num_classes is not None:
+            return self
+        description = read_content(self.folder, "images")
+        size = description.content.size or _SIZE_OF_ORIGINALS
+        return filled(self, size=size, num_classes=description.num_classes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        assert self.size is not None, "the size is as packed: resolved() comes first"
         return (3, self.size, self.size)
 
 
@@ -91,13 +94,6 @@ class DaliConfig(ImagesConfig):
                 "affine is set, but images that DALI decodes cannot be turned and shifted; set kind: webdataset (of "
                 "images_to_latents, decoder: webdataset), or leave it out (affine: null)"
             )
-
-
-def fill_in(config: SourceConfig, **values: Any) -> None:
-    """Sets those of a new configuration's fields that were left out (null), for its `__post_init__`: it is frozen."""
-    for name, value in values.items():
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, value)
 
 
 def open_shards(

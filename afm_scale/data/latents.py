@@ -20,10 +20,10 @@ from ..core.errors import ConfigError, DataError
 from ..core.random import KeyedDraws, Positions
 from ..core.types import Batch
 from .description import LatentContent, file_sha256, read_content
-from .images import fill_in, mirrored_at, open_shards, read_or_substitute
+from .images import mirrored_at, open_shards, read_or_substitute
 from .order import EpochOrder, StreamCursor
 from .shards import SampleError
-from .source import Encoding, Skipped, SourceConfig
+from .source import Encoding, Skipped, SourceConfig, filled
 
 MEMBERS = ("plain", "mirrored")  # of the image, and of its mirror image; each [2 (mean, deviation), C, H, W]
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # in a folder that diffusers' save_pretrained has written
@@ -33,8 +33,8 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # in a folder that diffuse
 class LatentsConfig(SourceConfig):
     """A folder of encoded latents.
 
-    What is left out of `shape`, `num_classes`, `vae` and `scale` is read from the folder's dataset.json; what is given
-    is compared with it when the source is built. Making one raises DataError if it has to read and cannot.
+    What is left out of `shape`, `num_classes`, `vae` and `scale`, `resolved` reads from the folder's dataset.json; what
+    is given is compared with it when the source is built.
     """
 
     draws_latents: ClassVar[bool] = True
@@ -49,17 +49,21 @@ class LatentsConfig(SourceConfig):
     prefetch: int = 2  # turns read ahead, in a thread
 
     def __post_init__(self) -> None:
-        if None in (self.shape, self.num_classes, self.vae, self.scale):
-            description = read_content(self.folder, "latents")
-            content = description.content
-            fill_in(
-                self, shape=content.shape, num_classes=description.num_classes, vae=content.vae, scale=content.scale
-            )
-        if min(self.shape) < 1 or self.num_classes < 1 or self.prefetch < 1:
+        classes = 1 if self.num_classes is None else self.num_classes
+        if min(self.shape or (1,)) < 1 or classes < 1 or self.prefetch < 1:
             raise ConfigError(
-                f"shape {list(self.shape)}, num_classes {self.num_classes} and prefetch {self.prefetch} must all be "
-                "at least 1"
+                f"shape {list(self.shape or ())}, num_classes {self.num_classes} and prefetch {self.prefetch} must all "
+                "be at least 1"
             )
+
+    def resolved(self) -> LatentsConfig:
+        if None not in (self.shape, self.num_classes, self.vae, self.scale):
+            return self
+        description = read_content(self.folder, "latents")
+        content = description.content
+        return filled(
+            self, shape=content.shape, num_classes=description.num_classes, vae=content.vae, scale=content.scale
+        )
 
     @classmethod
     def decoding(cls, *, on_gpu: bool) -> str:

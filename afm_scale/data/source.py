@@ -8,10 +8,12 @@ in order, whatever W is. So the position is one number, and it survives a change
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from ..core.types import Batch
+
+Config = TypeVar("Config", bound="SourceConfig")
 
 
 class Needs(NamedTuple):
@@ -42,6 +44,13 @@ class SourceConfig:
 
     global_batch: int  # samples per turn (one update of one player), over all ranks and microbatches
 
+    def resolved(self) -> SourceConfig:
+        """The same with what was left out, and stands with the data themselves. Raises DataError if it cannot be read.
+
+        `shape` and `num_classes` may be asked of a resolved configuration alone.
+        """
+        return self
+
     @classmethod
     def decoding(cls, *, on_gpu: bool) -> str:
         """What makes samples of the stored bytes on a machine with or without a GPU, in a few words for `doctor`."""
@@ -51,6 +60,11 @@ class SourceConfig:
     def encoding(self) -> Encoding | None:
         """How its latents were made; None if it draws none, or if no autoencoder made them."""
         return None
+
+
+def filled(config: Config, **found: Any) -> Config:
+    """The configuration with these values in the place of those that were left out (None)."""
+    return replace(config, **{name: value for name, value in found.items() if getattr(config, name) is None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,14 @@ from ..core.arithmetic import full_float32
 from ..core.errors import ConfigError
 from ..core.packages import require
 from ..core.random import Positions
-from ..data.images_to_latents import Encode, ImagesToLatentsConfig
-from ..data.latents import LatentsConfig, posterior_sample
+from ..data.latents import posterior_sample
 from ..data.source import SourceConfig
-from ..data.toys.synthetic import SyntheticLatentsConfig
 from ..models.autoencoder import Autoencoder
 from ..sampling.decoding import AT_ONCE, Decoder
 
 if TYPE_CHECKING:
     from ..models.diffusers import ReadAutoencoder  # which needs an optional package
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -37,11 +36,6 @@ class Encoder:
             moments = [self.autoencoder.moments(part) for part in pixels.split(AT_ONCE)]
         mean, deviation = (torch.cat(parts) for parts in zip(*moments, strict=True))
         return posterior_sample(mean, deviation, self.autoencoder.scale, seed=0, positions=positions)
-
-
-def draws_latents(data: SourceConfig) -> bool:
-    """Whether a generator trained on this data draws latents; otherwise it draws pixels."""
-    return isinstance(data, (LatentsConfig, ImagesToLatentsConfig, SyntheticLatentsConfig))
 
 
 def decoder_of(
@@ -63,11 +57,9 @@ def decoder_of(
 
 def latents_of(data: SourceConfig) -> Latents | None:
     """What the samples of a model trained on this data are of; None if they are pixels."""
-    if not draws_latents(data):
+    if not data.draws_latents:
         return None
-    if isinstance(data, SyntheticLatentsConfig):
-        return Latents(vae=None, scale=None)
-    return Latents(vae=data.vae, scale=data.scale)
+    return Latents(vae=None, scale=None) if data.encoding is None else Latents(**data.encoding._asdict())
 
 
 def decoder_of_latents(
@@ -95,19 +87,6 @@ def encoder_of(vae: str, device: torch.device) -> Encoder:
     """An autoencoder that latents are made with, by the scale its own files say. Raises ConfigError as above."""
     found = _read(vae)
     return Encoder(Autoencoder(found.network, scale=found.scale).to(device), found.name)
-
-def build_encoder(config: ImagesToLatentsConfig, device: torch.device) -> Encode:
-    """The autoencoder's `moments`. Raises ConfigError if diffusers or the autoencoder is not there."""
-    require("diffusers", "data.kind 'images_to_latents'", "latents")
-    from ..models.diffusers import read_autoencoder
-
-    on_gpu = torch.device(device).type == "cuda"
-    autoencoder = Autoencoder(
-        read_autoencoder(config.vae).network, scale=config.scale, precision=config.precision,
-        compile=on_gpu if config.compile is None else config.compile,
-    )
-    return autoencoder.to(device).moments
-
 
 def _read(vae: str) -> ReadAutoencoder:
     require("diffusers", f"the autoencoder {vae}", "latents")

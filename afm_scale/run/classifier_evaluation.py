@@ -47,6 +47,10 @@ class AccuracyConfig:
                 f"num_samples {self.num_samples} must be at least 1 and num_buckets {self.num_buckets} from 1 to 100"
             )
 
+    def resolved(self) -> AccuracyConfig:
+        """The same with `held_out` resolved."""
+        return self if self.held_out is None else replace(self, held_out=self.held_out.resolved())
+
     def check(self, data: AnySource, setting: str) -> None:
         """Raises ConfigError if the accuracy of a classifier of `data` cannot be measured on the samples chosen."""
         check_samples(self, data, setting)

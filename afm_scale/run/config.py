@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint.manager import CheckpointConfig
@@ -69,7 +69,7 @@ class HooksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One recipe, resolved."""
+    """One recipe."""
 
     run: FolderConfig
     loop: LoopConfig
@@ -83,3 +83,14 @@ class RunConfig:
     hooks: HooksConfig = HooksConfig()
     sampling: SamplingConfig = SamplingConfig()
     report: ReportConfig | None = None
+
+    def resolved(self) -> RunConfig:
+        """The same with what a packed data set says of itself where the recipe leaves it out; commands begin with it.
+
+        Raises DataError if a data set that must say it is not there.
+        """
+        evaluation = self.hooks.evaluation
+        return replace(
+            self, data=self.data.resolved(), report=self.report and self.report.resolved(),
+            hooks=replace(self.hooks, evaluation=evaluation and evaluation.resolved()),
+        )

@@ -30,6 +30,9 @@ class _OfSamples:
 
     measures: ClassVar[Role] = Role.GENERATOR
 
+    def resolved(self) -> _OfSamples:
+        return self
+
     def check(self, data: Any, setting: str) -> None:
         pass
 

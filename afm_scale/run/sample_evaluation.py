@@ -44,6 +44,9 @@ class SampleEvaluationConfig:
                 f"precision and recall with {self.neighbours} neighbours; use more samples, or members: 0"
             )
 
+    def resolved(self) -> SampleEvaluationConfig:
+        return self
+
     def check(self, data: Any, setting: str) -> None:
         """Any data will do."""
 

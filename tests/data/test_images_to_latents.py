@@ -21,10 +21,14 @@ from afm_scale.data.table import build_source
 from afm_scale.data.transforms import decode_checked, to_pixels
 from afm_scale.data.webdataset import WebDatasetSource
 from afm_scale.models.autoencoder import Autoencoder
+from afm_scale.models.encoding import build_encoder
 from tests.data.small import packed_images
 from tests.models.small_autoencoder import saved_autoencoder, small_autoencoder
 
 SCALE = 0.4
+PLACE = {
+    "seed": 3, "rank": 0, "world_size": 1, "device": torch.device("cpu"), "encoder_of": build_encoder,
+}
 NUM = 12
 
 
@@ -96,7 +100,7 @@ def test_encoded_now_or_beforehand_a_position_holds_the_same_latent(folder):
 
 
 def test_it_is_built_from_its_configuration(folder):
-    source = build_source(config(folder), seed=3, rank=0, world_size=1, device=torch.device("cpu"))
+    source = build_source(config(folder), **PLACE)
     assert source.shape == (4, 8, 8) and source.num_classes == 3
     x, y = take(source, 3)
     expected, labels = take(encoded_now(folder)[0], 3)
@@ -109,7 +113,7 @@ def test_its_images_are_moved_before_they_are_encoded(folder):
     images = WebDatasetSource(chosen.images(), **place)
     encode = Autoencoder(small_autoencoder(), scale=SCALE).moments
     expected, labels = take(ImagesToLatents(chosen, images, encode, **place), 2)
-    found, found_labels = take(build_source(chosen, **place | {"device": torch.device("cpu")}), 2)
+    found, found_labels = take(build_source(chosen, **PLACE), 2)
     assert torch.equal(found, expected) and torch.equal(found_labels, labels)
     plain, plain_labels = take(encoded_now(folder)[0], 2)
     assert torch.equal(plain_labels, labels) and (found - plain).abs().max() > 0.01
