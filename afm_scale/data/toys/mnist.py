@@ -8,6 +8,7 @@ ninth is for choosing settings (`tune`), the tenth is for the figures that are r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,13 +62,16 @@ def read_mnist(file: Path, part: Part) -> Batch:
 def _arrays(file: Path) -> tuple[Tensor, Tensor]:
     """(uint8 [N, 28, 28], int64 [N]), checked."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened:  # numpy would leave a torn one open
+            arrays = np.load(opened, allow_pickle=False)
+            if not isinstance(arrays, Mapping):
+                raise ValueError("it holds a single array")
             images, labels = arrays["images"], arrays["labels"]
     except FileNotFoundError:
         raise DataError(f"data.file {file} is not there; {_WANTED}") from None
     except KeyError as error:
         raise DataError(f"data.file {file}: {error.args[0]}; {_WANTED}") from None
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:  # TypeError: a single array, an .npy
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"data.file {file} cannot be read ({' '.join(str(error).split())}); {_WANTED}") from None
     fits = images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == SHAPE[1:]
     if not (fits and labels.dtype.kind in "iu" and labels.shape == images.shape[:1] and len(labels) >= 10):
