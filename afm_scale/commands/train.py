@@ -24,6 +24,7 @@ from ..run import build
 from ..run.arguments import add_recipe
 from ..run.check import check
 from ..run.config import RunConfig
+from ..run.hooks import build_observers
 from ..run.load import dump_yaml, load
 from ..run.start import start
 from ..train.loop import train
@@ -55,7 +56,7 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
 def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState) -> signal.Signals | None:
     """From where the run starts to its report; the signal that stopped it, if one did."""
     manager = build.build_manager(config, ranks)
-    observers = build.build_observers(config, plan, manager)
+    observers = build_observers(config, plan, manager)
     with agreed():
         if plan.rank == 0:
             text = dump_yaml(config)

@@ -46,4 +46,4 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(RunError):
-    """A loss or a gradient norm that is not finite; names the step, the player and the term."""
+    """Numbers of a run that are no longer good: not finite, or copies that differ between ranks. Names step and tensor."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,22 +22,9 @@ from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
 from ..train.agreeing_source import AgreeingSource
 from ..train.average import Average
-from ..train.failures import Failures
-from ..train.hooks.checkpoint import CheckpointHook
-from ..train.hooks.console import ConsoleHook
-from ..train.hooks.divergence import DivergenceGuard
-from ..train.hooks.evaluation import EvaluationHook, log_to, note_in, tell
-from ..train.hooks.events import EventLog
-from ..train.hooks.hook import Hook, HookList
-from ..train.hooks.metrics import JsonLines, MetricsHook, MetricWriter
-from ..train.hooks.samples import SamplesHook
-from ..train.hooks.skipped import SkippedHook
-from ..train.hooks.stop import StopHook
-from ..train.hooks.tensorboard import TensorBoard
 from ..train.state import TrainState
 from .checkpoints import card_of_run
 from .config import PLANS, RunConfig
-from .evaluations import build_evaluation
 from .guides import frozen_networks
 from .networks import build_learner, build_networks, build_objective, learner_of
 from .typed import to_mapping
@@ -110,57 +96,6 @@ def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:
     return AgreeingSource(source) if reads_files and plan.world_size > 1 else source
 
 
-@dataclass(frozen=True)
-class Observers:
-    """The hooks of a run, and those of its parts that the command needs by name."""
-
-    hooks: HookList
-    stop: StopHook
-    events: EventLog
-
-
-def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointManager) -> Observers:
-    """Hooks in their order: what is seen is written before the guard may stop, and nothing is saved unguarded.
-
-    Collective if the average is evaluated. Raises, on every rank, the UserError that one of them met.
-    """
-    folder, chosen, first = config.run.folder, config.hooks, plan.rank == 0
-    events = EventLog(folder / "events.jsonl", enabled=first)
-    failures = Failures()
-    stop = StopHook(plan, failures, events)
-    guard = DivergenceGuard(plan, chosen.divergence, events)
-    hooks: list[Hook] = []
-    if first:
-        hooks.append(ConsoleHook(chosen.console, total_steps=config.loop.steps))
-    metrics = MetricsHook(plan, chosen.metrics, _metric_writers(config) if first else (), failures)
-    if chosen.evaluation is not None:
-        listeners = [log_to(events), note_in(metrics), *([tell] if first else [])]
-        hooks.append(
-            EvaluationHook(
-                build_evaluation(config, chosen.evaluation, plan), every_steps=chosen.evaluation.every_steps,
-                listeners=listeners, failures=failures,
-            )
-        )
-    hooks.append(metrics)
-    if plan.place.leads_group:  # one of those that read the same samples
-        hooks.append(
-            SkippedHook(
-                folder / "skipped", rank=plan.data_rank, world_size=plan.num_data_ranks, failures=failures
-            )
-        )
-    hooks.append(guard)
-    if chosen.samples is not None:
-        hooks.append(
-            SamplesHook(
-                plan, chosen.samples, folder=folder / "samples", seed=config.loop.seed,
-                num_steps=config.sampling.num_steps, failures=failures,
-            )
-        )
-    hooks.append(CheckpointHook(plan, config.checkpoint, manager, guard=guard, failures=failures, events=events))
-    hooks.append(stop)
-    return Observers(HookList(hooks), stop, events)
-
-
 def build_manager(config: RunConfig, ranks: Ranks) -> CheckpointManager:
     """The run's checkpoints. Their manifests hold the configuration, so that a checkpoint can be used by itself."""
     description = {"config": to_mapping(config), "versions": {"afm_scale": __version__, "torch": torch.__version__}}
@@ -169,15 +104,3 @@ def build_manager(config: RunConfig, ranks: Ranks) -> CheckpointManager:
         folder, config.checkpoint, rank=ranks.rank, world_size=ranks.world_size, description=description,
         card=card_of_run(config),
     )
-
-
-def _metric_writers(config: RunConfig) -> list[MetricWriter]:
-    folder, chosen = config.run.folder, config.hooks.metrics
-    writers: list[MetricWriter] = [JsonLines(folder / "metrics.jsonl")]
-    if chosen.tensorboard:
-        writers.append(TensorBoard(folder / "tensorboard"))
-    if chosen.wandb is not None:
-        from ..train.hooks.wandb import Wandb  # optional: imported only when the configuration names it
-
-        writers.append(Wandb(folder, chosen.wandb))
-    return writers

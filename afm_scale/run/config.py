@@ -16,10 +16,7 @@ from ..parallel.ddp import DDPPlan
 from ..parallel.fsdp2 import FSDP2Plan
 from ..parallel.optim import OptimizerConfig
 from ..sampling.sampler import SamplingConfig
-from ..train.hooks.console import ConsoleConfig
-from ..train.hooks.divergence import DivergenceConfig
-from ..train.hooks.metrics import MetricsConfig
-from ..train.hooks.samples import SamplesConfig
+from ..train.hooks.table import hooks_config
 from ..train.loop import LoopConfig
 from .classifier_evaluation import ClassifierEvaluationConfig
 from .report import ReportConfig
@@ -31,6 +28,8 @@ AnyObjective = one_of(OBJECTIVES)
 AnyGenerator = one_of(GENERATORS)
 AnyClassifier = one_of(CLASSIFIERS)
 AnyDiscriminator = one_of(DISCRIMINATORS)
+
+HooksConfig = hooks_config(__name__, evaluation=SampleEvaluationConfig | ClassifierEvaluationConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +55,6 @@ class OptimizersConfig:
     generator: OptimizerConfig | None = None
     discriminator: OptimizerConfig | None = None
     classifier: OptimizerConfig | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HooksConfig:
-    console: ConsoleConfig = ConsoleConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    divergence: DivergenceConfig = DivergenceConfig()
-    samples: SamplesConfig | None = None
-    evaluation: SampleEvaluationConfig | ClassifierEvaluationConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from ...checkpoint.manager import CheckpointConfig, CheckpointManager
 from ...checkpoint.manifest import read_manifest
@@ -10,22 +11,25 @@ from ...core.errors import DivergenceError
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState
-from .divergence import DivergenceGuard
 from .events import EventLog
 from .hook import QuietHook, StepReport
+from .surroundings import Surroundings
 
 
 class CheckpointHook(QuietHook):
-    """Saves the state with the manager. A save that failed stops all ranks, with its message and exit code 2."""
+    """Saves the state with the manager. A save that failed stops all ranks, with its message and exit code 2.
+
+    Each of `before_save` looks at the state first, on all ranks, and raises if it must not be saved.
+    """
 
     def __init__(
-        self, plan: ParallelPlan, config: CheckpointConfig, manager: CheckpointManager, *, guard: DivergenceGuard,
-        failures: Failures, events: EventLog,
+        self, plan: ParallelPlan, config: CheckpointConfig, manager: CheckpointManager, *,
+        before_save: Sequence[Callable[[TrainState], None]], failures: Failures, events: EventLog,
     ) -> None:
         self._plan = plan
         self._config = config
         self._manager = manager
-        self._guard = guard
+        self._before_save = before_save
         self._failures = failures
         self._events = events
         self._saved_step: int | None = None
@@ -49,9 +53,17 @@ class CheckpointHook(QuietHook):
                 self._manager.wait()
 
     def _save(self, state: TrainState) -> None:
-        self._guard.look()
+        for look in self._before_save:
+            look(state)
         began = time.monotonic()
         with self._failures.kept():
             self._manager.save(state.step, state.tensors(self._plan), state.scalars())
             self._saved_step = state.step
             self._events.write("save", step=state.step, seconds_waited=round(time.monotonic() - began, 3))
+
+
+def build(config: None, around: Surroundings) -> CheckpointHook:
+    return CheckpointHook(
+        around.plan, around.checkpoint, around.manager, before_save=around.before_save, failures=around.failures,
+        events=around.events,
+    )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ...core.errors import ConfigError
 from ..state import TrainState
 from .hook import QuietHook, StepReport
+from .surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,10 @@ class ConsoleHook(QuietHook):
         else:
             self._bar.n = report.step
             self._bar.set_description_str(text)
+
+
+def build(config: ConsoleConfig, around: Surroundings) -> ConsoleHook | None:
+    return ConsoleHook(config, total_steps=around.total_steps) if around.plan.rank == 0 else None
 
 
 def _clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ from ...parallel.plan import ParallelPlan
 from ..state import TrainState
 from .events import EventLog
 from .hook import QuietHook, StepReport
+from .surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class DivergenceConfig:
 class DivergenceGuard(QuietHook):
     """Remembers, on the device, the first step at which each value was not finite.
 
-    Stands before the checkpoint hook, which calls `look` itself before it saves: no checkpoint holds the result of a
-    step that was not finite, so the newest complete one is always good.
+    The checkpoint hook has it look before every save: no checkpoint holds the result of a step that was not finite, so
+    the newest complete one is always good.
     """
 
     def __init__(self, plan: ParallelPlan, config: DivergenceConfig, events: EventLog) -> None:
@@ -81,6 +82,12 @@ class DivergenceGuard(QuietHook):
             f"the {player}'s {term} was not finite at step {step} on rank {rank}; the newest checkpoint is from before "
             f"it. Lower optimizer.{player}.learning_rate or max_grad_norm and run the same command again to go on"
         )
+
+
+def build(config: DivergenceConfig, around: Surroundings) -> DivergenceGuard:
+    guard = DivergenceGuard(around.plan, config, around.events)
+    around.before_save.append(lambda state: guard.look())
+    return guard
 
 
 def _in_order_of_play(report: StepReport) -> dict[str, Tensor]:

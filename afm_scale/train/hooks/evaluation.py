@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -13,7 +14,13 @@ from ..failures import Failures
 from ..state import TrainState
 from .events import EventLog
 from .hook import QuietHook, StepReport
-from .metrics import MetricsHook
+from .surroundings import Surroundings
+
+
+class EvaluationConfig(Protocol):
+    """What the hook itself wants of `hooks.evaluation`; the rest is for whoever makes a measurement of it."""
+
+    every_steps: int
 
 
 class EvaluationHook(QuietHook):
@@ -55,12 +62,12 @@ def log_to(events: EventLog) -> Listener:
     return listener
 
 
-def note_in(metrics: MetricsHook) -> Listener:
-    """'evaluation/<figure>', 'evaluation/seconds' and 'evaluation/step' in the next row of metrics."""
+def note_in(notes: dict[str, float]) -> Listener:
+    """'evaluation/<figure>', 'evaluation/seconds' and 'evaluation/step' among the notes for the next row of metrics."""
 
     def listener(found: Evaluation) -> None:
         values = {**found.figures, "seconds": found.seconds, "step": found.step}
-        metrics.note({f"evaluation/{name}": value for name, value in values.items()})
+        notes.update({f"evaluation/{name}": value for name, value in values.items()})
 
     return listener
 
@@ -69,3 +76,11 @@ def tell(found: Evaluation) -> None:
     """One line on the terminal, above the bar if there is one. For rank 0 alone."""
     figures = "  ".join(f"{name} {value:.4g}" for name, value in found.figures.items())
     tqdm.write(f"evaluation at step {found.step}: {figures}  ({found.seconds:.1f} s)", file=sys.stderr)
+
+
+def build(config: EvaluationConfig, around: Surroundings) -> EvaluationHook:
+    """Collective: opens what the measurement needs. Raises, on every rank, the UserError that one of them met."""
+    listeners = [log_to(around.events), note_in(around.notes), *([tell] if around.plan.rank == 0 else [])]
+    return EvaluationHook(
+        around.evaluate(config), every_steps=config.every_steps, listeners=listeners, failures=around.failures
+    )

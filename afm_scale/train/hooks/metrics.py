@@ -19,6 +19,7 @@ from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
+from .surroundings import Surroundings
 
 Row = Mapping[str, float]
 """Numbers by name; "step" is among them."""
@@ -64,23 +65,20 @@ class MetricsHook(QuietHook):
     row) and gradient norm ("generator/grad_norm"); learning rates ("generator/learning_rate", of the last step);
     images_per_second, seconds_per_step (saving and sampling included), data_wait_share (of the time, spent waiting for
     data on rank 0), data_skipped (samples that could not be read since the last row, on all ranks), seconds (since this
-    process began to train); and what others have noted since the last row.
+    process began to train); and the `notes` that others have made since the last row.
     """
 
     def __init__(
-        self, plan: ParallelPlan, config: MetricsConfig, writers: Sequence[MetricWriter], failures: Failures
+        self, plan: ParallelPlan, config: MetricsConfig, writers: Sequence[MetricWriter], failures: Failures,
+        notes: dict[str, float] | None = None,
     ) -> None:
         self._plan = plan
         self._config = config
         self._writers = tuple(writers)
         self._failures = failures
         self._reports: list[StepReport] = []  # since the last row
-        self._noted: dict[str, float] = {}  # likewise
+        self._notes = {} if notes is None else notes  # of others, likewise
         self._began = self._since = 0.0
-
-    def note(self, values: Mapping[str, float]) -> None:
-        """Adds numbers, the same on every rank, to the next row."""
-        self._noted.update(values)
 
     def on_start(self, state: TrainState) -> None:
         self._began = self._since = time.monotonic()
@@ -114,9 +112,10 @@ class MetricsHook(QuietHook):
             "seconds_per_step": seconds / len(reports),
             "data_wait_share": sum(report.data_seconds for report in reports) / seconds,
             "seconds": now - self._began,
-            **self._noted,
+            **self._notes,
         }
-        self._reports, self._noted, self._since = [], {}, now
+        self._notes.clear()
+        self._reports, self._since = [], now
         with self._failures.kept():
             for writer in self._writers:
                 writer.write(row)
@@ -135,6 +134,21 @@ class MetricsHook(QuietHook):
         skipped = means[0].new_tensor(sum(len(report.skipped) for report in reports))
         *reduced, skipped_per_share = self._plan.mean_(torch.stack([*means, skipped])).tolist()
         return dict(zip(values, reduced, strict=True)), round(skipped_per_share * self._plan.num_data_ranks)
+
+
+def build(config: MetricsConfig, around: Surroundings) -> MetricsHook:
+    writers: list[MetricWriter] = []
+    if around.plan.rank == 0:
+        writers.append(JsonLines(around.folder.metrics))
+        if config.tensorboard:
+            from .tensorboard import TensorBoard  # slow to import
+
+            writers.append(TensorBoard(around.folder.tensorboard))
+        if config.wandb is not None:
+            from .wandb import Wandb  # optional: imported only when the configuration names it
+
+            writers.append(Wandb(around.folder.path, config.wandb))
+    return MetricsHook(around.plan, config, writers, around.failures, around.notes)
 
 
 class JsonLines:

@@ -13,6 +13,7 @@ from ...sampling.pictures import image_grid, save_png
 from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
+from .surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +65,10 @@ class SamplesHook(QuietHook):
         stream = subject.stream(seed=self._seed, labels=classes)
         images, _ = subject.generate(stream, len(classes) * self._config.images_per_class)
         return images.unflatten(0, (-1, len(classes))).transpose(0, 1).flatten(0, 1), classes
+
+
+def build(config: SamplesConfig, around: Surroundings) -> SamplesHook:
+    return SamplesHook(
+        around.plan, config, folder=around.folder.samples, seed=around.seed, num_steps=around.sampling_steps,
+        failures=around.failures,
+    )

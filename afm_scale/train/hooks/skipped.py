@@ -11,10 +11,12 @@ from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .metrics import forget_later_lines
+from .surroundings import Surroundings
 
 
 class SkippedHook(QuietHook):
-    """Appends {"step", "rank", "place", "reason", "substitute"} to FOLDER/rank_00000.jsonl. On every rank."""
+    """Appends {"step", "rank", "place", "reason", "substitute"} to FOLDER/rank_00000.jsonl. On every rank that reads
+    samples of its own."""
 
     def __init__(self, folder: Path, *, rank: int, world_size: int, failures: Failures) -> None:
         self._folder = folder
@@ -38,3 +40,12 @@ class SkippedHook(QuietHook):
             with path.open("a", encoding="utf-8") as file:
                 for skipped in report.skipped:
                     file.write(json.dumps({"step": report.step, "rank": self._rank, **asdict(skipped)}) + "\n")
+
+
+def build(config: None, around: Surroundings) -> SkippedHook | None:
+    plan = around.plan
+    if not plan.place.leads_group:  # of those that read the same samples, one tells
+        return None
+    return SkippedHook(
+        around.folder.skipped, rank=plan.data_rank, world_size=plan.num_data_ranks, failures=around.failures
+    )

@@ -37,7 +37,8 @@ def hooks(folder: Path, config: CheckpointConfig, manager: CheckpointManager | N
     guard = DivergenceGuard(plan, DivergenceConfig(every_steps=1000), events)
     failures = Failures()
     stop = StopHook(plan, failures, events)
-    return [guard, CheckpointHook(plan, config, manager, guard=guard, failures=failures, events=events), stop]
+    looks = [lambda state: guard.look()]
+    return [guard, CheckpointHook(plan, config, manager, before_save=looks, failures=failures, events=events), stop]
 
 
 def saved(folder: Path) -> list[int]:

@@ -35,10 +35,11 @@ def observed(folder: Path, *, steps: int, every_steps: int, rows_every_steps: in
     events = EventLog(folder / "events.jsonl", enabled=True)
     failures = Failures()
     stop = StopHook(plan, failures, events)
+    notes: dict[str, float] = {}
     writer = JsonLines(folder / "metrics.jsonl")
-    metrics = MetricsHook(plan, MetricsConfig(every_steps=rows_every_steps), [writer], failures)
+    metrics = MetricsHook(plan, MetricsConfig(every_steps=rows_every_steps), [writer], failures, notes)
     found: list[Evaluation] = []
-    listeners = [log_to(events), note_in(metrics), tell, found.append]
+    listeners = [log_to(events), note_in(notes), tell, found.append]
     hook = EvaluationHook(Measured(), every_steps=every_steps, listeners=listeners, failures=failures)
     run(state, plan, [hook, metrics, stop], steps=steps)
     return found

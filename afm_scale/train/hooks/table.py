@@ -1,0 +1,40 @@
+"""The hooks there are, in the order they run. A new one is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from dataclasses import make_dataclass
+from typing import Any
+
+from . import checkpoint, consistency, console, divergence, evaluation, garbage, metrics, samples, skipped
+from .surroundings import HookKind
+
+# What is seen is shown and written before anything may stop the run for it: the console, an evaluation, the row of
+# metrics that holds its figures, what was skipped. Then come those that may: nothing is drawn or saved of a step that
+# was not finite, or that the ranks disagree on. Saving is late, for it waits for the device, and garbage is collected
+# when a save has left some. The stop hook comes last of all, to see the errors of the others (run/hooks.py).
+HOOKS: dict[str, HookKind] = {
+    "console": HookKind(console.build, console.ConsoleConfig, console.ConsoleConfig()),
+    "evaluation": HookKind(evaluation.build, evaluation.EvaluationConfig),
+    "metrics": HookKind(metrics.build, metrics.MetricsConfig, metrics.MetricsConfig()),
+    "skipped": HookKind(skipped.build),
+    "divergence": HookKind(divergence.build, divergence.DivergenceConfig, divergence.DivergenceConfig()),
+    "consistency": HookKind(consistency.build, consistency.ConsistencyConfig),
+    "samples": HookKind(samples.build, samples.SamplesConfig),
+    "checkpoint": HookKind(checkpoint.build),
+    "garbage": HookKind(garbage.build, garbage.GarbageConfig),
+}
+
+
+def hooks_config(module: str, **types: Any) -> type:
+    """The class of a recipe's section `hooks`: a field for every hook of the table that has settings of its own.
+
+    Args:
+        module: where the class is to be found by its name, HooksConfig
+        types: of settings by the name of the hook, where the table knows a protocol alone
+    """
+    fields = []
+    for name, kind in HOOKS.items():
+        if kind.config is not None:
+            wanted = types.get(name, kind.config)
+            fields.append((name, wanted if kind.default is not None else wanted | None, kind.default))
+    return make_dataclass("HooksConfig", fields, frozen=True, kw_only=True, namespace={"__module__": module})
