@@ -46,4 +46,4 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(RunError):
-    """Numbers of a run that are no longer good: not finite, or copies that differ between ranks. Names step and tensor."""
+    """Numbers of a run that are no longer good: not finite, or copies that differ between ranks; says which."""
