@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.batch_size import microbatch_size
+from ..core.errors import CheckpointError
 from ..core.random import Positions, permutation
 from ..core.types import Batch
 from .source import Skipped
@@ -51,15 +52,7 @@ class StreamCursor:
     def __init__(self, *, global_batch: int, rank: int, world_size: int) -> None:
         """Raises ConfigError if the ranks cannot share `global_batch` evenly."""
         assert 0 <= rank < world_size
-        if global_batch < 1:
-            raise ConfigError(f"data.global_batch is {global_batch}; it counts samples and must be at least 1")
-        if global_batch % world_size:
-            below, above = global_batch // world_size * world_size, -(-global_batch // world_size) * world_size
-            fitting = f"{below} or {above}" if below else str(above)
-            raise ConfigError(
-                f"data.global_batch {global_batch} is not divisible by {world_size} ranks; "
-                f"use {fitting}, or a number of ranks that divides {global_batch}"
-            )
+        self._count = microbatch_size(global_batch, world_size)
         self.consumed = 0
         self._global_batch = global_batch
         self._rank = rank
@@ -73,9 +66,8 @@ class StreamCursor:
 
     def upcoming(self) -> Iterator[Positions]:
         """This rank's positions of all turns from the next one on, for reading ahead; nothing counts as consumed."""
-        count = self._global_batch // self._world_size
         for first in itertools.count(self.consumed, self._global_batch):
-            yield Positions(first + self._rank, self._world_size, count)
+            yield Positions(first + self._rank, self._world_size, self._count)
 
     def state_dict(self) -> dict[str, int]:
         return {"consumed": self.consumed}

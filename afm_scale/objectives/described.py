@@ -49,9 +49,4 @@ class Described:
     shape: tuple[int, int, int]  # of a sample
     num_classes: int
     global_batch: int
-    num_parts: int  # microbatches in the global batch, over all ranks
-
-    @property
-    def microbatch(self) -> int:
-        """Samples that a loss is given at a time."""
-        return self.global_batch // self.num_parts
+    microbatch: int  # samples that a loss is given at a time

@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint.manager import CheckpointManager
+from ..core.batch_size import microbatch_size
 from ..core.packages import require
 from ..core.schedules import AverageConfig
 from ..core.types import PUBLISHED
@@ -47,7 +48,7 @@ def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
         from ..parallel.deepspeed import DeepSpeedPlan
 
         parts = config.loop.accumulation
-        microbatch = config.data.global_batch // (ranks.world_size * parts)
+        microbatch = microbatch_size(config.data.global_batch, ranks.world_size, parts)
         return DeepSpeedPlan(ranks, config.parallel, microbatch=microbatch, accumulation=parts)
     if name == "megatron":
         require("megatron.core", "parallel.plan 'megatron'", "megatron")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.batch_size import microbatch_size
 from ..core.errors import ConfigError
 from ..core.types import Role
 from ..models.dit import BackboneConfig
@@ -15,9 +16,11 @@ def check(config: RunConfig, world_size: int) -> None:
     check_mesh(config, world_size)
     check_precision(config)
     check_deepspeed(config)
-    check_batch(config, config.parallel.data_ranks(world_size))
+    microbatch = microbatch_size(
+        config.data.global_batch, config.parallel.data_ranks(world_size), config.loop.accumulation
+    )
     check_measured(config)
-    check_objective(config, config.parallel.data_ranks(world_size) * config.loop.accumulation)
+    check_objective(config, microbatch)
 
 
 def check_mesh(config: RunConfig, world_size: int) -> None:
@@ -110,18 +113,6 @@ def check_deepspeed(config: RunConfig) -> None:
             )
 
 
-def check_batch(config: RunConfig, world_size: int) -> None:
-    """data.global_batch = ranks x microbatches x samples."""
-    batch, parts = config.data.global_batch, world_size * config.loop.accumulation
-    if batch < 1 or batch % parts:
-        below, above = batch // parts * parts, (max(batch, 0) // parts + 1) * parts
-        choices = f"{below} or {above}" if below > 0 else str(above)
-        raise ConfigError(
-            f"data.global_batch {batch} is not divisible by ranks {world_size} x loop.accumulation "
-            f"{config.loop.accumulation} = {parts}; use data.global_batch={choices}, or change loop.accumulation"
-        )
-
-
 def check_measured(config: RunConfig) -> None:
     """The report and the evaluation have to fit what is trained: a classifier has accuracy, a generator samples."""
     learner, kind, report = config.objective.roles[0], config.objective.kind, config.report
@@ -145,7 +136,7 @@ def check_measured(config: RunConfig) -> None:
         raise ConfigError(f"hooks.samples draws images, which a {learner.value} has none of; set hooks.samples=null")
 
 
-def check_objective(config: RunConfig, num_parts: int) -> None:
+def check_objective(config: RunConfig, microbatch: int) -> None:
     """Everybody who learns or is asked is described, nobody else is, and the objective agrees."""
     objective, model = config.objective, config.model
     if objective.differentiates_forward and (reason := config.parallel.no_forward_derivative) is not None:
@@ -165,7 +156,7 @@ def check_objective(config: RunConfig, num_parts: int) -> None:
     objective.check(
         Described(
             model=model, shape=config.data.shape, num_classes=config.data.num_classes,
-            global_batch=config.data.global_batch, num_parts=num_parts,
+            global_batch=config.data.global_batch, microbatch=microbatch,
         )
     )
     for guide in objective.guides:
