@@ -107,7 +107,8 @@ def followed(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_a_second_average_follows_its_own_decay(tmp_path: Path, followed: tuple[str, ...]) -> None:
-    folder = trained(tmp_path / "run", *followed, "average.decay=0.9", "average.warm_up=false", "parallel.precision=fp64", steps=4)
+    published = ("average.decay=0.9", "average.warm_up=false")
+    folder = trained(tmp_path / "run", *followed, *published, "parallel.precision=fp64", steps=4)
     start = dict(initial_weights(build_learner(configured()), configured().loop.seed, "generator"))
     weights = [start, *(saved(folder, step) for step in range(1, 5))]
     for prefix, decay in (("average.", 0.9), ("averages.target.", 0.5)):

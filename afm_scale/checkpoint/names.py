@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ..core.types import Role
+from ..core.types import PUBLISHED, Role
 
 T = TypeVar("T")
 
-PUBLISHED = "average"  # the name, among a run's averages, of the one that is sampled and published
 AVERAGE = "average."
 OBJECTIVE = "objective."
 FIRST_MOMENT = ".exp_avg"  # with beta1 = 0 no first moment is kept, nor would one be read: a checkpoint's may be left

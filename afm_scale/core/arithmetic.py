@@ -17,7 +17,14 @@ from torch import Tensor
 Precision = Literal["fp32", "tf32", "bf16", "fp8", "fp64"]
 """What a run computes in; `parallel.config.ParallelConfig` says what each means."""
 
+_BLOCKS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp8": torch.bfloat16}
+
 _PRODUCTS, _CONVOLUTIONS = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # the newer switches
+
+
+def block_dtype(precision: Precision) -> torch.dtype | None:
+    """What the blocks of a network compute in where that is lower than the parameters' dtype, else None."""
+    return _BLOCKS.get(precision)
 
 
 def allow_tf32(precision: Precision) -> None:

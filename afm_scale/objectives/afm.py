@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arithmetic import Precision, block_dtype
 from ..core.random import Draws
 from ..core.schedules import Schedule
 from ..core.types import Batch, Discriminator, Generator, Loss, Networks, Reduce, Role
@@ -59,11 +60,11 @@ class AFMConfig(GameOfOneConfig):
         demands.guides_fit(described.model, self.guidance)
         demands.times_told(described.model, self.times.told, by=f"objective.times {self.times.kind!r}")
 
-    def resolved(self, precision: str) -> Self:
+    def resolved(self, precision: Precision) -> Self:
         """With blocks in less than float32 the penalties' slopes need a precise call of D."""
         if self.penalty.precise is not None:
             return self
-        return replace(self, penalty=replace(self.penalty, precise=precision in ("bf16", "fp8")))
+        return replace(self, penalty=replace(self.penalty, precise=block_dtype(precision) is not None))
 
 
 class _Pair(NamedTuple):

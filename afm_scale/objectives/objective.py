@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from ..core.arithmetic import Precision
 from ..core.random import Draws
 from ..core.schedules import AverageConfig
 from ..core.types import Batch, Loss, Networks, Reduce, Role
@@ -97,7 +98,7 @@ class ObjectiveConfig(Protocol):
         """Raises ConfigError for a recipe that it cannot train: times, a class that is hidden, the batch ..."""
         ...
 
-    def resolved(self, precision: str) -> Self:
+    def resolved(self, precision: Precision) -> Self:
         """The same with what it leaves open decided by `parallel.precision`."""
         ...
 
@@ -124,7 +125,7 @@ class GameOfOneConfig:
     def check(self, described: Described) -> None:
         """Nothing is wanted of the rest of the recipe."""
 
-    def resolved(self, precision: str) -> Self:
+    def resolved(self, precision: Precision) -> Self:
         return self
 
 

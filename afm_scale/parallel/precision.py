@@ -15,19 +15,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..core.arithmetic import Precision, without_tf32
+from ..core.arithmetic import Precision, block_dtype, without_tf32
 from ..core.errors import ConfigError
 from ..core.network import Network
 
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 FP8_MULTIPLE = 16  # widths that its fp8 products can take
-
-_BLOCKS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp8": torch.bfloat16}
-
-
-def block_dtype(precision: Precision) -> torch.dtype | None:
-    """What blocks compute in where that is lower than the parameters' dtype, else None."""
-    return _BLOCKS.get(precision)
 
 
 def set_precision(module: Network, precision: Precision, *, learns: bool) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..checkpoint.manager import CheckpointManager
 from ..checkpoint.manifest import resolve_checkpoint
-from ..checkpoint.names import FIRST_MOMENT, of_average, of_role, under
-from ..checkpoint.tensors import first_mismatch, load_into, read_tensors
-from ..core.errors import CheckpointError
 from ..parallel.plan import ParallelPlan
 from ..train.hooks.events import EventLog
+from ..train.restore import restore, restore_weights
 from ..train.state import TrainState
 from .config import FolderConfig
 
@@ -30,37 +26,18 @@ def start(
     torn: list[str] = []
     own = manager.latest(on_torn=lambda path, reason: torn.append(f"{path.name}: {reason}"))
     if own is not None:
-        _load(state, plan, own)
+        restore(state, plan, own)
         where = f"resumed at step {state.step} from {own}"
     elif config.resume_from is not None:
         checkpoint = resolve_checkpoint(config.resume_from)
-        _load(state, plan, checkpoint)
+        restore(state, plan, checkpoint)
         where = f"resumed at step {state.step} from {checkpoint}"
     elif config.initialise_from is not None:
         checkpoint = resolve_checkpoint(config.initialise_from)
-        _load_weights(state, plan, checkpoint)
+        restore_weights(state, plan, checkpoint)
         where = f"new run with the weights of {checkpoint}"
     else:
         where = "new run from scratch"
     # Loading was collective; only now may rank 0 fail by itself, at a file of its own.
     events.write("start", step=state.step, where=where, world_size=plan.world_size, torn=torn)
     return where + "".join(f"; passed over torn {reason}" for reason in torn)
-
-
-def _load(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
-    tensors = state.tensors(plan)
-    scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT)
-    state.take(plan, tensors)
-    state.load_scalars(scalars)
-
-
-def _load_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
-    modules = {of_role(role): player.module for role, player in state.players.items()}
-    for prefix, module in {**modules, of_average(): state.average.network}.items():
-        given = under(prefix, read_tensors(checkpoint, prefix))
-        mismatch = first_mismatch(given, plan.state_dict(module))
-        if mismatch is not None:
-            raise CheckpointError(
-                f"{checkpoint} is of another model: {prefix}{mismatch}; change run.initialise_from or the model"
-            )
-        plan.initialise(module, given.items())

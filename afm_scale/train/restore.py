@@ -1,0 +1,41 @@
+"""Puts what a checkpoint holds into the state of a run: all of it, or the weights alone. Collective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoint.names import FIRST_MOMENT, of_average, of_role, under
+from ..checkpoint.tensors import first_mismatch, load_into, read_tensors
+from ..core.errors import CheckpointError
+from ..core.types import PUBLISHED
+from ..parallel.plan import ParallelPlan
+from .state import TrainState
+
+
+def restore(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
+    """The run goes on as if it had never stopped. Raises CheckpointError if the checkpoint is torn or does not fit."""
+    tensors = state.tensors(plan)
+    scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT)
+    state.take(plan, tensors)
+    state.load_scalars(scalars)
+
+
+def restore_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
+    """The weights of the players and of the published average; step, optimizers and data stay where they are.
+
+    Averages that the objective keeps beside that one begin at the learner's weights, as in a new run.
+    Raises CheckpointError if the checkpoint is of another model.
+    """
+    learner = of_role(state.objective.learner)
+    modules = [(of_role(role), player.module) for role, player in state.players.items()]
+    modules += [
+        (of_average() if name == PUBLISHED else learner, average.network) for name, average in state.averages.items()
+    ]
+    for prefix, module in modules:
+        given = under(prefix, read_tensors(checkpoint, prefix))
+        mismatch = first_mismatch(given, plan.state_dict(module))
+        if mismatch is not None:
+            raise CheckpointError(
+                f"{checkpoint} is of another model: {prefix}{mismatch}; change run.initialise_from or the model"
+            )
+        plan.initialise(module, given.items())
