@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..core.run_folder import RunFolder
 
 FORMAT = "afm_scale checkpoint"
 FORMAT_VERSION = 1
@@ -103,7 +104,8 @@ def resolve_checkpoint(path: Path, on_torn: OnTorn = ignore_torn) -> Path:
 
     Raises CheckpointError if a run's folder holds no complete checkpoint.
     """
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    of_run = RunFolder(path).checkpoints
+    folder = of_run if of_run.is_dir() else path
     if folder == path and not visible_checkpoints(path):
         return path
     newest = newest_complete(folder, on_torn)

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
 from ..core.files import make_folder
+from ..core.run_folder import RunFolder
 from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig
 from ..evaluation.images.sets import ImageSet, open_images
@@ -145,7 +146,7 @@ def evaluate_command(request: EvaluateRequest) -> int:
 
 def _checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint that a path means; None if it means images."""
-    if not ((path / "checkpoints").is_dir() or (path / MANIFEST_NAME).exists()):
+    if not (RunFolder(path).checkpoints.is_dir() or (path / MANIFEST_NAME).exists()):
         if not path.is_dir() or not visible_checkpoints(path):
             return None
     return open_checkpoint(path, holds=Role.GENERATOR)

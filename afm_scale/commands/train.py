@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
+from ..core.run_folder import RunFolder
 from ..parallel.agreement import agreed, check_same_on_all_ranks
 from ..parallel.launch import Ranks, launch
 from ..parallel.plan import ParallelPlan
@@ -60,7 +61,7 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
     with agreed():
         if plan.rank == 0:
             text = dump_yaml(config)
-            write_atomically(config.run.folder / "config.yaml", lambda file: file.write(text.encode()))
+            write_atomically(RunFolder(config.run.folder).config, lambda file: file.write(text.encode()))
     with agreed():
         where = start(state, plan, manager, config.run, observers.events)
     if plan.rank == 0:
@@ -83,8 +84,8 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
 def _report(
     config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, seconds: float, num_steps: int
 ) -> None:
-    folder = config.run.folder
-    picture = folder / "samples" / "final.png"
+    folder = RunFolder(config.run.folder)
+    picture = folder.final_picture
     summary: dict[str, Any] = {
         "step": state.step, "images_seen": state.images_seen, "steps_in_this_process": num_steps,
         "training_seconds": round(seconds, 1), "ranks": ranks.world_size, "plan": config.parallel.plan,
@@ -93,20 +94,20 @@ def _report(
         summary["quality"] = dict(config.report(state, plan, picture, config.sampling.num_steps))
     if plan.rank == 0:
         text = json.dumps(summary, indent=2) + "\n"
-        write_atomically(folder / "summary.json", lambda file: file.write(text.encode()))
+        write_atomically(folder.summary, lambda file: file.write(text.encode()))
         _print_table(summary, folder, picture if config.report is not None else None)
 
 
-def _print_table(summary: dict[str, Any], folder: Path, picture: Path | None) -> None:
-    table = Table(title=f"{folder} at step {summary['step']}", show_header=False, title_justify="left")
+def _print_table(summary: dict[str, Any], folder: RunFolder, picture: Path | None) -> None:
+    table = Table(title=f"{folder.path} at step {summary['step']}", show_header=False, title_justify="left")
     for name, value in summary.get("quality", {}).items():
         table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
     table.add_section()
     minutes, seconds = divmod(round(summary["training_seconds"]), 60)
     table.add_row("training time", f"{minutes} min {seconds:02d} s for {summary['steps_in_this_process']} steps")
     table.add_section()
-    places = {"picture": picture, "summary": folder / "summary.json", "metrics": folder / "metrics.jsonl",
-              "checkpoints": folder / "checkpoints"}
+    places = {"picture": picture, "summary": folder.summary, "metrics": folder.metrics,
+              "checkpoints": folder.checkpoints}
     for name, place in places.items():
         if place is not None:
             table.add_row(name, str(place))

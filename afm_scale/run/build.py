@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from .. import __version__
 from ..checkpoint.manager import CheckpointManager
 from ..core.batch_size import microbatch_size
 from ..core.packages import require
+from ..core.run_folder import RunFolder
 from ..core.schedules import AverageConfig
 from ..core.types import PUBLISHED
 from ..data.order import PositionedSource
@@ -100,8 +100,7 @@ def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:
 def build_manager(config: RunConfig, ranks: Ranks) -> CheckpointManager:
     """The run's checkpoints. Their manifests hold the configuration, so that a checkpoint can be used by itself."""
     description = {"config": to_mapping(config), "versions": {"afm_scale": __version__, "torch": torch.__version__}}
-    folder: Path = config.run.folder / "checkpoints"
     return CheckpointManager(
-        folder, config.checkpoint, rank=ranks.rank, world_size=ranks.world_size, description=description,
-        card=card_of_run(config),
+        RunFolder(config.run.folder).checkpoints, config.checkpoint, rank=ranks.rank, world_size=ranks.world_size,
+        description=description, card=card_of_run(config),
     )
