@@ -17,15 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from ..core.arithmetic import allow_tf32
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
 from ..data.toys.synthetic import SyntheticLatentsConfig
-from ..ops.choice import Choice, use
+from ..ops.choice import Choice
 from ..parallel.agreement import agreed
 from ..parallel.compile import is_compiled
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
+from ..parallel.process import configure_process
 from ..run.config import RunConfig
 from ..train.hooks.hook import HookList, QuietHook, StepReport
 from ..train.loop import train
@@ -57,8 +57,7 @@ def time_steps(
     The batch is drawn before and handed out again and again, so that no step waits for data. With `profile_to` one
     more step is taken, and watched.
     """
-    allow_tf32(config.parallel.precision)
-    chosen = use(config.parallel.ops, ranks.device)
+    chosen = configure_process(config.parallel, ranks.device)
     *found, compiled = _timed(config, ranks, build, warm_up, steps, profile_to)
     _free(ranks.device, compiled=compiled)
     of_ranks: list[Any] = [None] * ranks.world_size

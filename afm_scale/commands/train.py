@@ -19,6 +19,7 @@ from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
 from ..core.run_folder import RunFolder
 from ..parallel.agreement import agreed, check_same_on_all_ranks
+from ..parallel.describe import in_one_line
 from ..parallel.launch import Ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..run import build
@@ -65,7 +66,8 @@ def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState)
     with agreed():
         where = start(state, plan, manager, config.run, observers.events)
     if plan.rank == 0:
-        print(f"{config.run.folder}: {where}", file=sys.stderr, flush=True)
+        described = plan.describe({role.value: player.module for role, player in state.players.items()})
+        print(f"{config.run.folder}: {where}\n{in_one_line(described)}", file=sys.stderr, flush=True)
     first_step, began = state.step, time.monotonic()
     train(state, plan, config.loop, observers.hooks)
     seconds = time.monotonic() - began

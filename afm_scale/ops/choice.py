@@ -1,4 +1,4 @@
-"""Which implementation of each fused piece is used: chosen once, by whoever lays out networks, and told by `doctor`.
+"""Which implementation of each fused piece is used: chosen for a process by `parallel/process.py`, told by `doctor`.
 
 In order of preference NVIDIA apex, Triton, torch, of those that have the piece and work here. apex has no LayerNorm
 with a modulation per sample and no gated residual; for the optimizer and the average torch itself has one launch for
@@ -28,7 +28,7 @@ _OFFERED: dict[str, Implementation] = {  # beside torch, which has all
 
 @dataclass(frozen=True)
 class Chosen:
-    """Of one piece."""
+    """The implementation of one fused piece, and why it was chosen."""
 
     implementation: Implementation
     why: str
@@ -39,7 +39,7 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Of every piece, for tensors on devices of one type; those on another are always torch's."""
+    """The implementation of every fused piece for tensors on devices of one type; others are always torch's."""
 
     device_type: str
     modulated_norm: Chosen
@@ -53,6 +53,11 @@ class Choice:
         if self.adamw.implementation == "torch":
             found["adamw"] += f" (of torch's the {'fused' if self.device_type == 'cuda' else 'foreach'} kernel)"
         return found
+
+    def implementations(self) -> dict[str, str]:
+        """The implementation alone, by the name of the piece."""
+        pieces = [field.name for field in fields(self) if field.name != "device_type"]
+        return {piece: getattr(self, piece).implementation for piece in pieces}
 
 
 @dataclass(frozen=True, kw_only=True)

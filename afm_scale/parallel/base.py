@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..core.network import Network
 from ..core.place import Place
 from ..core.types import Role
-from ..ops.choice import use
 from .compile import compile_blocks
 from .config import ParallelConfig
+from .describe import describe
+from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import Player, Weights
@@ -45,40 +47,44 @@ class WhileLearning:
 class BasePlan:
     """Every rank computes its share of the batch with whole networks; subclasses say how weights are kept."""
 
-    def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
+    def __init__(self, ranks: Ranks, config: ParallelConfig, turn: Turn = ONE_MICROBATCH) -> None:
         self.rank = ranks.rank
         self.world_size = ranks.world_size
         self.data_rank, self.num_data_ranks = ranks.rank, ranks.world_size
         self.device = ranks.device
         self.dtype = config.dtype
-        use(config.ops, ranks.device)  # in the whole process, by whoever made the last plan
-        self._recompute = config.recompute
-        self._compile = config.compile
-        self._precision = config.precision
+        self._config = config
+        self._compile = config.compiles_on(ranks.device.type)
         self._players: list[Player] = []
         self._mover: Player | None = None
+        self._memory: int | None = None  # of the smallest device, where the plan has asked; see `describe`
 
     @property
     def place(self) -> Place:
         return Place(self.rank, self.world_size, self.device, self.world_size // self.num_data_ranks)
 
-    def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
-        """As the protocol says."""
-        self._prepare(module)
-        module = self._materialise(module, weights)
-        parameters = tuple(module.parameters())
-        shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
-        player = Player(
-            role=role, module=module, parameters=parameters, network=self._network(module),
-            optimizer=build_optimizer(shards, optimizer),
-            max_grad_norm=optimizer.max_grad_norm, learning_rate=optimizer.learning_rate,
-        )
+    def player(self, role: Role, module: Network, weights: Weights, optimizer: OptimizerConfig) -> Player:
+        """Does as the protocol says. This is the order of things under every plan, which override steps of it alone."""
+        # 1. Precision: what the blocks compute in, which a recomputation has to know and a compilation to contain.
+        set_precision(module, self._config.precision, learns=True)
+        # 2. Recompute: before compile, so that what is compiled includes the recomputation.
+        recompute(module, self._config.recompute)
+        # 3. Compile, block by block: before anything wraps a block, so that hooks which gather its weights stay
+        #    outside, uncompiled.
+        compile_blocks(module, self._compile, self.device)
+        # 4. Blocks, still on the meta device: each becomes a unit of what is sharded, gathered and reduced.
+        # 5. Root: after the blocks, since it takes what they left (embedders, final layer), or everything.
+        # 6. Values: only now is there memory, this rank's part of each tensor, which is filled one by one.
+        module = self._laid_out(module, weights)
+        # 7. Optimizer: last, since its state lies as the shards do.
+        player = self._with_optimizer(role, module, optimizer)
         self._players.append(player)
         return player
 
-    def frozen(self, module: nn.Module, weights: Weights) -> nn.Module:
-        set_precision(module, self._precision, learns=False)
-        return self._materialise(module, weights).requires_grad_(False)
+    def frozen(self, module: Network, weights: Weights) -> nn.Module:
+        """Does steps 1 and 4 to 6 of `player`: there is no backward to recompute for, nor an optimizer."""
+        set_precision(module, self._config.precision, learns=False)
+        return self._laid_out(module, weights).requires_grad_(False)
 
     @contextmanager
     def turn_of(self, player: Player, *, last: bool) -> Iterator[None]:
@@ -116,6 +122,9 @@ class BasePlan:
             self._initialise(targets.pop(name), value)
         assert not targets, f"no weights were given for {sorted(targets)}"
 
+    def describe(self, networks: Mapping[str, Network]) -> dict[str, Any]:
+        return describe(self._config, networks, self.world_size, device=self.device, memory=self._memory)
+
     def mean_(self, value: Tensor) -> Tensor:
         if self.world_size > 1:
             dist.all_reduce(value)  # gloo has no AVG
@@ -148,23 +157,34 @@ class BasePlan:
     def load_optimizer_state_dict(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
         """Nothing: `optimizer_state_dict` share storage."""
 
-    def _prepare(self, module: nn.Module) -> None:
-        """What is done to a network that learns before it is laid out.
+    def _laid_out(self, module: Network, weights: Weights) -> nn.Module:
+        module = module.to(self.dtype)
+        self._lay_out_blocks(module)
+        module = self._lay_out_root(module)
+        return self._materialise(module, weights)
 
-        In this order: what is compiled includes the recomputation, and both stay inside of a sharded block's hooks.
-        """
-        set_precision(module, self._precision, learns=True)
-        recompute(module, self._recompute)
-        compile_blocks(module, self._compile, self.device)
+    def _lay_out_blocks(self, module: Network) -> None:
+        """Step 4: wraps the blocks of a module on the meta device, or replaces parts of them."""
+
+    def _lay_out_root(self, module: Network) -> nn.Module:
+        """Step 5: wraps the module itself."""
+        return module
 
     def _materialise(self, module: nn.Module, weights: Weights) -> nn.Module:
-        module = self._lay_out(module.to(self.dtype)).to_empty(device=self.device)
+        """Step 6: gives it memory and its values."""
+        module = module.to_empty(device=self.device)
         self.initialise(module, weights)
         return module
 
-    def _lay_out(self, module: nn.Module) -> nn.Module:
-        """Wraps a module on the meta device."""
-        return module
+    def _with_optimizer(self, role: Role, module: nn.Module, config: OptimizerConfig) -> Player:
+        """Step 7: over this rank's shards as plain tensors."""
+        parameters = tuple(module.parameters())
+        shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
+        return Player(
+            role=role, module=module, parameters=parameters, network=self._network(module),
+            optimizer=build_optimizer(shards, config),
+            max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate,
+        )
 
     def _initialise(self, target: Tensor, full: Tensor) -> None:
         target.copy_(full)

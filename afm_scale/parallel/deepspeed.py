@@ -35,9 +35,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ..core.errors import ConfigError
+from ..core.network import Network
 from ..core.types import Role
 from .base import BasePlan, WhileLearning
-from .config import DeepSpeedConfig, ParallelConfig
+from .config import ParallelConfig
+from .kinds.deepspeed import DeepSpeedConfig
+from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import Player, Weights
@@ -62,19 +65,14 @@ class _Part:
 
 
 class DeepSpeedPlan(BasePlan):
-    """`microbatch`, samples on one rank, and `accumulation` are the loop's, which DeepSpeed has to be told.
+    """Raises ConfigError if DeepSpeed refuses its settings. The turn is the loop's; DeepSpeed has to be told."""
 
-    Raises ConfigError if DeepSpeed refuses its settings.
-    """
-
-    def __init__(self, ranks: Ranks, config: ParallelConfig, *, microbatch: int = 1, accumulation: int = 1) -> None:
-        super().__init__(ranks, config)
+    def __init__(self, ranks: Ranks, config: ParallelConfig, turn: Turn = ONE_MICROBATCH) -> None:
+        super().__init__(ranks, config, turn)
         self._stage = config.deepspeed.stage
-        if config.hooks_in_blocks and self._compile is None:
-            self._compile = False
         self._json = {
-            "train_micro_batch_size_per_gpu": microbatch,
-            "gradient_accumulation_steps": accumulation,
+            "train_micro_batch_size_per_gpu": turn.microbatch,
+            "gradient_accumulation_steps": turn.accumulation,
             "zero_optimization": zero_settings(config.deepspeed),
             "zero_force_ds_cpu_optimizer": False,  # ours steps on the CPU as well, and DeepSpeed's has to be compiled
             "timers": {"throughput": {"enabled": False}},  # it waits for the GPU in every forward
@@ -83,25 +81,20 @@ class DeepSpeedPlan(BasePlan):
         _join(ranks)
         self._mesh = init_device_mesh(self.device.type, (self.world_size,))
 
-    def player(self, role: Role, module: nn.Module, weights: Weights, optimizer: OptimizerConfig) -> Player:
-        """As the protocol says."""
-        self._prepare(module)
-        module = self._materialise(module, weights)
+    def _with_optimizer(self, role: Role, module: nn.Module, config: OptimizerConfig) -> Player:
         # ZeRO wants an optimizer of whole parameters, and then puts flat partitions in their place. Ours is built over
         # these: no state of whole parameters is ever allocated, and what there is exists from the start.
         placeholder = torch.optim.AdamW(module.parameters(), lr=0.0)
-        json = self._json | {"gradient_clipping": optimizer.max_grad_norm}
+        json = self._json | {"gradient_clipping": config.max_grad_norm}
         engine, zero, _, _ = deepspeed.initialize(model=module, optimizer=placeholder, config=json)
-        zero.optimizer = engine.basic_optimizer = build_optimizer(self._partitions(zero), optimizer)
+        zero.optimizer = engine.basic_optimizer = build_optimizer(self._partitions(zero), config)
         self._engines[module] = engine
-        player = Player(
+        return Player(
             role=role, module=module, parameters=tuple(module.parameters()), network=WhileLearning(module, engine),
-            optimizer=zero.optimizer, max_grad_norm=optimizer.max_grad_norm, learning_rate=optimizer.learning_rate,
+            optimizer=zero.optimizer, max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate,
         )
-        self._players.append(player)
-        return player
 
-    def frozen(self, module: nn.Module, weights: Weights) -> nn.Module:
+    def frozen(self, module: Network, weights: Weights) -> nn.Module:
         module = super().frozen(module, weights)
         if self._stage == 3:  # for the engine's hooks, which gather for whoever calls the module
             self._engines[module], *_ = deepspeed.initialize(model=module, config=self._json)
@@ -112,7 +105,7 @@ class DeepSpeedPlan(BasePlan):
         self._engines[player.module].backward(loss, scale_wrt_gas=False)  # the loop has divided by the microbatches
 
     def step(self, player: Player, step: int) -> Tensor:
-        """As the protocol says; but ZeRO skips a step whose norm is not finite, and the norm returned is then nan."""
+        """Does as the protocol says, but skips a step whose norm is not finite, and returns a norm of nan then."""
         engine = self._engines[player.module]
         zero = engine.optimizer
         zero.refresh_fp32_params()  # who has written to the weights did not write to ZeRO's copy, which moves
@@ -256,7 +249,10 @@ def _join(ranks: Ranks) -> None:
 
 
 def _part_of(parameter: nn.Parameter) -> _Part:
-    """Of a parameter of stage 3. Ranks keep equally many elements; the last ones fill up with what does not count."""
+    """This rank's part of a parameter of stage 3.
+
+    Ranks keep equally many elements; the last ones fill up with what does not count.
+    """
     size = parameter.ds_tensor.numel()
     start = min(size * parameter.ds_zero_partition_rank, parameter.ds_numel)
     return _Part(start, min(size, parameter.ds_numel - start))

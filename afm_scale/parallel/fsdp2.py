@@ -1,8 +1,8 @@
 """FSDP2: parameters, gradients, optimizer and average sharded over the ranks, block by block.
 
-Collectives of an update with L blocks, each used R times, which the tests count (all-gathers forward + backward):
+What an update gathers and reduces under each policy are formulas in `kinds/fsdp2.py`, which the tests count:
 
-    full    R L + 1  +  R L     L + 1 reduce-scatters
+    full    R L + 1  +  R L     L + 1 reduce-scatters     of L blocks, each used R times: forward + backward
     zero2     L + 1  +  0       L + 1
     whole         1  +  0           1
 
@@ -16,11 +16,9 @@ stays until `reshard` drops it. A step on the shards without that would train on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -33,55 +31,41 @@ from torch.utils.hooks import RemovableHandle
 from ..core.network import Network
 from .base import BasePlan
 from .config import ParallelConfig
+from .describe import memory_per_rank
+from .kinds.fsdp2 import Policy
+from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
 from .plan import Player
 from .precision import block_dtype
 
-AUTO_SHARE = 0.1  # of the device's memory that policy auto lets one network's gathered weights take
-
 _REPLICATE, _SHARD = "replicate", "shard"  # axes of the mesh
 
 
-def gathered_bytes(module: Network, dtype: torch.dtype, block_dtype: torch.dtype | None = None) -> int:
-    """What the module's parameters take when all are gathered: in `dtype`, those of its blocks in one of their own."""
-    in_all = sum(parameter.numel() for parameter in module.parameters())
-    in_blocks = sum(parameter.numel() for block in module.shardable_blocks() for parameter in block.parameters())
-    return (in_all - in_blocks) * dtype.itemsize + in_blocks * (block_dtype or dtype).itemsize
-
-
-def chosen_policy(gathered: int, memory: int, repetitions: int) -> Literal["full", "zero2"]:
-    """What `auto` means for a network of `gathered` bytes that uses its blocks so often, on `memory` bytes per rank.
-
-    Repeated blocks cost `full` 2 R gathers where zero2 needs one; a small network gains half its gathers for nothing.
-    """
-    return "zero2" if repetitions > 1 or gathered <= AUTO_SHARE * memory else "full"
-
-
 class FSDP2Plan(BasePlan):
-    def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
-        super().__init__(ranks, config)
-        self._policy = config.fsdp2.policy
+    def __init__(self, ranks: Ranks, config: ParallelConfig, turn: Turn = ONE_MICROBATCH) -> None:
+        super().__init__(ranks, config, turn)
+        self._settings = config.fsdp2
         self._block_dtype = block_dtype(config.precision)
         self._mesh = _mesh(self.device.type, self.world_size, config.fsdp2.replicas)
-        self._memory = _memory_per_rank(self.device, self.world_size)
+        self._memory = _smallest_memory(self.device, self.world_size)
 
-    def policy_of(self, module: Network) -> Literal["full", "zero2", "whole"]:
-        """The policy of a network that is not laid out yet: the configured one, or what `auto` makes of it."""
-        if self._policy != "auto":
-            return self._policy
-        gathered = gathered_bytes(module, self.dtype, self._block_dtype)
-        return chosen_policy(gathered, self._memory, module.repetitions)
+    def policy_of(self, module: Network) -> Policy:
+        """The policy of a network: the configured one, or what `auto` makes of it."""
+        return self._settings.policy_of(
+            module, dtype=self.dtype, block_dtype=self._block_dtype, memory=self._memory
+        )
 
-    def _lay_out(self, module: Network) -> nn.Module:
-        # Blocks first: the root then takes only what is left (embedders, final layer), or everything.
+    def _lay_out_blocks(self, module: Network) -> None:
         policy = self.policy_of(module)
         for block in module.shardable_blocks() if policy != "whole" else ():
             # Inputs as they are: those of a precise call are float32, and cast the weights, for each use, to that.
             dtypes = self._dtypes(self._block_dtype)
             fully_shard(block, mesh=self._mesh, reshard_after_forward=policy == "full", mp_policy=dtypes)
+
+    def _lay_out_root(self, module: Network) -> nn.Module:
         root = fully_shard(module, mesh=self._mesh, reshard_after_forward=False, mp_policy=self._dtypes(None))
         # Without this every use of a block would drop it in the backward, and the next one gather it again.
-        root.set_reshard_after_backward(policy != "zero2")
+        root.set_reshard_after_backward(self.policy_of(module) != "zero2")
         return root
 
     def _dtypes(self, gathered: torch.dtype | None) -> MixedPrecisionPolicy:
@@ -143,16 +127,9 @@ def _mesh(device_type: str, world_size: int, replicas: int) -> DeviceMesh:
     return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=(_REPLICATE, _SHARD))
 
 
-def device_memory(device: torch.device, world_size: int) -> int:
-    """Bytes of this rank's device. On a CPU as if all ranks shared this host, of which no launcher tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world_size
-
-
-def _memory_per_rank(device: torch.device, world_size: int) -> int:
+def _smallest_memory(device: torch.device, world_size: int) -> int:
     """Bytes of the smallest device of all ranks, which have to choose alike; collective."""
-    smallest = torch.tensor(device_memory(device, world_size))
+    smallest = torch.tensor(memory_per_rank(device, world_size))
     if world_size > 1:
         dist.all_reduce(smallest, dist.ReduceOp.MIN)
     return int(smallest)

@@ -20,12 +20,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ..core.arithmetic import allow_tf32
 from ..core.errors import ConfigError
 from ..core.place import Place
-from ..ops.choice import choose, probe
 from .config import ParallelConfig
 from .precision import fp8_error
+from .process import configure_process, set_environment
 
 DEFAULT_MASTER_PORT = 29500  # torchrun's
 
@@ -75,14 +74,14 @@ def launch(config: ParallelConfig) -> Ranks:
     _die_with_launcher()
     timeout = timedelta(seconds=config.timeout_seconds)
     store = _meet(announced, timeout)
-    _set_arithmetic(config)  # before CUDA starts, which reads some of it
+    set_environment(config)  # before CUDA starts, which reads it
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", announced.local_rank) if on_gpu else torch.device("cpu")
     error = _gpu_error(announced) if on_gpu else ""
     if on_gpu and not error:
         torch.cuda.set_device(device)
     error = error or (fp8_error(device) if config.precision == "fp8" else "")
-    _agree_in(store, announced, error or _operations_error(config, device))
+    _agree_in(store, announced, error or _configured(config, device))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=announced.rank, world_size=announced.world_size,
         timeout=timeout, device_id=device if on_gpu else None,
@@ -172,24 +171,13 @@ def _agree_in(store: dist.Store, announced: Announcement, error: str) -> None:
     raise ConfigError(verdict).of_all_ranks()
 
 
-def _operations_error(config: ParallelConfig, device: torch.device) -> str:
-    """What is wrong with the implementation wanted of the fused operations, or an empty string."""
+def _configured(config: ParallelConfig, device: torch.device) -> str:
+    """Configures the process. Returns what is wrong with that, or an empty string."""
     try:
-        choose(config.ops, probe(device))
+        configure_process(config, device)
     except ConfigError as error:
         return str(error)
     return ""
-
-
-def _set_arithmetic(config: ParallelConfig) -> None:
-    allow_tf32(config.precision)
-    if config.plan == "megatron" and config.compile is False:
-        # Read when CUDA starts: reductions then begin before the products that are to hide them. Compiled blocks
-        # have none of these.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
-    torch.use_deterministic_algorithms(config.deterministic)
 
 
 def _die_with_launcher() -> None:

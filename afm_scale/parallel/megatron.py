@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..core.errors import ConfigError
-from ..core.network import Shared
+from ..core.network import Network, Shared
 from .config import ParallelConfig
 from .ddp import DDPPlan
+from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
 from .plan import Player, Weights
 
@@ -63,8 +64,8 @@ class _Layout:
 class MegatronPlan(DDPPlan):
     """Gradients are averaged by DDP over the ranks that hold the same parts of the networks."""
 
-    def __init__(self, ranks: Ranks, config: ParallelConfig) -> None:
-        super().__init__(ranks, config)
+    def __init__(self, ranks: Ranks, config: ParallelConfig, turn: Turn = ONE_MICROBATCH) -> None:
+        super().__init__(ranks, config, turn)
         self._parts = config.megatron.tensor
         assert self.world_size % self._parts == 0, (self.world_size, self._parts)  # run.check refuses it
         self.num_data_ranks = self.world_size // self._parts
@@ -76,8 +77,6 @@ class MegatronPlan(DDPPlan):
         self._layouts: WeakKeyDictionary[nn.Module, _Layout] = WeakKeyDictionary()
         # Selective recomputation keeps results of matrix products, which Megatron's reduction overwrites.
         self._keeps_products = config.recompute.kind == "selective"
-        # Gradients are then summed by a node of their own: torch.compile takes no reduction that overlaps with others.
-        self._compiles = self.device.type == "cuda" if config.compile is None else config.compile
         # It would ask for a variable that `launch` sets, in the middle of what is compiled; a CPU does not need it.
         linear_with_grad_accumulation_and_async_allreduce.warned = True
 
@@ -120,7 +119,7 @@ class MegatronPlan(DDPPlan):
             if where is not None:
                 shard.copy_(self._part_of(where, tensors[name]))
 
-    def _lay_out(self, module: nn.Module) -> nn.Module:
+    def _lay_out_blocks(self, module: Network) -> None:
         blocks, prefixes = module.shardable_blocks(), {part: name for name, part in module.named_modules()}
         if not blocks:
             raise ConfigError(
@@ -138,7 +137,6 @@ class MegatronPlan(DDPPlan):
                 else:
                     slices |= {prefix + name: piece for name, piece in self._replace(shared).items()}
         self._layouts[module] = _Layout(slices if self._parts > 1 else {}, frozenset(partials))
-        return module
 
     def _shared_of(self, block: nn.Module, module: nn.Module) -> list[Shared]:
         try:
@@ -163,7 +161,8 @@ class MegatronPlan(DDPPlan):
             layer: _Column | _Row
             if shared.kind == "column":
                 layer = _Column(linear.in_features, linear.out_features, gather_output=False, **options)
-                layer.allreduce_dgrad = layer.allreduce_dgrad and not self._compiles
+                # Compiled, gradients are summed by a node of their own: torch.compile takes no reduction that overlaps.
+                layer.allreduce_dgrad = layer.allreduce_dgrad and not self._compile
                 slices = {name: Slice(0, shared.stacked) for name, _ in layer.named_parameters()}
             else:
                 layer = _Row(

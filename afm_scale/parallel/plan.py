@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ class ParallelPlan(Protocol):
         ...
 
     def player(self, role: Role, module: Network, weights: Weights, optimizer: OptimizerConfig) -> Player:
-        """Lays a module built on the meta device over the ranks, fills it with `weights`, gives it an optimizer."""
+        """Lays a module built on the meta device over the ranks, gives it `weights` and an optimizer."""
         ...
 
     def frozen(self, module: Network, weights: Weights) -> nn.Module:
-        """The same for a network no loss trains (the average, a classifier). Laid out exactly as a player's."""
+        """Lays out a network that no loss trains (the average, a classifier), exactly as that of a player."""
         ...
 
     def initialise(self, module: nn.Module, weights: Weights) -> None:
@@ -75,6 +75,10 @@ class ParallelPlan(Protocol):
 
     def step(self, player: Player, step: int) -> Tensor:
         """Clips, moves by the learning rate of `step`, clears the gradients. Returns the norm before clipping, []."""
+        ...
+
+    def describe(self, networks: Mapping[str, Network]) -> dict[str, Any]:
+        """What is open in the configuration, decided: see `describe.describe`. Networks that learn, by name."""
         ...
 
     def mean_(self, value: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ use it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ..core.arithmetic import Precision, block_dtype, without_tf32
 from ..core.errors import ConfigError
 from ..core.network import Network
+from .kinds.kind import DescribedNetwork
 
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 FP8_MULTIPLE = 16  # widths that its fp8 products can take
@@ -45,6 +48,23 @@ def set_precision(module: Network, precision: Precision, *, learns: bool) -> Non
     for part in module.modules():
         if isinstance(part, nn.Linear) and part not in lowered:
             part.forward = without_tf32(part.forward)
+
+
+def check_precision(precision: Precision, networks: Sequence[DescribedNetwork]) -> None:
+    """Raises ConfigError where a precision is of blocks, and a network that a recipe describes has none that fit."""
+    if block_dtype(precision) is None:
+        return
+    for network in networks:
+        if not network.has_blocks:
+            raise ConfigError(
+                f"parallel.precision {precision!r} lowers the blocks of a network, but {network.setting} of kind "
+                f"{network.kind!r} has none; set parallel.precision to fp32 or tf32"
+            )
+        if precision == "fp8" and network.hidden_size % FP8_MULTIPLE:
+            raise ConfigError(
+                f"parallel.precision fp8 multiplies matrices of widths divisible by {FP8_MULTIPLE}, but "
+                f"{network.setting}.hidden_size is {network.hidden_size}; change it, or set parallel.precision=bf16"
+            )
 
 
 def fp8_error(device: torch.device) -> str:

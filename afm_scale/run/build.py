@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-
 import torch
 
 from .. import __version__
@@ -19,46 +16,26 @@ from ..data.source import DataSource
 from ..data.table import build_source
 from ..models.encoding import build_encoder
 from ..models.layers import initial_weights
+from ..parallel.kinds.kind import Turn
 from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
 from ..train.agreeing_source import AgreeingSource
 from ..train.average import Average
 from ..train.state import TrainState
 from .checkpoints import card_of_run
-from .config import PLANS, RunConfig
+from .config import RunConfig
 from .guides import frozen_networks
 from .networks import build_learner, build_networks, build_objective, learner_of
 from .typed import to_mapping
 
-# While it is imported, of parts that are not used here: its optimizers, its inference, and decorators of its own.
-_MEGATRON_WARNS_OF = (
-    "Transformer Engine and Apex are not installed", "The following imports from `dynamic_context.py`",
-    "`torch.jit.script",
-)
-
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
     """Raises ConfigError if the plan needs a package that is not installed."""
-    name = config.parallel.plan
     if config.parallel.precision == "fp8":
         require("torchao", "parallel.precision 'fp8'", "fp8")
-    if name == "deepspeed":
-        require("deepspeed", "parallel.plan 'deepspeed'", "deepspeed")
-        os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)  # read by deepspeed when it is imported
-        from ..parallel.deepspeed import DeepSpeedPlan
-
-        parts = config.loop.accumulation
-        microbatch = microbatch_size(config.data.global_batch, ranks.world_size, parts)
-        return DeepSpeedPlan(ranks, config.parallel, microbatch=microbatch, accumulation=parts)
-    if name == "megatron":
-        require("megatron.core", "parallel.plan 'megatron'", "megatron")
-        with warnings.catch_warnings():
-            for about in _MEGATRON_WARNS_OF:
-                warnings.filterwarnings("ignore", message=about)
-            from ..parallel.megatron import MegatronPlan
-
-        return MegatronPlan(ranks, config.parallel)
-    return PLANS[name](ranks, config.parallel)
+    kind, accumulation = config.parallel.of_plan, config.loop.accumulation
+    microbatch = microbatch_size(config.data.global_batch, kind.data_ranks(ranks.world_size), accumulation)
+    return kind.build(ranks, config.parallel, Turn(microbatch=microbatch, accumulation=accumulation))
 
 
 def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainState:

@@ -12,8 +12,6 @@ from ..data.table import AnySource
 from ..models.table import CLASSIFIERS, DISCRIMINATORS, GENERATORS
 from ..objectives.table import OBJECTIVES
 from ..parallel.config import ParallelConfig
-from ..parallel.ddp import DDPPlan
-from ..parallel.fsdp2 import FSDP2Plan
 from ..parallel.optim import OptimizerConfig
 from ..sampling.sampler import SamplingConfig
 from ..train.hooks.table import hooks_config
@@ -21,8 +19,6 @@ from ..train.loop import LoopConfig
 from .classifier_evaluation import ClassifierEvaluationConfig
 from .report import ReportConfig
 from .sample_evaluation import SampleEvaluationConfig
-
-PLANS = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}
 
 AnyObjective = one_of(OBJECTIVES)
 AnyGenerator = one_of(GENERATORS)

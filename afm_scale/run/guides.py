@@ -82,7 +82,8 @@ def _of_a_run(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Ten
 def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig, plan: ParallelPlan) -> nn.Module:
     """The guide as the plan lays it over the ranks, compiled where that is asked for."""
     wanted = config.model.compile_guides
-    compile_blocks(guide, False if wanted is None and config.parallel.hooks_in_blocks else wanted, plan.device)
+    can = config.parallel.of_plan.compiles_blocks
+    compile_blocks(guide, False if wanted is None and not can else wanted, plan.device)
     return plan.frozen(guide, weights.items())
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..core.errors import ConfigError
 from ..ops.choice import choose, probe
-from ..parallel.fsdp2 import chosen_policy, device_memory, gathered_bytes
+from ..parallel.describe import configured_device, memory_per_rank
+from ..parallel.kinds.fsdp2 import chosen_policy, gathered_bytes
 from ..parallel.precision import block_dtype
 from .config import RunConfig
 from .networks import build_networks
@@ -19,15 +21,14 @@ from .typed import to_mapping
 def resolved(config: RunConfig, world_size: int) -> dict[str, str]:
     """Values and their reasons by setting; builds the networks without storage, and touches no file of the data."""
     parallel, data = config.parallel, config.data
-    on_gpu = parallel.device == "cuda" or (parallel.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = configured_device(parallel)
     shares = parallel.data_ranks(world_size)
-    compiles = on_gpu and not parallel.hooks_in_blocks
+    guides = config.model.compile_guides
     samples = data.global_batch // (shares * config.loop.accumulation)
     return {
         "parallel.device": device.type,
-        "parallel.compile": _said(compiles if parallel.compile is None else parallel.compile),
-        "model.compile_guides": _said(compiles if config.model.compile_guides is None else config.model.compile_guides),
+        "parallel.compile": _said(parallel.compiles_on(device.type)),
+        "model.compile_guides": _said(replace(parallel, compile=guides).compiles_on(device.type)),
         **_operations(config, device),
         **dict(_policies(config, device, world_size)),
         **dict(_left_open(to_mapping(config.objective), to_mapping(config.objective.resolved(parallel.precision)))),
@@ -60,7 +61,7 @@ def _policies(config: RunConfig, device: torch.device, world_size: int) -> Itera
     if device.type == "cuda" and not torch.cuda.is_available():
         yield "parallel.fsdp2.policy", "by the memory of the GPU"
         return
-    memory = device_memory(device, world_size)
+    memory = memory_per_rank(device, world_size)
     for role, network in build_networks(config).items():
         gathered = gathered_bytes(network, parallel.dtype, block_dtype(parallel.precision))
         policy = chosen_policy(gathered, memory, network.repetitions)

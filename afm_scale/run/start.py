@@ -39,5 +39,6 @@ def start(
     else:
         where = "new run from scratch"
     # Loading was collective; only now may rank 0 fail by itself, at a file of its own.
-    events.write("start", step=state.step, where=where, world_size=plan.world_size, torn=torn)
+    described = plan.describe({role.value: player.module for role, player in state.players.items()})
+    events.write("start", step=state.step, where=where, world_size=plan.world_size, torn=torn, plan=described)
     return where + "".join(f"; passed over torn {reason}" for reason in torn)

@@ -17,10 +17,12 @@ from afm_scale.models.discriminator import DiscriminatorConfig, DiTDiscriminator
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
 from afm_scale.ops import block, choice
-from afm_scale.parallel.config import FSDP2Config, ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
+from afm_scale.parallel.kinds.fsdp2 import FSDP2Config
 from afm_scale.parallel.launch import Ranks
+from afm_scale.parallel.process import configure_process
 from afm_scale.parallel.recompute import Recompute
 from tests.parallel.test_plans import OPTIMIZER
 from tests.ranks import run_ranks
@@ -133,6 +135,7 @@ def networks() -> dict[Role, nn.Module]:
 
 def gradients_of_a_turn(config: ParallelConfig) -> Outcome:
     """Of both players, each trained on two microbatches."""
+    configure_process(config, torch.device("cpu"))
     plan = {"ddp": DDPPlan, "fsdp2": FSDP2Plan}[config.plan](Ranks(0, 0, 1, torch.device("cpu")), config)
     x, time, labels = torch.linspace(-1, 1, 16).view(2, 1, 2, 4), torch.ones(2), torch.arange(2)
     found = {}

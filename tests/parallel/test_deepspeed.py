@@ -21,7 +21,9 @@ from afm_scale.core.schedules import Piecewise
 from afm_scale.core.types import Role
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
-from afm_scale.parallel.config import DeepSpeedConfig, ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
+from afm_scale.parallel.kinds.deepspeed import DeepSpeedConfig
+from afm_scale.parallel.kinds.kind import Turn
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.optim import OptimizerConfig
 from afm_scale.parallel.plan import ParallelPlan, Player
@@ -49,7 +51,7 @@ def plan_of(config: DeepSpeedConfig) -> ParallelPlan:
 
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ranks = Ranks(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
-    return DeepSpeedPlan(ranks, ParallelConfig(plan="deepspeed", device="cpu", deepspeed=config), microbatch=4)
+    return DeepSpeedPlan(ranks, ParallelConfig(plan="deepspeed", device="cpu", deepspeed=config), Turn(microbatch=4))
 
 
 def network() -> DiTGenerator:

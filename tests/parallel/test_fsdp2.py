@@ -11,8 +11,9 @@ from afm_scale.core.errors import ConfigError
 from afm_scale.core.types import Role
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
-from afm_scale.parallel.config import FSDP2Config, ParallelConfig
-from afm_scale.parallel.fsdp2 import FSDP2Plan, chosen_policy, gathered_bytes
+from afm_scale.parallel.config import ParallelConfig
+from afm_scale.parallel.fsdp2 import FSDP2Plan
+from afm_scale.parallel.kinds.fsdp2 import FSDP2Config, chosen_policy, gathered_bytes, gathers, reductions
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
@@ -49,6 +50,15 @@ def plan_of(policy: str, replicas: int = 1) -> FSDP2Plan:
 )
 def test_auto_keeps_what_is_small_or_repeated(gathered: int, memory: int, repetitions: int, policy: str) -> None:
     assert chosen_policy(gathered, memory, repetitions) == policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "wanted"), [("full", (3 * 4 + 1, 3 * 4, 3 + 1)), ("zero2", (3 + 1, 0, 3 + 1)), ("whole", (1, 0, 1))]
+)
+def test_three_blocks_used_four_times_gather_and_reduce_as_the_policy_says(
+    policy: str, wanted: tuple[int, int, int]
+) -> None:
+    assert (*gathers(policy, 3, 4, 4), reductions(policy, 3)) == wanted
 
 
 def test_gathered_bytes_are_those_of_all_parameters_in_the_dtype_of_the_computation() -> None:

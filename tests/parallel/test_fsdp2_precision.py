@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afm_scale.core.types import Role
-from afm_scale.parallel.config import FSDP2Config, ParallelConfig
-from afm_scale.parallel.fsdp2 import FSDP2Plan, gathered_bytes
+from afm_scale.parallel.config import ParallelConfig
+from afm_scale.parallel.fsdp2 import FSDP2Plan
+from afm_scale.parallel.kinds.fsdp2 import FSDP2Config, gathered_bytes
 from afm_scale.parallel.launch import Ranks
 from tests.parallel.test_plans import OPTIMIZER
 from tests.parallel.test_precision import BF16, FP32, asked, discriminator, generator, weights_of

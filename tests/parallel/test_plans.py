@@ -13,9 +13,10 @@ from afm_scale.core.schedules import Piecewise
 from afm_scale.core.types import Role
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
-from afm_scale.parallel.config import FSDP2Config, ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
+from afm_scale.parallel.kinds.fsdp2 import FSDP2Config
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.optim import OptimizerConfig
 from afm_scale.parallel.plan import ParallelPlan, Player

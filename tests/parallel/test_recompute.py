@@ -19,9 +19,10 @@ from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from afm_scale.models.layers import initial_weights
 from afm_scale.models.mlp import MLPConfig, MLPGenerator
 from afm_scale.parallel import recompute as module_under_test
-from afm_scale.parallel.config import FSDP2Config, ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
+from afm_scale.parallel.kinds.fsdp2 import FSDP2Config
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.recompute import Recompute, RecomputeConfig, RecomputeEvery, recompute
 from afm_scale.run.typed import from_mapping, to_mapping

@@ -17,6 +17,7 @@ from afm_scale.benchmarks.traffic import (
     measure_traffic,
 )
 from afm_scale.core.errors import RunError, UserError
+from afm_scale.parallel.kinds.fsdp2 import gathers, reductions
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.networks import build_generator
@@ -57,29 +58,29 @@ def count_all(requests: list[TrafficBenchmark]) -> list[tuple[Counts, int]]:
 
 
 def expected(policy: str, depth: int, repetitions: int, replicas: int = 1) -> Counts:
-    """By the closed forms, blocks and root: the discriminator's blocks are used once in each of its calls."""
-    d, g, full = "discriminator", "generator", policy == "full"
+    """By the plan's formulas; the discriminator's blocks are used once in each of its calls."""
+    d, g = "discriminator", "generator"
+    drawn, _ = gathers(policy, depth, repetitions, 0)  # samples for D, without a backward
+    of_d = gathers(policy, DEPTH_OF_D, 1, 1)  # one call
+    of_g = gathers(policy, depth, repetitions, repetitions)
+    judging = gathers(policy, DEPTH_OF_D, 2, 1)  # D(real), D(fake); of these the latter passes on a gradient
     counts = {
-        (d, "forward", g, "all-gather"): (repetitions if full else 1) * depth + 1,
-        (d, "forward", d, "all-gather"): DEPTH_OF_D + 1,  # one call
-        (d, "backward", d, "reduce-scatter"): DEPTH_OF_D + 1,
+        (d, "forward", g, "all-gather"): drawn,
+        (d, "forward", d, "all-gather"): of_d[0],
+        (d, "backward", d, "reduce-scatter"): reductions(policy, DEPTH_OF_D),
         (d, "step", d, "all-reduce"): 1,  # the norm
-        (g, "forward", g, "all-gather"): (repetitions if full else 1) * depth + 1,
-        (g, "forward", d, "all-gather"): (2 if full else 1) * DEPTH_OF_D + 1,  # D(real), D(fake)
+        (g, "forward", g, "all-gather"): of_g[0],
+        (g, "forward", d, "all-gather"): judging[0],
         (g, "forward", "none", "all-reduce"): 1,  # the gradient normaliser
-        (g, "backward", g, "reduce-scatter"): depth + 1,  # and none of D
+        (g, "backward", g, "reduce-scatter"): reductions(policy, depth),  # and none of D
         (g, "step", g, "all-reduce"): 1,
     }
-    if full:
-        counts |= {
-            (d, "backward", d, "all-gather"): DEPTH_OF_D,
-            (g, "backward", d, "all-gather"): DEPTH_OF_D,
-            (g, "backward", g, "all-gather"): repetitions * depth,
-        }
+    in_backward = {(d, d): of_d[1], (g, d): judging[1], (g, g): of_g[1]}
+    counts |= {(turn, "backward", whose, "all-gather"): n for (turn, whose), n in in_backward.items() if n}
     if replicas > 1:
         counts |= {
-            (d, "backward", d, "all-reduce"): DEPTH_OF_D + 1,
-            (g, "backward", g, "all-reduce"): depth + 1,
+            (d, "backward", d, "all-reduce"): reductions(policy, DEPTH_OF_D),
+            (g, "backward", g, "all-reduce"): reductions(policy, depth),
         }
     return counts
 

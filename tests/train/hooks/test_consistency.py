@@ -9,9 +9,10 @@ import torch
 
 from afm_scale.core.errors import ConfigError, DivergenceError
 from afm_scale.core.types import Role
-from afm_scale.parallel.config import FSDP2Config, ParallelConfig
+from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
 from afm_scale.parallel.fsdp2 import FSDP2Plan
+from afm_scale.parallel.kinds.fsdp2 import FSDP2Config
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.plan import ParallelPlan
 from afm_scale.train.hooks.consistency import ConsistencyConfig, ConsistencyHook, digests
