@@ -27,6 +27,9 @@ class BackboneConfig:
     qk_norm: bool = False  # off as published (TF32); bf16 was unstable without it
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "hidden_size", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} and of 4 "

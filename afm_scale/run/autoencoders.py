@@ -88,6 +88,7 @@ def encoder_of(vae: str, device: torch.device) -> Encoder:
     found = _read(vae)
     return Encoder(Autoencoder(found.network, scale=found.scale).to(device), found.name)
 
+
 def _read(vae: str) -> ReadAutoencoder:
     require("diffusers", f"the autoencoder {vae}", "latents")
     from ..models.diffusers import read_autoencoder

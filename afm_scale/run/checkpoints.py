@@ -31,6 +31,8 @@ from .typed import build, to_mapping
 Device = Literal["auto", "cpu", "cuda"]
 
 _KINDS = {Role.GENERATOR: AnyGenerator, Role.DISCRIMINATOR: AnyDiscriminator, Role.CLASSIFIER: AnyClassifier}
+# What torch and a network's own arithmetic raise at sizes that make no sense.
+_IMPOSSIBLE = (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError)
 _TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
 
 
@@ -63,11 +65,8 @@ class Checkpoint:
         described = self._described(card.learner)
         try:
             network = build_described(card.learner, described, card.shape, card.num_classes)
-        except (ConfigError, ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path} is damaged: no network can be built as its card describes it ({error!r}); use an older "
-                "checkpoint"
-            ) from error
+        except (ConfigError, *_IMPOSSIBLE) as error:
+            raise self._damaged(error) from error
         weights = under(AVERAGE, read_tensors(self.path, AVERAGE))
         mismatch = first_mismatch(weights, network.state_dict())
         if mismatch is not None:
@@ -106,6 +105,15 @@ class Checkpoint:
                 f"{self.path} holds a network that this program cannot build: {error}; use the version of the program "
                 "that wrote it"
             ) from error
+        except _IMPOSSIBLE as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        reason = str(error).partition("\n")[0][:200]
+        return CheckpointError(
+            f"{self.path} is damaged: no network can be built as its card describes it ({type(error).__name__}: "
+            f"{reason}); use an older checkpoint"
+        )
 
 
 def open_checkpoint(path: Path, *, holds: Role | None = None) -> Checkpoint:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import afm_scale
 from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, ConfigError
 from afm_scale.data.latents import LatentsConfig
@@ -77,6 +78,19 @@ def test_without_an_autoencoder_latents_are_shown_only_where_that_is_asked_for(
     assert "draws latents" in stderr and "--vae" in stderr and "--latents" in stderr
     assert draw(tmp_path / "images", latent_run, "--latents", "--grid", tmp_path / "grid.png", num=3) == EXIT_DONE
     assert [image.shape for image in pictures(tmp_path / "images")] == [(8, 8, 3)] * 3
+
+
+def test_a_loaded_model_returns_latents_or_the_pictures_of_the_autoencoder_it_is_given(
+    latent_run: Path, vae: Path, tmp_path: Path
+) -> None:
+    assert draw(tmp_path / "images", latent_run, "--vae", vae, "--labels", "2,0", num=3) == EXIT_DONE
+    plain, decoding = afm_scale.load(latent_run), afm_scale.load(latent_run, vae=vae)
+    assert (plain.draws_latents, plain.shape) == (True, (4, 8, 8))
+    assert (decoding.draws_latents, decoding.shape) == (False, (3, 16, 16))
+    latents, images = (model.sample([2, 0, 2], steps=1) for model in (plain, decoding))
+    assert latents.shape == (3, 4, 8, 8) and images.shape == (3, 3, 16, 16)
+    for picture, image in zip(pictures(tmp_path / "images"), to_uint8(images), strict=True):
+        assert np.array_equal(picture, image.permute(1, 2, 0).numpy())
 
 
 def test_an_autoencoder_that_is_not_there_is_told(
