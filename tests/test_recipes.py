@@ -16,6 +16,7 @@ from afm_scale.core.schedules import Constant, Cosine
 from afm_scale.core.types import Role
 from afm_scale.data.affine import AffineConfig
 from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
+from afm_scale.evaluation.classifiers import ClassifierReport
 from afm_scale.flow.guidance import FlowGuidance, PlainGuidance
 from afm_scale.flow.path import Prediction
 from afm_scale.flow.times import AnyTimes, GridTimes
@@ -23,7 +24,6 @@ from afm_scale.models.layers import initial_weights
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run import build
 from afm_scale.run.check import check
-from afm_scale.run.classifier_evaluation import ClassifierReport
 from afm_scale.run.config import RunConfig
 from afm_scale.run.guides import frozen_modules, frozen_networks
 from afm_scale.run.load import RECIPES, dump_yaml, load

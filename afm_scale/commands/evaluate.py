@@ -20,9 +20,10 @@ from ..core.files import make_folder
 from ..core.run_folder import RunFolder
 from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig
+from ..evaluation.figures import Figures, reference_from
 from ..evaluation.images.sets import ImageSet, open_images
-from ..evaluation.reference import Reference, holds_statistics, reference_from, write_reference
-from ..evaluation.summary import Figures
+from ..evaluation.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_on_all, rehearse
+from ..evaluation.reference import Reference, holds_statistics, write_reference
 from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
@@ -31,7 +32,6 @@ from ..run.arguments import labels as labels_of
 from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..run.features import build_extractor
-from ..run.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_on_all, rehearse
 from ..run.typed import build
 from ..sampling.drawing import DrawnImages, LabelChoice, classes_of, describe_labels
 

@@ -93,7 +93,7 @@ def _report(
         "training_seconds": round(seconds, 1), "ranks": ranks.world_size, "plan": config.parallel.plan,
     }
     if config.report is not None:
-        summary["quality"] = dict(config.report(state, plan, picture, config.sampling.num_steps))
+        summary["quality"] = dict(config.report(state.subject(plan, config.sampling.num_steps), picture))
     if plan.rank == 0:
         text = json.dumps(summary, indent=2) + "\n"
         write_atomically(folder.summary, lambda file: file.write(text.encode()))

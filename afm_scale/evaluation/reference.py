@@ -7,30 +7,23 @@ pytorch-fid (mu, sigma) do not: they are Inception's by convention, which only A
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import __version__
 from ..core.errors import DataError
 from ..core.files import write_atomically
 from .features.extractor import Extractor
 from .images.npz import Npz
-from .images.sets import IMAGES, ImageSet, NpzImages
+from .images.sets import IMAGES, NpzImages
 from .running import Gaussian
-
-if TYPE_CHECKING:
-    from .summary import SampleSummary  # which imports this module
 
 FORMAT = "afm_scale reference"
 FORMAT_VERSION = 1
@@ -48,20 +41,6 @@ class Reference:
     spatial: Gaussian | None
     members: NDArray[np.float32] | None  # [M, D] features of single images, for precision and recall
     about: Mapping[str, Any]  # JSON values: the images (`ImageSet.describe`), the time, the versions
-
-
-def reference_from(summary: SampleSummary, extractor: Extractor, images: ImageSet) -> Reference:
-    """The reference that a gathered summary of all features of a set makes."""
-    members = summary.members.to("cpu", torch.float32).numpy()
-    about = {
-        "images": dict(images.describe()),
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "afm_scale": __version__, "torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    return Reference(extractor.name, summary.pool, summary.spatial, members if len(members) else None, about)
 
 
 def write_reference(path: Path, reference: Reference) -> None:

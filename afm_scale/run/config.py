@@ -9,6 +9,7 @@ from ..checkpoint.manager import CheckpointConfig
 from ..core.kinds import one_of
 from ..core.schedules import AverageConfig
 from ..data.table import AnySource
+from ..evaluation.table import AnyEvaluation, AnyReport
 from ..models.table import CLASSIFIERS, DISCRIMINATORS, GENERATORS
 from ..objectives.table import OBJECTIVES
 from ..parallel.config import ParallelConfig
@@ -16,16 +17,13 @@ from ..parallel.optim import OptimizerConfig
 from ..sampling.sampler import SamplingConfig
 from ..train.hooks.table import hooks_config
 from ..train.loop import LoopConfig
-from .classifier_evaluation import ClassifierEvaluationConfig
-from .report import ReportConfig
-from .sample_evaluation import SampleEvaluationConfig
 
 AnyObjective = one_of(OBJECTIVES)
 AnyGenerator = one_of(GENERATORS)
 AnyClassifier = one_of(CLASSIFIERS)
 AnyDiscriminator = one_of(DISCRIMINATORS)
 
-HooksConfig = hooks_config(__name__, evaluation=SampleEvaluationConfig | ClassifierEvaluationConfig)
+HooksConfig = hooks_config(__name__, evaluation=AnyEvaluation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     hooks: HooksConfig = HooksConfig()
     sampling: SamplingConfig = SamplingConfig()
-    report: ReportConfig | None = None
+    report: AnyReport | None = None
 
     def resolved(self) -> RunConfig:
         """The same with what a packed data set says of itself where the recipe leaves it out; commands begin with it.

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from ..parallel.agreement import agreed
+from collections.abc import Mapping
+from typing import Any
+
+from ..evaluation.measurement import Tools
+from ..evaluation.table import EVALUATIONS
 from ..parallel.plan import ParallelPlan
 from ..train.evaluation import Evaluate
+from ..train.state import TrainState
 from .autoencoders import decoder_of
-from .classifier_evaluation import ClassifierEvaluation, ClassifierEvaluationConfig
 from .config import RunConfig
 from .features import build_extractor
-from .measure import read_reference_on_all, rehearse
-from .sample_evaluation import SampleEvaluation, SampleEvaluationConfig
 
 
-def build_evaluation(
-    config: RunConfig, chosen: SampleEvaluationConfig | ClassifierEvaluationConfig, plan: ParallelPlan
-) -> Evaluate:
+def build_evaluation(config: RunConfig, chosen: Any, plan: ParallelPlan) -> Evaluate:
     """Collective: reads everything that is needed, once. Raises, on every rank, the UserError that one of them met."""
-    if isinstance(chosen, ClassifierEvaluationConfig):
-        return ClassifierEvaluation(chosen, plan)
-    decoder = None
-    with agreed():
-        extractor = build_extractor(chosen.features, plan.device)
-        if extractor.reads == "images":
-            decoder = decoder_of(config.data, chosen.vae, plan.device, setting="hooks.evaluation.vae")
-    reference = read_reference_on_all(chosen.reference, extractor, plan.place, batch_size=chosen.batch_size)
-    with agreed():
-        shape = config.data.shape if decoder is None else decoder.shape
-        rehearse(extractor, shape, reference, chosen.reference, k=chosen.neighbours, device=plan.device)
-    return SampleEvaluation(chosen, plan, extractor, reference, decoder, config.sampling.num_steps)
+    place, num_steps = plan.place, config.sampling.num_steps
+    tools = Tools(
+        place=place, shape=config.data.shape, extractor_of=build_extractor,
+        decoder_of=lambda vae: decoder_of(config.data, vae, place.device, setting="hooks.evaluation.vae"),
+    )
+    evaluation = EVALUATIONS[type(chosen)](chosen, tools)
+
+    def evaluate(state: TrainState) -> Mapping[str, float]:
+        return evaluation(state.subject(plan, num_steps))
+
+    return evaluate

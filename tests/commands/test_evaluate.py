@@ -18,10 +18,10 @@ from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, Conf
 from afm_scale.evaluation.features.extractor import InceptionConfig, PixelFeatures, PixelsConfig, TorchScriptConfig
 from afm_scale.evaluation.reference import Reference, read_reference, write_reference
 from afm_scale.evaluation.running import Gaussian
+from tests.evaluation.rank_figures import errors_of_ranks, figures_of_ranks
 from tests.models.small_autoencoder import saved_autoencoder
 from tests.program import QUIET, SMALL_AFM, SMALL_FLOW_MATCHING, run
 from tests.ranks import run_ranks
-from tests.run.rank_figures import errors_of_ranks, figures_of_ranks
 
 PIXELS = ("--features", "pixels", "--device", "cpu")
 Evaluated = Callable[..., Mapping[str, Any]]

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from afm_scale.core.errors import DataError, UserError
 from afm_scale.evaluation.features.extractor import Features, PixelFeatures
+from afm_scale.evaluation.figures import reference_from
 from afm_scale.evaluation.images.sets import open_images
 from afm_scale.evaluation.reference import (
     Reference,
     holds_statistics,
     read_reference,
-    reference_from,
     write_reference,
 )
 from afm_scale.evaluation.running import Gaussian

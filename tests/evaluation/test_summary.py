@@ -12,10 +12,11 @@ from torch import Tensor
 from afm_scale.core.errors import DataError, DivergenceError
 from afm_scale.evaluation import summary as summary_module
 from afm_scale.evaluation.features.extractor import Features
+from afm_scale.evaluation.figures import Figures, compare
 from afm_scale.evaluation.reference import Reference
 from afm_scale.evaluation.running import Gaussian
 from afm_scale.evaluation.statistics import frechet_distance, gaussian_statistics, precision_recall
-from afm_scale.evaluation.summary import Figures, SampleSummary, compare
+from afm_scale.evaluation.summary import SampleSummary
 from afm_scale.sampling.order import npz_order
 from tests.ranks import run_ranks
 

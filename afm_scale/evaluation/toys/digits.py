@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from ...core.errors import DivergenceError
 from ...core.types import Batch
 from ...data.toys.digits import held_out_digits, training_digits
+from ...sampling.pictures import image_grid, save_png
+from ...sampling.subject import Subject
+from ..measurement import Findings, OfGenerator
 from ..statistics import Array, frechet_distance, gaussian_statistics, mean_pairwise_distance, precision_recall
 
 NUM_NEIGHBOURS = 3
@@ -93,3 +98,27 @@ def _diversity(fake: Array, asked: np.ndarray) -> float:
     if not ratios:
         raise ValueError("diversity needs two samples of some class; every class asked for has one")
     return float(np.mean(ratios))
+
+
+def draw_digits(path: Path, images: Tensor, *, upscale: int) -> None:
+    """Draws [100, 1, S, S] of the classes 0, 1, ... 9 in turn to a PNG: a row for each class."""
+    by_class = images.unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1)
+    names = [str(label) for label in range(10)]
+    save_png(image_grid(by_class, columns=10, upscale=upscale, row_labels=names), path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsReport(OfGenerator):
+    """Measures samples against the held-out digits and draws ten of each class."""
+
+    kind: Literal["digits"] = "digits"
+    num_samples: int = 1440  # balanced over the classes; recall depends a little on it
+    seed: int = 0
+    upscale: int = 6
+
+    def __call__(self, subject: Subject, picture: Path) -> Findings:
+        """Collective: every rank must call it, and rank 0 draws `picture`."""
+        images, labels = subject.generate(subject.stream(seed=self.seed), self.num_samples)
+        if subject.place.rank == 0:
+            draw_digits(picture, images[:100], upscale=self.upscale)
+        return asdict(digits_quality(images.float(), labels))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from ...core.errors import DivergenceError
 from ...core.files import write_atomically
 from ...data.toys.mixture1d import GaussianMixture
+from ...sampling.sampler import trajectory
+from ...sampling.subject import Subject
+from ..measurement import Findings, OfGenerator
 from ..statistics import Array, wasserstein1
 
 NUM_LINES = 20
@@ -115,3 +119,28 @@ def _density(knots: Array, flow: Array, edges: Array, num_columns: int = 240) ->
         counts, _ = np.histogram(position, bins=edges)
         columns.append(np.sqrt(counts / max(counts.max(), 1)))  # the root, so that the thin parts show
     return np.stack(columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureReport(OfGenerator):
+    """Compares the map with the exact optimal transport and draws the paper's picture of the flow."""
+
+    kind: Literal["mixture1d"] = "mixture1d"
+    distribution: GaussianMixture = GaussianMixture()  # of the data
+
+    def __call__(self, subject: Subject, picture: Path) -> Findings:
+        """Collective: every rank must call it, and rank 0 draws `picture`."""
+        place, num_steps = subject.place, subject.num_steps
+
+        def path_of(noise: Tensor) -> Tensor:  # [N] -> [N, num_steps + 1]
+            x = noise.to(place.device, subject.dtype).view(-1, 1, 1, 1)
+            labels = torch.zeros(len(x), dtype=torch.int64, device=place.device)
+            points = trajectory(subject.network, x, labels, num_steps=num_steps, prediction=subject.prediction)
+            return torch.stack([point.flatten() for point in points], dim=1)
+
+        quality = measure_map(lambda noise: path_of(noise)[:, -1], self.distribution)
+        lines, samples = path_of(line_noise()), path_of(quantile_noise())
+        if place.rank == 0:
+            times = torch.linspace(1, 0, num_steps + 1)
+            draw_flow(picture, times=times, lines=lines, samples=samples, mixture=self.distribution)
+        return asdict(quality)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import torch
@@ -18,6 +19,8 @@ from ...core.files import write_atomically
 from ...core.random import Positions
 from ...core.types import Batch
 from ...data.toys.mixture2d import ClassMixture, Mixture2DConfig, Mixture2DSource
+from ...sampling.subject import Subject
+from ..measurement import Findings, OfGenerator
 
 _INK, _CENTRE, _NUM_DRAWN = "#1c2833", "#000000", 1800
 
@@ -86,3 +89,21 @@ def _draw_panel(axis: Axes, batch: Batch, mixture: ClassMixture) -> None:
     axis.scatter(centres[:, 0], centres[:, 1], marker="+", s=30, linewidths=0.9, color=_CENTRE, zorder=3)
     axis.set_aspect("equal")
     axis.tick_params(labelsize=7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture2DReport(OfGenerator):
+    """Measures how samples lie about the centres of their classes, and draws them beside the data."""
+
+    kind: Literal["mixture2d"] = "mixture2d"
+    distribution: ClassMixture = ClassMixture()  # of the data
+    num_samples: int = 4500  # balanced over the classes
+    seed: int = 0
+
+    def __call__(self, subject: Subject, picture: Path) -> Findings:
+        """Collective: every rank must call it, and rank 0 draws `picture`."""
+        samples = Batch(*subject.generate(subject.stream(seed=self.seed), self.num_samples))
+        if subject.place.rank == 0:
+            panels = {"data": data_samples(self.distribution, self.num_samples), "samples": samples}
+            draw_classes(picture, panels, self.distribution)
+        return asdict(class_quality(samples.x, samples.y, self.distribution))

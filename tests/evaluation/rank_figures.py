@@ -12,9 +12,9 @@ import torch
 from afm_scale.core.errors import DataError
 from afm_scale.core.place import Place
 from afm_scale.evaluation.features.extractor import PixelFeatures
+from afm_scale.evaluation.figures import compare
 from afm_scale.evaluation.images.sets import open_images
-from afm_scale.evaluation.summary import compare
-from afm_scale.run.measure import measure, read_reference_on_all
+from afm_scale.evaluation.measure import measure, read_reference_on_all
 
 CPU = torch.device("cpu")
 

@@ -19,18 +19,18 @@ from afm_scale.data.latents import LatentsConfig
 from afm_scale.data.table import build_source
 from afm_scale.data.toys.digits import held_out_digits
 from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
-from afm_scale.packing.writer import Packing
-from afm_scale.parallel.launch import Ranks
-from afm_scale.parallel.plan import ParallelPlan
-from afm_scale.run.build import build_plan, build_state
-from afm_scale.run.check import check
-from afm_scale.run.classifier_evaluation import (
+from afm_scale.evaluation.classifiers import (
     AccuracyConfig,
     ClassifierEvaluation,
     ClassifierEvaluationConfig,
     ClassifierReport,
     check_samples,
 )
+from afm_scale.packing.writer import Packing
+from afm_scale.parallel.launch import Ranks
+from afm_scale.parallel.plan import ParallelPlan
+from afm_scale.run.build import build_plan, build_state
+from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.train.hooks.hook import HookList
@@ -83,7 +83,7 @@ def measured(plan_names: list[str], folder: Path, picture: Path) -> dict[tuple[s
         position = state.data.state_dict()
 
         def figures(state: TrainState = state, plan: ParallelPlan = plan, **settings: object) -> dict[str, float]:
-            return ClassifierEvaluation(AccuracyConfig(**settings), plan)(state)
+            return ClassifierEvaluation(AccuracyConfig(**settings))(state.subject(plan, 1))
 
         report = ClassifierReport(num_samples=200)
         of_plan = {
@@ -92,12 +92,12 @@ def measured(plan_names: list[str], folder: Path, picture: Path) -> dict[tuple[s
             "stream": figures(held_out=stream, num_samples=359),
             "stream in other batches": figures(held_out=replace(stream, global_batch=90), num_samples=359),
             "random": figures(held_out=DIGITS, num_samples=256, num_buckets=2),
-            "report": dict(report(state, plan, picture, 1)),
+            "report": dict(report(state.subject(plan, 1), picture)),
         }
         place = {"seed": 0, "rank": plan.rank, "world_size": plan.world_size, "device": plan.device}
         for name, config in {"trained on random": DIGITS, "trained on a stream": stream}.items():
             source = build_source(config, **place)
-            of_plan[name] = dict(report(replace(state, data=source), plan, picture, 1))
+            of_plan[name] = dict(report(replace(state, data=source).subject(plan, 1), picture))
             source.close()
         assert state.data.state_dict() == position
         found |= {(plan_name, name): values for name, values in of_plan.items()}
@@ -152,7 +152,7 @@ def told(*folders: Path) -> list[str]:
     for folder in folders:
         config = LatentsConfig(global_batch=50, folder=folder, shape=(1, 8, 8), num_classes=10, vae="none", scale=1.0)
         with pytest.raises(DataError) as caught:
-            ClassifierEvaluation(AccuracyConfig(held_out=config, num_samples=359), plan)(state)
+            ClassifierEvaluation(AccuracyConfig(held_out=config, num_samples=359))(state.subject(plan, 1))
         messages.append(str(caught.value))
     return messages
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from ..core.errors import ConfigError
-from ..core.types import Role
-from ..evaluation.features.extractor import Extractor, FeaturesConfig, InceptionConfig
-from ..evaluation.reference import Reference
-from ..parallel.plan import ParallelPlan
+from ..parallel.agreement import agreed
 from ..sampling.decoding import Decoder
 from ..sampling.drawing import DrawnImages
-from ..train.state import TrainState
-from .measure import compare_on_rank_0, measure
+from ..sampling.subject import Subject
+from .features.extractor import Extractor, FeaturesConfig, InceptionConfig
+from .measure import compare_on_rank_0, measure, read_reference_on_all, rehearse
+from .measurement import OfGenerator, Tools
+from .reference import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleEvaluationConfig:
+class SampleEvaluationConfig(OfGenerator):
     """What is drawn, and what it is compared with. Classes come in turn, balanced."""
 
-    measures: ClassVar[Role] = Role.GENERATOR
     kind: Literal["samples"] = "samples"
     every_steps: int
     reference: Path  # an npz that `python -m afm_scale evaluate --write-reference` made, or ADM's
@@ -44,32 +43,37 @@ class SampleEvaluationConfig:
                 f"precision and recall with {self.neighbours} neighbours; use more samples, or members: 0"
             )
 
-    def resolved(self) -> SampleEvaluationConfig:
-        return self
-
-    def check(self, data: Any, setting: str) -> None:
-        """Any data will do."""
-
 
 @dataclass(frozen=True)
 class SampleEvaluation:
-    """A `train.evaluation.Evaluate`: draws from the average, the same noise every time, and compares."""
+    """Draws from the average, the same noise every time, and compares."""
 
     config: SampleEvaluationConfig
-    plan: ParallelPlan
     extractor: Extractor
     reference: Reference
     decoder: Decoder | None
-    num_steps: int
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """The figures that the features and the reference allow."""
-        config, plan = self.config, self.plan
-        subject = state.subject(plan, self.num_steps)
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        """Collective: the figures that the features and the reference allow."""
+        config, place = self.config, subject.place
         drawing = subject.drawing(subject.stream(seed=config.seed), self.decoder)
         summary = measure(
-            DrawnImages(drawing, config.num_samples, self.extractor.reads, about={}), self.extractor, plan.place,
+            DrawnImages(drawing, config.num_samples, self.extractor.reads, about={}), self.extractor, place,
             num_members=config.members, batch_size=config.batch_size, progress=None,
         )
-        figures = compare_on_rank_0(summary, self.reference, plan.place, k=config.neighbours)
+        figures = compare_on_rank_0(summary, self.reference, place, k=config.neighbours)
         return {name: value for name, value in figures.values().items() if value is not None}
+
+
+def sample_evaluation(config: SampleEvaluationConfig, tools: Tools) -> SampleEvaluation:
+    """Collective: reads everything that is needed, once. Raises, on every rank, the UserError that one of them met."""
+    decoder, place = None, tools.place
+    with agreed():
+        extractor = tools.extractor_of(config.features, place.device)
+        if extractor.reads == "images":
+            decoder = tools.decoder_of(config.vae)
+    reference = read_reference_on_all(config.reference, extractor, place, batch_size=config.batch_size)
+    with agreed():
+        shape = tools.shape if decoder is None else decoder.shape
+        rehearse(extractor, shape, reference, config.reference, k=config.neighbours, device=place.device)
+    return SampleEvaluation(config, extractor, reference, decoder)

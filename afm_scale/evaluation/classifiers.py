@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, RunError
+from ..core.place import Place
 from ..core.random import Positions
 from ..core.types import Batch, Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
 from ..data.table import AnySource, build_source
-from ..evaluation.accuracy import AccuracyByTime, accuracy_by_time, draw_accuracy
 from ..models.encoding import build_encoder
 from ..parallel.agreement import agreed
-from ..parallel.plan import ParallelPlan
-from ..train.state import TrainState
+from ..sampling.subject import Subject
+from .accuracy import AccuracyByTime, accuracy_by_time, draw_accuracy
+from .measurement import Findings, Tools
 
 _TILE = 128  # samples the network sees at once; always the same ones, so that rounding does not depend on the ranks
 
@@ -40,6 +43,7 @@ class AccuracyConfig:
     held_out: AnySource | None = None
     seed: int = 0  # of the times, the noise and the order of `held_out`
     measures: ClassVar[Role] = Role.CLASSIFIER
+    goes_on_in_the_stream: ClassVar[bool] = True  # of training data, which only a run that is over may do
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or not 1 <= self.num_buckets <= 100:
@@ -60,6 +64,7 @@ class AccuracyConfig:
 class ClassifierEvaluationConfig(AccuracyConfig):
     """The measurement while a classifier trains. It cannot take from a stream of training data."""
 
+    goes_on_in_the_stream: ClassVar[bool] = False
     kind: Literal["classifier"] = "classifier"
     every_steps: int
     num_samples: int = 2000
@@ -71,31 +76,32 @@ class ClassifierEvaluationConfig(AccuracyConfig):
 
 
 class ClassifierEvaluation:
-    """Measures the average of a run. Every rank must call it."""
+    """Measures the average of a run that is going on. Collective: every rank must call it."""
 
-    def __init__(self, config: AccuracyConfig, plan: ParallelPlan) -> None:
+    def __init__(self, config: AccuracyConfig, tools: Tools | None = None) -> None:
         self._config = config
-        self._plan = plan
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, subject: Subject) -> dict[str, float]:
         """accuracy (t uniform in [0, 1)), accuracy_t0 (clean samples), and accuracy_t0.0-0.1, ... of each bucket."""
-        return self.measure(state)[1].figures()
+        return self.measure(subject)[1].figures()
 
-    def measure(self, state: TrainState) -> tuple[str, AccuracyByTime]:
+    def measure(self, subject: Subject) -> tuple[str, AccuracyByTime]:
         """(what the samples were, the accuracy). Raises what one rank met in reading them."""
-        with _samples(self._config, state, self._plan) as samples:
+        with _samples(self._config, subject) as samples:
             found = accuracy_by_time(
-                state.average.network, samples.batches, num_samples=samples.count,
-                num_buckets=self._config.num_buckets, seed=self._config.seed, sum_over_ranks=self._sum,
+                subject.network, samples.batches, num_samples=samples.count,
+                num_buckets=self._config.num_buckets, seed=self._config.seed,
+                sum_over_ranks=partial(_sum, place=subject.place),
             )
         return samples.name, found
 
-    def _sum(self, value: Tensor) -> Tensor:
-        if not self._plan.place.leads_group:
-            value.zero_()  # the ranks that saw the same samples have counted the same: one of them tells
-        if self._plan.world_size > 1:
-            dist.all_reduce(value)
-        return value
+
+def _sum(value: Tensor, *, place: Place) -> Tensor:
+    if not place.leads_group:
+        value.zero_()  # the ranks that saw the same samples have counted the same: one of them tells
+    if place.world_size > 1:
+        dist.all_reduce(value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +110,12 @@ class ClassifierReport(AccuracyConfig):
 
     kind: Literal["classifier"] = "classifier"
 
-    def __call__(self, state: TrainState, plan: ParallelPlan, picture: Path, num_steps: int) -> Mapping[str, object]:
-        """Every rank must call it; rank 0 draws `picture`."""
-        name, found = ClassifierEvaluation(self, plan).measure(state)
-        if plan.rank == 0:
+    def __call__(self, subject: Subject, picture: Path) -> Findings:
+        """Collective: every rank must call it, and rank 0 draws `picture`."""
+        name, found = ClassifierEvaluation(self).measure(subject)
+        if subject.place.rank == 0:
             title = f"accuracy on {found.num_samples} {name}"
-            draw_accuracy(picture, found, num_classes=state.data.num_classes, title=title)
+            draw_accuracy(picture, found, num_classes=subject.num_classes, title=title)
         return {"samples": f"{found.num_samples} {name}", **found.figures()}
 
 
@@ -124,7 +130,7 @@ def check_samples(config: AccuracyConfig, data: AnySource, setting: str) -> None
                     f"{setting}.held_out.{name} {found} is not data.{name} {wanted}; "
                     f"describe held-out samples of the same kind under {setting}.held_out"
                 )
-    elif isinstance(config, ClassifierEvaluationConfig) and not data.positioned:
+    elif not config.goes_on_in_the_stream and not data.positioned:
         raise ConfigError(
             f"{setting}.held_out is null, but data.kind {data.kind!r} is a stream that only training may take from; "
             f"describe held-out samples under {setting}.held_out"
@@ -138,32 +144,34 @@ class _Samples(NamedTuple):
 
 
 @contextmanager
-def _samples(config: AccuracyConfig, state: TrainState, plan: ParallelPlan) -> Iterator[_Samples]:
+def _samples(config: AccuracyConfig, subject: Subject) -> Iterator[_Samples]:
+    place, dtype, source = subject.place, subject.dtype, subject.source
+    assert source is not None, "accuracy is measured while a run is going on: it needs the data"
     if config.held_out is not None:
-        with closing(_open(config.held_out, config.seed, plan)) as source:
-            turns = _in_turns(source, config.num_samples, plan)
+        with closing(_open(config.held_out, config.seed, place)) as opened:
+            turns = _in_turns(opened, config.num_samples, place, dtype)
             yield _Samples("held-out samples", config.num_samples, turns)
-    elif isinstance(state.data, PositionedSource) and (held_out := state.data.held_out()) is not None:
+    elif isinstance(source, PositionedSource) and (held_out := source.held_out()) is not None:
         count = min(config.num_samples, len(held_out.batch.y))
-        tiles = _in_tiles(lambda positions: _wrapped(held_out.batch, positions), count, plan)
+        tiles = _in_tiles(lambda positions: _wrapped(held_out.batch, positions), count, place, dtype)
         yield _Samples(held_out.name, count, tiles)
-    elif isinstance(state.data, PositionedSource):
-        tiles = _in_tiles(state.data.at, config.num_samples, plan)
+    elif isinstance(source, PositionedSource):
+        tiles = _in_tiles(source.at, config.num_samples, place, dtype)
         yield _Samples("training samples", config.num_samples, tiles)
     else:  # goes on in the stream: the run is over
-        turns = _in_turns(state.data, config.num_samples, plan)
+        turns = _in_turns(source, config.num_samples, place, dtype)
         yield _Samples("training samples", config.num_samples, turns)
 
 
-def _open(config: AnySource, seed: int, plan: ParallelPlan) -> DataSource:
+def _open(config: AnySource, seed: int, place: Place) -> DataSource:
     """A source of its own, from its beginning. Raises, on every rank, the error that one of them met."""
-    batch = -(-max(config.global_batch, 1) // plan.num_data_ranks) * plan.num_data_ranks
+    batch = -(-max(config.global_batch, 1) // place.num_data_ranks) * place.num_data_ranks
     source = None
     try:
         with agreed():
             source = build_source(
-                replace(config, global_batch=batch), seed=seed, rank=plan.data_rank,
-                world_size=plan.num_data_ranks, device=plan.device, encoder_of=build_encoder,
+                replace(config, global_batch=batch), seed=seed, rank=place.data_rank,
+                world_size=place.num_data_ranks, device=place.device, encoder_of=build_encoder,
             )
     except RunError:
         if source is not None:
@@ -173,26 +181,28 @@ def _open(config: AnySource, seed: int, plan: ParallelPlan) -> DataSource:
     return source
 
 
-def _in_turns(source: DataSource, count: int, plan: ParallelPlan) -> Iterator[tuple[Positions, Batch]]:
+def _in_turns(
+    source: DataSource, count: int, place: Place, dtype: torch.dtype
+) -> Iterator[tuple[Positions, Batch]]:
     """This rank's samples of the source's next turns until `count` have come, numbered from 0."""
     batches, first = iter(source), 0
     while first < count:
         with agreed():
             batch = next(batches)
-        positions = Positions(first + plan.data_rank, plan.num_data_ranks, len(batch.y))
-        yield positions, Batch(batch.x.to(plan.dtype), batch.y)
-        first += plan.num_data_ranks * len(batch.y)
+        positions = Positions(first + place.data_rank, place.num_data_ranks, len(batch.y))
+        yield positions, Batch(batch.x.to(dtype), batch.y)
+        first += place.num_data_ranks * len(batch.y)
 
 
 def _in_tiles(
-    at: Callable[[Positions], Batch], count: int, plan: ParallelPlan
+    at: Callable[[Positions], Batch], count: int, place: Place, dtype: torch.dtype
 ) -> Iterator[tuple[Positions, Batch]]:
     """Tiles of consecutive samples, dealt to the ranks in turn; every rank gets equally many."""
-    num_ranks = plan.num_data_ranks  # those that share the classifier's work are given the same ones
-    for first in range(plan.data_rank, -(-count // (_TILE * num_ranks)) * num_ranks, num_ranks):
+    num_ranks = place.num_data_ranks  # those that share the classifier's work are given the same ones
+    for first in range(place.data_rank, -(-count // (_TILE * num_ranks)) * num_ranks, num_ranks):
         positions = Positions(first * _TILE, 1, _TILE)
         batch = at(positions)
-        yield positions, Batch(batch.x.to(plan.device, plan.dtype), batch.y.to(plan.device))
+        yield positions, Batch(batch.x.to(place.device, dtype), batch.y.to(place.device))
 
 
 def _wrapped(samples: Batch, positions: Positions) -> Batch:

@@ -13,7 +13,7 @@ from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, ConfigError
 from afm_scale.evaluation.features.extractor import PixelFeatures
 from afm_scale.evaluation.reference import read_reference
-from afm_scale.run.sample_evaluation import SampleEvaluationConfig
+from afm_scale.evaluation.samples import SampleEvaluationConfig
 from tests.program import SMALL_AFM, SMALL_FLOW_MATCHING, end, train
 
 QUICK = ("parallel.device=cpu", "checkpoint.every_steps=2", "hooks.metrics.every_steps=1")

@@ -1,0 +1,33 @@
+"""The reports and evaluations a recipe may choose, by `report.kind` and `hooks.evaluation.kind`: a new one is a line.
+
+A report is its configuration, which is called (`measurement.Report`). An evaluation is built once, then called often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core.kinds import one_of
+from .classifiers import ClassifierEvaluation, ClassifierEvaluationConfig, ClassifierReport
+from .measurement import Evaluation
+from .samples import SampleEvaluationConfig, sample_evaluation
+from .toys.digits import DigitsReport
+from .toys.mixture1d import MixtureReport
+from .toys.mixture2d import Mixture2DReport
+from .toys.mnist import MnistReport
+
+REPORTS: dict[type, str] = {
+    DigitsReport: "quality of generated digits",
+    MnistReport: "quality of generated digits of 28x28 pixels",
+    MixtureReport: "distance of a map in one dimension from the optimal transport",
+    Mixture2DReport: "how samples in the plane lie about the centres of their classes",
+    ClassifierReport: "accuracy of a classifier by time",
+}
+
+EVALUATIONS: dict[type, Callable[..., Evaluation]] = {
+    SampleEvaluationConfig: sample_evaluation,
+    ClassifierEvaluationConfig: ClassifierEvaluation,
+}
+
+AnyReport = one_of(REPORTS)
+AnyEvaluation = one_of(EVALUATIONS)
