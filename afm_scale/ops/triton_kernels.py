@@ -178,12 +178,12 @@ class _GatedResidual(torch.autograd.Function):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """As `block.modulated_norm`; differentiable once, since the backward is a kernel too."""
+    """The kernel of `block.modulated_norm`; differentiable once, since the backward is a kernel too."""
     return _ModulatedNorm.apply(x, shift, scale)
 
 
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """As `block.gated_residual`; differentiable once."""
+    """The kernel of `block.gated_residual`; differentiable once."""
     return _GatedResidual.apply(x, gate, y)
 
 

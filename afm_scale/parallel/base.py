@@ -198,7 +198,7 @@ class BasePlan:
         return module
 
     def _reducing(self, player: Player, last: bool) -> AbstractContextManager[None]:
-        """Around a microbatch: whether its backward reduces gradients over the ranks."""
+        """The context of a microbatch: whether its backward reduces gradients over the ranks."""
         return nullcontext()
 
     def _whole_square(self, player: Player, squares: Tensor) -> Tensor:

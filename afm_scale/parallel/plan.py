@@ -78,7 +78,7 @@ class ParallelPlan(Protocol):
         ...
 
     def describe(self, networks: Mapping[str, Network]) -> dict[str, Any]:
-        """What is open in the configuration, decided: see `describe.describe`. Networks that learn, by name."""
+        """Says what is open in the configuration, decided (`describe.describe`), for networks that learn, by name."""
         ...
 
     def mean_(self, value: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class ParallelPlan(Protocol):
         ...
 
     def reshard(self, module: nn.Module) -> None:
-        """Before weights are read, written or set to learn: drops gathered copies, which a forward would go on using.
+        """Drops gathered copies, which a forward would go on using: before weights are read, written or set to learn.
 
         `step`, `turn_of`, `local_tensors`, `state_dict`, `optimizer_state_dict` and `initialise` do so by themselves;
         local tensors that were asked for earlier and are written to now need it.

@@ -27,7 +27,7 @@ FP8_MULTIPLE = 16  # widths that its fp8 products can take
 
 
 def set_precision(module: Network, precision: Precision, *, learns: bool) -> None:
-    """Before the module is laid out over the ranks.
+    """Makes a network compute in a precision, before it is laid out over the ranks.
 
     Under fp8 networks that do not learn compute as under bf16. Raises ConfigError if there are no blocks to lower.
     """
