@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...core.files import explained_write
 
@@ -24,5 +25,17 @@ class EventLog:
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         with explained_write(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": time, "kind": kind, **fields}) + "\n")
+            with self._path.open("a+b") as file:
+                _forget_torn_line(file)
+                file.write((json.dumps({"time": time, "kind": kind, **fields}) + "\n").encode())
+
+
+def _forget_torn_line(file: BinaryIO) -> None:
+    """Cuts off what a kill left of a last line: joined to it, the next one could not be read either."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from afm_scale.parallel.fsdp2 import FSDP2Plan
 from afm_scale.parallel.kinds.fsdp2 import FSDP2Config
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.plan import ParallelPlan
+from afm_scale.run.build import build_plan, build_state
 from afm_scale.train.hooks.consistency import ConsistencyConfig, ConsistencyHook, digests
 from afm_scale.train.hooks.events import EventLog
 from afm_scale.train.hooks.hook import QuietHook, StepReport
 from afm_scale.train.state import TrainState
+from tests.equivalence import Layout, config_of, this_rank
 from tests.ranks import run_ranks
 from tests.train.hooks.small import run, small_state
 
@@ -88,3 +91,39 @@ def test_a_digest_changes_with_a_bit_and_with_the_order_and_not_with_the_layout(
 def test_an_interval_of_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="every_steps must be at least 1 or null, found 0"):
         ConsistencyConfig(every_steps=0)
+
+
+def _of_all_plans() -> dict[str, str]:
+    """What is said of every sharing plan before, and after a bit of rank 1 was changed in a weight held by both."""
+    found = {}
+    for name, settings in OTHER_PLANS.items():
+        layout = Layout(name.split()[0], 2, 1, settings=(*settings, "parallel.precision=fp32"))
+        plan = build_plan(config_of("flow matching", layout), this_rank(layout))
+        state = build_state(config_of("flow matching", layout), this_rank(layout), plan)
+        hook = ConsistencyHook(plan, ConsistencyConfig(), EventLog(Path("unused"), enabled=False))
+        hook.look(state)
+        with torch.no_grad():
+            weight = plan.local_tensors(state.average.network)["x_embedder.proj.weight"]
+            weight.view(torch.int32).flatten()[0] ^= plan.rank
+        try:
+            hook.look(state)
+            found[name] = ""
+        except DivergenceError as error:
+            found[name] = str(error)
+    return found
+
+
+OTHER_PLANS = {
+    "megatron": ("parallel.megatron.tensor=2",), "deepspeed 2": ("parallel.deepspeed.stage=2",),
+    "deepspeed 3": ("parallel.deepspeed.stage=3",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("megatron") is None or find_spec("deepspeed") is None, reason="not installed")
+@pytest.mark.filterwarnings("ignore")  # of both packages, while they are imported
+def test_other_plans_are_found_consistent_and_what_they_hold_whole_is_compared() -> None:
+    for said in run_ranks(2, _of_all_plans, timeout=150):
+        assert "average.x_embedder.proj.weight at step 0 is not the same" in said["megatron"]
+        assert "average.x_embedder.proj.weight at step 0 is not the same" in said["deepspeed 2"]
+        assert said["deepspeed 3"] == ""  # each rank has a part of its own

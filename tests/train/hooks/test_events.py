@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from afm_scale.core.errors import UserError
+from afm_scale.core.run_folder import RunFolder
 from afm_scale.train.hooks.events import EventLog
 
 
@@ -17,6 +18,16 @@ def test_every_event_is_one_line_with_its_time_and_later_runs_append(tmp_path: P
     events = [json.loads(line) for line in path.read_text().splitlines()]
     assert [datetime.fromisoformat(event.pop("time")).tzinfo is not None for event in events] == [True, True]
     assert events == [{"kind": "start", "step": 0}, {"kind": "save", "step": 5, "seconds_waited": 0.1}]
+
+
+@pytest.mark.parametrize("torn", ['{"time": "2026', "{"])
+def test_a_line_that_a_kill_tore_is_forgotten_and_the_next_ones_can_be_read(tmp_path: Path, torn: str) -> None:
+    folder = RunFolder(tmp_path)
+    EventLog(folder.events, enabled=True).write("start", name="\u00e9")
+    with folder.events.open("a") as file:
+        file.write(torn)
+    EventLog(folder.events, enabled=True).write("start", step=7)
+    assert [(event["kind"], event.get("step")) for event in folder.read_events()] == [("start", None), ("start", 7)]
 
 
 def test_the_other_ranks_write_nothing(tmp_path: Path) -> None:
