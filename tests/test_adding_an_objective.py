@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,18 @@ def updated(layouts: list[tuple[str, ...]]) -> list[dict[str, Tensor]]:
         weights = plan.state_dict(state.players[Role.GENERATOR].module)
         found.append({n: (w.full_tensor() if isinstance(w, DTensor) else w).clone() for n, w in weights.items()})
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+@pytest.mark.filterwarnings("ignore")  # torch's compiler imports and touches what torch itself warns of
+def test_compiled_blocks_step_aside_for_a_derivative(tmp_path: Path) -> None:
+    """Else torch.compile would refuse: nothing compiled takes a derivative in forward mode."""
+    found = []
+    for compiled in ("true", "false"):
+        folder = trained(tmp_path / compiled, *MEAN_VELOCITY, f"parallel.compile={compiled}")
+        found.append([(row["generator/total"], row["generator/derivative"]) for row in rows(folder)])
+    assert found[0] == [pytest.approx(row, rel=1e-3) for row in found[1]]
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "objectives": {"core", "flow"},
     "checkpoint": {"core", "parallel"},
     "evaluation": {"core", "flow", "models", "data", "packing", "parallel", "sampling"},
-    "estimate": {"core", "flow", "models", "data", "parallel", "sampling"},
+    "estimate": {"core"},
     # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error.
     "train": {
         "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement", "data.source",

@@ -45,7 +45,7 @@ def reference_config(config: RunConfig, accumulation: int | None) -> RunConfig:
 
     Raises ConfigError for another objective. float64, which is for checks, stays.
     """
-    if not isinstance(config.objective, AFMConfig):
+    if config.objective.kind != AFMConfig.kind:
         raise ConfigError(
             f"--reference: the published implementation is of objective 'afm', this recipe has "
             f"{config.objective.kind!r}; leave out --reference"
