@@ -51,6 +51,11 @@ MAY_IMPORT = {
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
 OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity",
             "pyarrow", "torchao", "triton"}
+LATER = {
+    "typing.Self", "typing.Never", "typing.assert_never", "typing.assert_type", "typing.LiteralString", "typing.Unpack",
+    "typing.NotRequired", "typing.Required", "typing.override", "enum.StrEnum", "contextlib.chdir", "datetime.UTC",
+    "itertools.batched",
+}
 LINES = 300
 LINES_OF_LOOP = 150
 LINES_OF_OBJECTIVE = 180
@@ -104,6 +109,63 @@ def arrows_that_point_up(sources: Sources) -> list[str]:
             if inside.split(".")[0] not in allowed and inside not in allowed:
                 found.append(f"{module}:{line} imports {target}; {part} may import {sorted(allowed)}")
     return found
+
+
+def circles(sources: Sources) -> list[str]:
+    """Modules that import each other, directly or by way of others; TYPE_CHECKING hides none.
+
+    Not counted are imports inside of functions, by which a table builds what it names, those of the package's version,
+    and in `parallel.kinds` those for types alone: a kind is given the configuration that is made of all kinds.
+    """
+    targets = {
+        module: {
+            target for target, line in imports(module, sources)
+            if target in sources and target not in (module, PACKAGE)
+            and line not in lines_in(source, ast.FunctionDef)
+            and not (module.startswith(f"{PACKAGE}.parallel.kinds.") and line in lines_in(source, ast.If))
+        }
+        for module, source in sources.items()
+    }
+    reached = {module: {module} for module in sources}
+    changed = True
+    while changed:
+        changed = False
+        for module, found in reached.items():
+            further = found.union(*(reached[target] for target in targets[module]))
+            if further != found:
+                reached[module] = further
+                changed = True
+    in_circles = {
+        frozenset(other for other in reached[module] if module in reached[other]) for module in sources
+    }
+    return [f"a circle of {', '.join(sorted(circle))}" for circle in in_circles if len(circle) > 1]
+
+
+def lines_in(source: str, kind: type[ast.stmt]) -> set[int]:
+    return {
+        line for node in ast.walk(ast.parse(source)) if isinstance(node, kind)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def rooms_in_circles(sources: Sources) -> list[str]:
+    """The same of whole rooms."""
+    rooms = {part: "" for part in map(part_of, sources) if part}
+    for module in sources:
+        for target, _ in imports(module, sources):
+            if part_of(target) in rooms and part_of(module) in rooms and part_of(target) != part_of(module):
+                rooms[part_of(module)] += f"import {PACKAGE}.{part_of(target)}\n"
+    return circles({f"{PACKAGE}.{room}": text for room, text in rooms.items()})
+
+
+def names_of_later_pythons(sources: Sources) -> list[str]:
+    """Python 3.10 is supported, whatever these tests run on."""
+    return [
+        f"{module}:{node.lineno} takes {alias.name} from {node.module}, which Python 3.10 does not have"
+        for module, source in sources.items() for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) for alias in node.names
+        if f"{node.module}.{alias.name}" in LATER or node.module == "tomllib"
+    ]
 
 
 def ranks_where_none_are_known(sources: Sources) -> list[str]:
@@ -186,7 +248,8 @@ def switches_of_tf32(sources: Sources) -> list[str]:
 
 
 CHECKS = [
-    arrows_that_point_up, ranks_where_none_are_known, foreign_packages_in_core, optional_packages_out_of_place,
+    arrows_that_point_up, circles, rooms_in_circles, names_of_later_pythons, ranks_where_none_are_known,
+    foreign_packages_in_core, optional_packages_out_of_place,
     import_errors_caught, refused_calls, files_too_long, switches_of_tf32,
 ]
 
@@ -216,6 +279,15 @@ VIOLATIONS = [
     (arrows_that_point_up, {"afm_scale.objectives.afm": "from ..parallel.plan import Player"}),
     (arrows_that_point_up, {"afm_scale.run.build": "from tools import convert"}),
     (arrows_that_point_up, {"afm_scale.misc.odd": ""}),
+    (circles, {"afm_scale.core.a": "from . import b", "afm_scale.core.b": "if TYPE_CHECKING:\n    from .a import g"}),
+    (circles, {
+        "afm_scale.core.a": "from .b import x", "afm_scale.core.b": "from .c import x",
+        "afm_scale.core.c": "from .a import x",
+    }),
+    (rooms_in_circles, {
+        "afm_scale.core.a": "from ..parallel.plan import x", "afm_scale.parallel.b": "import afm_scale.core",
+    }),
+    (names_of_later_pythons, {"afm_scale.core.a": "from typing import Any, Self"}),
     (ranks_where_none_are_known, {"afm_scale.models.dit": "import torch.distributed as dist"}),
     (ranks_where_none_are_known, {"afm_scale.models.dit": "from torch import distributed"}),
     (ranks_where_none_are_known, {"afm_scale.objectives.afm": "import torch\ntorch.distributed.get_rank()"}),
@@ -244,6 +316,7 @@ def test_a_violation_is_found(check, sources):
     (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel.plan import Player\nfrom ..core import types"}),
     (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel import plan\nfrom .state import TrainState"}),
     (arrows_that_point_up, {"afm_scale.run.build": "from ..parallel.ddp import DDP"}),
+    (circles, {"afm_scale.core.a": "from . import b", "afm_scale.core.b": "def f():\n    from .a import g"}),
     (ranks_where_none_are_known, {"afm_scale.parallel.ddp": "import torch.distributed as dist"}),
     (optional_packages_out_of_place, {"afm_scale.data.a": "import webdataset"}),
     (import_errors_caught, {"afm_scale.ops.norm": "try:\n    import apex\nexcept ImportError:\n    pass"}),

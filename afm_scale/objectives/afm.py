@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class AFMConfig(GameOfOneConfig):
         demands.guides_fit(described.model, self.guidance)
         demands.times_told(described.model, self.times.told, by=f"objective.times {self.times.kind!r}")
 
-    def resolved(self, precision: Precision) -> Self:
+    def resolved(self, precision: Precision) -> AFMConfig:
         """With blocks in less than float32 the penalties' slopes need a precise call of D."""
         if self.penalty.precise is not None:
             return self

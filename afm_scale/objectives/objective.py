@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from ..core.schedules import AverageConfig
 from ..core.types import Batch, Loss, Networks, Reduce, Role
 from ..flow.path import Prediction
 from .described import Described
+
+T = TypeVar("T")
 
 
 class Objective(Protocol):
@@ -98,7 +100,7 @@ class ObjectiveConfig(Protocol):
         """Raises ConfigError for a recipe that it cannot train: times, a class that is hidden, the batch ..."""
         ...
 
-    def resolved(self, precision: Precision) -> Self:
+    def resolved(self: T, precision: Precision) -> T:
         """The same with what it leaves open decided by `parallel.precision`."""
         ...
 
@@ -125,7 +127,7 @@ class GameOfOneConfig:
     def check(self, described: Described) -> None:
         """Nothing is wanted of the rest of the recipe."""
 
-    def resolved(self, precision: Precision) -> Self:
+    def resolved(self: T, precision: Precision) -> T:
         return self
 
 
