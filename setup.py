@@ -1,6 +1,7 @@
 """The package and what it needs. Versions known to work together are in constraints.txt."""
 
 from pathlib import Path
+from shutil import rmtree
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
@@ -24,6 +25,8 @@ class WithConfigs(build_py):
     """Copies configs/ into a wheel, as afm_scale/configs. A checkout, also with -e, is read where it is."""
 
     def run(self) -> None:
+        if not self.editable_mode:  # an earlier build may have left modules that are gone
+            rmtree(Path(self.build_lib) / "afm_scale", ignore_errors=True)
         super().run()
         for file in [] if self.editable_mode else self._configs():
             copy = Path(self.build_lib) / "afm_scale" / file

@@ -29,6 +29,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, copy)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheels", folder / "checkout"]
+    gone = folder / "checkout" / "afm_scale" / "gone.py"
+    gone.touch()
+    subprocess.run([*pip, *build], check=True, capture_output=True, timeout=120)  # it leaves build/ behind
+    gone.unlink()
     subprocess.run([*pip, *build], check=True, capture_output=True, timeout=120)
     shutil.rmtree(folder / "checkout")
     (wheel,) = (folder / "wheels").glob("*.whl")
@@ -54,6 +58,7 @@ def use(installed: Path, tmp_path: Path):
 
 def test_a_wheel_holds_the_package_and_its_configurations_alone(installed: Path) -> None:
     assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"afm_scale", "bin"}
+    assert not (installed / "afm_scale" / "gone.py").exists()  # what an earlier build in the same folder had
     shipped, wanted = installed / "afm_scale" / "configs", ROOT / "configs"
     names = sorted(file.relative_to(wanted) for file in wanted.rglob("*.yaml"))
     assert names and [file.relative_to(shipped) for file in sorted(shipped.rglob("*.yaml"))] == names
