@@ -1,4 +1,4 @@
-"""The autoencoders of latent models: what decodes their samples, encodes pictures to be measured, and training data."""
+"""The autoencoders of latent models: what decodes their samples, and encodes pictures that are to be measured."""
 
 from __future__ import annotations
 
