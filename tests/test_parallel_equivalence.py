@@ -82,7 +82,7 @@ def test_the_updates_compared_moved_every_weight(game: str) -> None:
 
 
 def _train_without_rest(game: str, layout: Layout) -> Outcome:
-    FSDP2Plan.rest = lambda plan, module: None
+    FSDP2Plan.reshard = lambda plan, module: None
     return train_game(game, layout)
 
 
