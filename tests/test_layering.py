@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "parallel": {"core", "ops"},
     "sampling": {"core", "flow", "data.source"},
     "objectives": {"core", "flow"},
-    "checkpoint": {"core", "parallel"},
+    "checkpoint": {"core"},
     "evaluation": {"core", "flow", "models", "data", "packing", "parallel", "sampling"},
     "estimate": {"core"},
     # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error.
@@ -45,7 +45,7 @@ MAY_IMPORT = {
         "core", "ops", "flow", "models", "data", "packing", "parallel", "sampling", "objectives", "checkpoint",
         "evaluation", "estimate", "train", "run",
     },
-    "__main__": {"commands", "core"},
+    "__main__": {"commands"},
     "": {"run.model"},  # afm_scale/__init__.py, which imports it when a checkpoint is loaded
 }
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
