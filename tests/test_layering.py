@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def circles(sources: Sources) -> list[str]:
     return [f"a circle of {', '.join(sorted(circle))}" for circle in in_circles if len(circle) > 1]
 
 
+@cache
 def lines_in(source: str, kind: type[ast.stmt]) -> set[int]:
     return {
         line for node in ast.walk(ast.parse(source)) if isinstance(node, kind)
