@@ -170,6 +170,19 @@ def names_of_later_pythons(sources: Sources) -> list[str]:
     ]
 
 
+def commands_that_import_each_other(sources: Sources) -> list[str]:
+    """A command is a module with arguments; what two share is in a module without, or below. The table names all."""
+    commands = {
+        module for module, source in sources.items() if part_of(module) in ("commands", "benchmarks")
+        for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "add_arguments"
+    }
+    return [
+        f"{module}:{line} imports {target}, a command: what both need belongs below them"
+        for module in sources if module != f"{PACKAGE}.commands.table"
+        for target, line in imports(module, sources) if target in commands
+    ]
+
+
 def ranks_where_none_are_known(sources: Sources) -> list[str]:
     found = []
     for module in sources:
@@ -250,9 +263,9 @@ def switches_of_tf32(sources: Sources) -> list[str]:
 
 
 CHECKS = [
-    arrows_that_point_up, circles, rooms_in_circles, names_of_later_pythons, ranks_where_none_are_known,
-    foreign_packages_in_core, optional_packages_out_of_place,
-    import_errors_caught, refused_calls, files_too_long, switches_of_tf32,
+    arrows_that_point_up, commands_that_import_each_other, circles, rooms_in_circles, names_of_later_pythons,
+    ranks_where_none_are_known, foreign_packages_in_core, optional_packages_out_of_place, import_errors_caught,
+    refused_calls, files_too_long, switches_of_tf32,
 ]
 
 
@@ -270,6 +283,8 @@ def test_the_whole_package_is_read():
 
 
 OURS = {"afm_scale.parallel": "", "afm_scale.parallel.plan": "", "afm_scale.parallel.ddp": "", "afm_scale.core": ""}
+COMMAND = "def add_arguments(parser):\n    pass"
+TWO_COMMANDS = {"afm_scale.commands": "", "afm_scale.commands.a": COMMAND, "afm_scale.commands.b": COMMAND}
 VIOLATIONS = [
     (arrows_that_point_up, {"afm_scale.core.types": "from ..parallel.plan import Player"}),
     (arrows_that_point_up, {"afm_scale.core.types": "from .. import parallel"}),
@@ -290,6 +305,9 @@ VIOLATIONS = [
         "afm_scale.core.a": "from ..parallel.plan import x", "afm_scale.parallel.b": "import afm_scale.core",
     }),
     (names_of_later_pythons, {"afm_scale.core.a": "from typing import Any, Self"}),
+    (commands_that_import_each_other, TWO_COMMANDS | {"afm_scale.commands.b": f"from .a import x\n{COMMAND}"}),
+    (commands_that_import_each_other, TWO_COMMANDS | {"afm_scale.commands.ending": "def f():\n    from . import a"}),
+    (commands_that_import_each_other, TWO_COMMANDS | {"afm_scale.__main__": "from .commands import a, table"}),
     (ranks_where_none_are_known, {"afm_scale.models.dit": "import torch.distributed as dist"}),
     (ranks_where_none_are_known, {"afm_scale.models.dit": "from torch import distributed"}),
     (ranks_where_none_are_known, {"afm_scale.objectives.afm": "import torch\ntorch.distributed.get_rank()"}),
@@ -319,6 +337,10 @@ def test_a_violation_is_found(check, sources):
     (arrows_that_point_up, {"afm_scale.train.loop": "from ..parallel import plan\nfrom .state import TrainState"}),
     (arrows_that_point_up, {"afm_scale.run.build": "from ..parallel.ddp import DDP"}),
     (circles, {"afm_scale.core.a": "from . import b", "afm_scale.core.b": "def f():\n    from .a import g"}),
+    (commands_that_import_each_other, TWO_COMMANDS | {"afm_scale.commands.table": "def f():\n    from . import a, b"}),
+    (commands_that_import_each_other, TWO_COMMANDS | {"afm_scale.commands.doctor_data": "", "afm_scale.commands.b": (
+        f"from .doctor_data import x\n{COMMAND}"
+    )}),
     (ranks_where_none_are_known, {"afm_scale.parallel.ddp": "import torch.distributed as dist"}),
     (optional_packages_out_of_place, {"afm_scale.data.a": "import webdataset"}),
     (import_errors_caught, {"afm_scale.ops.norm": "try:\n    import apex\nexcept ImportError:\n    pass"}),
