@@ -21,7 +21,6 @@ from afm_scale.__main__ import main
 from afm_scale.checkpoint.manifest import resolve_checkpoint
 from afm_scale.checkpoint.tensors import read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_USER_ERROR, ConfigError
-from afm_scale.core.types import Role
 from afm_scale.models.layers import initial_weights
 from afm_scale.objectives.table import OBJECTIVES
 from afm_scale.parallel.launch import Ranks
@@ -195,20 +194,32 @@ def test_a_plan_without_derivatives_in_forward_mode_is_refused(overrides: list[s
 
 
 def updated(layouts: list[tuple[str, ...]]) -> list[dict[str, Tensor]]:
-    """The weights after three steps of this rank, one of RANK's world."""
+    """Weights and averages after three steps of this rank, one of RANK's world."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     OBJECTIVES.update(TOYS)
     found = []
     for layout in layouts:
-        config = configured(*MEAN_VELOCITY, "loop.steps=3", *layout)
+        config = configured("loop.steps=3", *layout)
         check(config, world_size)
         ranks = Ranks(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
         plan = build_plan(config, ranks)
         state = build_state(config, ranks, plan)
         train(state, plan, config.loop, HookList([]))
-        weights = plan.state_dict(state.players[Role.GENERATOR].module)
-        found.append({n: (w.full_tensor() if isinstance(w, DTensor) else w).clone() for n, w in weights.items()})
+        kept = {n: w for n, w in state.tensors(plan).items() if not n.startswith("optimizer.")}
+        found.append({n: (w.full_tensor() if isinstance(w, DTensor) else w).detach().clone() for n, w in kept.items()})
     return found
+
+
+def check_same(objective: tuple[str, ...], layouts: list[tuple[str, ...]], averages: set[str]) -> None:
+    """Every layout, on two ranks, ends as one rank does."""
+    ((reference,),) = run_ranks(1, updated, [(*objective, "parallel.precision=fp64")])
+    assert {name.rpartition("x_embedder")[0] for name in reference if name.endswith("x_embedder.proj.bias")} == averages
+    settings = [(*objective, "parallel.precision=fp64", *layout) for layout in layouts]
+    for of_rank in run_ranks(2, updated, settings, timeout=200):
+        for layout, tensors in zip(layouts, of_rank, strict=True):
+            assert tensors.keys() == reference.keys()
+            differences = {name: float((tensor - reference[name]).abs().max()) for name, tensor in tensors.items()}
+            assert max(differences.values()) < 1e-9, (layout, differences)
 
 
 @pytest.mark.slow
@@ -225,14 +236,16 @@ def test_compiled_blocks_step_aside_for_a_derivative(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_updates_by_a_derivative_do_not_depend_on_ranks_and_plan() -> None:
-    exact = "parallel.precision=fp64"
-    ((reference,),) = run_ranks(1, updated, [(exact,)])
-    layouts = [
-        (exact, "parallel.plan=ddp", "loop.accumulation=2"), (exact, "parallel.plan=fsdp2"),
-        (exact, "parallel.plan=fsdp2", "parallel.fsdp2.policy=full", "parallel.recompute=full"),
-        (exact, "parallel.plan=fsdp2", "parallel.fsdp2.policy=zero2", "loop.accumulation=2"),
-    ]
-    for of_rank in run_ranks(2, updated, layouts, timeout=200):
-        for layout, weights in zip(layouts, of_rank, strict=True):
-            differences = {name: float((tensor - reference[name]).abs().max()) for name, tensor in weights.items()}
-            assert max(differences.values()) < 1e-9, (layout, differences)
+    check_same(MEAN_VELOCITY, [
+        ("parallel.plan=ddp", "loop.accumulation=2"), ("parallel.plan=fsdp2",),
+        ("parallel.plan=fsdp2", "parallel.fsdp2.policy=full", "parallel.recompute=full"),
+        ("parallel.plan=fsdp2", "parallel.fsdp2.policy=zero2", "loop.accumulation=2"),
+    ], {"generator.", "average."})
+
+
+@pytest.mark.slow
+def test_a_second_average_and_a_teacher_do_not_depend_on_ranks_and_plan(followed: tuple[str, ...]) -> None:
+    check_same(followed, [
+        ("parallel.plan=ddp",), ("parallel.plan=fsdp2", "parallel.fsdp2.policy=full"),
+        ("parallel.plan=fsdp2", "parallel.fsdp2.policy=zero2", "loop.accumulation=2"),
+    ], {"generator.", "average.", "averages.target."})

@@ -51,5 +51,7 @@ def move(prediction: Prediction, output: Tensor, x_s: Tensor, s: Tensor, t: Tens
 
 
 def interval_weight(s: Tensor, t: Tensor) -> Tensor:
-    """max(|s - t|, 0.001), [B]: the length of the interval, kept away from zero so that one may divide by it."""
+    """w(s, t) = max(|s - t|, 0.001), [B] (arXiv 2511.22475, Eq. 18 to 20): the length of the interval, kept away from
+    zero so that one may divide by it.
+    """
     return (s - t).abs().clamp(min=_SHORTEST_INTERVAL)

@@ -32,18 +32,24 @@ def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Modul
 def frozen_modules(config: RunConfig) -> dict[str, nn.Module]:
     """The same on the meta device: shapes without storage. Weights are looked at where they alone say the shapes."""
     return {
-        name: build_network(config, Role.CLASSIFIER) if name == "classifier" else _of_a_run(config, name)[0]
+        name: build_network(config, Role.CLASSIFIER) if _is_described(config, name) else _of_a_run(config, name)[0]
         for name in _names(config)
     }
 
 
 def _names(config: RunConfig) -> tuple[str, ...]:
+    """The guides, which the recipe names under `model`, then those of the objective's own."""
     return (*config.objective.guides, *config.objective.frozen)
+
+
+def _is_described(config: RunConfig, name: str) -> bool:
+    """Whether it is the guiding classifier, whose network the recipe describes; the others come from other runs."""
+    return name == "classifier" and name not in config.objective.frozen
 
 
 def _with_weights(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """The network on the meta device, and its weights on the CPU."""
-    if name == "classifier":
+    if _is_described(config, name):
         return _guiding_classifier(config)
     return _of_a_run(config, name)
 
@@ -65,7 +71,7 @@ def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tens
 
 def _of_a_run(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """The network of the average of another run, on the meta device, and its weights on the CPU."""
-    if name == "flow":
+    if name not in config.objective.frozen:
         setting = "model.flow"
         wanted = FrozenNetwork(weights=config.model.flow, objective="flow_matching", hides_classes=True)
     else:

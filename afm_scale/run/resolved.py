@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..core.batch_size import microbatch_size
 from ..core.errors import ConfigError
 from ..ops.choice import choose, probe
 from ..parallel.describe import configured_device, memory_per_rank
@@ -24,7 +25,7 @@ def resolved(config: RunConfig, world_size: int) -> dict[str, str]:
     device = configured_device(parallel)
     shares = parallel.data_ranks(world_size)
     guides = config.model.compile_guides
-    samples = data.global_batch // (shares * config.loop.accumulation)
+    samples = microbatch_size(data.global_batch, shares, config.loop.accumulation)
     return {
         "parallel.device": device.type,
         "parallel.compile": _said(parallel.compiles_on(device.type)),
