@@ -81,7 +81,7 @@ def test_the_updates_compared_moved_every_weight(game: str) -> None:
     assert all(difference.abs().max() > 1e-5 for difference in behind.values())
 
 
-def _train_without_rest(game: str, layout: Layout) -> Outcome:
+def _train_without_resharding(game: str, layout: Layout) -> Outcome:
     FSDP2Plan.reshard = lambda plan, module: None
     return train_game(game, layout)
 
@@ -91,10 +91,10 @@ def _train_with_norms_over_replicas(game: str, layout: Layout) -> Outcome:
     return train_game(game, layout)
 
 
-def test_a_plan_that_never_rests_cannot_pass() -> None:
+def test_a_plan_that_never_reshards_cannot_pass() -> None:
     """The gathered copies of weights that are to learn stay frozen, and cannot be given the hooks of those that do."""
     with pytest.raises(RankFailure, match="doesn't require gradient"):
-        run_ranks(2, _train_without_rest, "any step, augmented", Layout("fsdp2", 2, 1, "zero2"), timeout=100)
+        run_ranks(2, _train_without_resharding, "any step, augmented", Layout("fsdp2", 2, 1, "zero2"), timeout=100)
 
 
 def test_a_norm_that_counts_replicas_twice_would_be_seen() -> None:

@@ -36,7 +36,7 @@ Built = tuple[TrainState, ParallelPlan]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """As the slowest rank saw it."""
+    """How long steps took, as the slowest rank saw it."""
 
     settings: Mapping[str, Any]
     seconds: Sequence[float]  # of each timed step

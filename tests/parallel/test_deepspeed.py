@@ -279,7 +279,9 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with the launcher, in which the environment is the one of these tests."""
     (tmp_path / "launchers").mkdir()
     shutil.copy(ROOT / "launchers" / "deepspeed.sh", tmp_path / "launchers")
-    lines = [f'root="{tmp_path}"', f'python="{sys.executable}"', f'export PYTHONPATH="{ROOT}"']
+    published = (ROOT / "launchers" / "environment.sh").read_text()
+    recipe_from = published[published.index("recipe_from() {") : published.index("prepare_environment \"$1\"")]
+    lines = [f'root="{tmp_path}"', f'python="{sys.executable}"', f'export PYTHONPATH="{ROOT}"', recipe_from]
     (tmp_path / "launchers" / "environment.sh").write_text("\n".join(lines))
     return tmp_path
 
