@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ..core.errors import DataError
-from ..data.description import DatasetDescription, LatentContent, read_description
+from ..data.description import DatasetDescription, read_description
+from ..packing.about import about
 from ..packing.verify import Problem, verify
 
 _REASONS = 10
@@ -23,12 +23,12 @@ def doctor_data_command(folder: Path, *, as_json: bool) -> int:
     description = read_description(folder)
     problems = _verified(folder, description)
     broken = [problem for problem in problems if not problem.harmless]
-    about = _about(folder, description)
+    facts = about(folder, description)
     if as_json:
         findings = [{"file": one.file, "what": one.what, "harmless": one.harmless} for one in problems]
-        print(json.dumps({"data": about, "whole": not broken, "problems": findings}, indent=2))
+        print(json.dumps({"data": facts, "whole": not broken, "problems": findings}, indent=2))
     else:
-        _print(about, problems)
+        _print(facts, problems)
     if broken:
         files = {problem.file for problem in broken}
         raise DataError(
@@ -43,36 +43,11 @@ def _verified(folder: Path, description: DatasetDescription) -> list[Problem]:
         return list(verify(folder, bar.update))
 
 
-def _about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
-    reasons = Counter(refused.reason for refused in description.refused)
-    counts = description.class_counts
-    return {
-        "folder": str(folder),
-        "content": _content(description),
-        "samples": description.num_samples,
-        "classes": description.num_classes,
-        "samples of a class": {"fewest": min(counts, default=0), "most": max(counts, default=0)},
-        "shards": len(description.shards),
-        "bytes": sum(shard.num_bytes for shard in description.shards),
-        "refused when packed": {"files": len(description.refused), "by reason": dict(reasons.most_common())},
-    }
-
-
-def _content(description: DatasetDescription) -> str:
-    content = description.content
-    if isinstance(content, LatentContent):
-        shape = " x ".join(map(str, content.shape))
-        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}"
-    size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
-    encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
-    return f"images, {size}, {encoding}"
-
-
-def _print(about: dict[str, Any], problems: list[Problem]) -> None:
+def _print(facts: dict[str, Any], problems: list[Problem]) -> None:
     table = Table(title="afm_scale doctor --data", show_header=False, title_justify="left")
-    fewest, most = about["samples of a class"].values()
-    refused = about["refused when packed"]
-    values = {**about, "samples of a class": f"{fewest} to {most}", "refused when packed": refused["files"]}
+    fewest, most = facts["samples of a class"].values()
+    refused = facts["refused when packed"]
+    values = {**facts, "samples of a class": f"{fewest} to {most}", "refused when packed": refused["files"]}
     for name in ("samples", "classes", "shards", "bytes", "refused when packed"):
         values[name] = f"{values[name]:,}"
     for name, value in values.items():

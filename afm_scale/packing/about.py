@@ -1,0 +1,35 @@
+"""What a packed data set is, in the words and numbers that a person wants to know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..data.description import DatasetDescription, LatentContent
+
+
+def about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
+    """Facts by name, JSON values, in the order they are printed. Nothing is read: the description says it all."""
+    reasons = Counter(refused.reason for refused in description.refused)
+    counts = description.class_counts
+    return {
+        "folder": str(folder),
+        "content": _content(description),
+        "samples": description.num_samples,
+        "classes": description.num_classes,
+        "samples of a class": {"fewest": min(counts, default=0), "most": max(counts, default=0)},
+        "shards": len(description.shards),
+        "bytes": sum(shard.num_bytes for shard in description.shards),
+        "refused when packed": {"files": len(description.refused), "by reason": dict(reasons.most_common())},
+    }
+
+
+def _content(description: DatasetDescription) -> str:
+    content = description.content
+    if isinstance(content, LatentContent):
+        shape = " x ".join(map(str, content.shape))
+        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}"
+    size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
+    encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
+    return f"images, {size}, {encoding}"
