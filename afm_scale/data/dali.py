@@ -141,7 +141,7 @@ class DaliSource(ImageSource):
         return f"P6 {image.width} {image.height} 255\n".encode() + image.tobytes()
 
     def _next(self) -> tuple[Tensor, Tensor, Sequence[Skipped]]:
-        """In the reading thread: the next turn, out of DALI's buffers, which a later one overwrites."""
+        """The next turn, in the reading thread, copied out of DALI's buffers, which a later one overwrites."""
         try:
             (images,) = self._pipeline.run()
         except RuntimeError as error:
@@ -237,7 +237,9 @@ def _pipeline(batches: Iterator[list[np.ndarray]], *, size: int, crop: bool, on_
 
 
 def _halved(image, height, width):
-    """As Pillow's BOX: means of two pixels, rows first, halves rounded up. Of an odd side the middle pixel is left out.
+    """Halves both sides as Pillow's BOX does: means of two pixels, rows first, halves rounded up.
+
+    The middle pixel of an odd side is left out.
 
     (Pillow counts that middle pixel too where a single mean of three falls on it.)
     """

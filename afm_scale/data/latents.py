@@ -155,7 +155,7 @@ class LatentsSource:
         return Batch(x, turn.labels.to(self._device, non_blocking=True))
 
     def _read(self, positions: Positions) -> _Turn:
-        """In the thread."""
+        """Reads one turn, in the thread that reads ahead."""
         pinned = self._device.type == "cuda"
         moments = torch.empty(positions.count, 2, *self.shape, dtype=torch.float16, pin_memory=pinned)
         rows = moments.view(positions.count, -1).view(torch.uint8).numpy()

@@ -167,7 +167,7 @@ class _DrawsOfTurns:
 
 @dataclass(frozen=True)
 class _Decoder(Dataset):
-    """From the draws of a turn to the turn; it is sent to every worker."""
+    """Makes a turn of its draws; a copy is sent to every worker."""
 
     shards: PackedShards
     size: int

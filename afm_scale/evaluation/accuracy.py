@@ -33,7 +33,7 @@ class AccuracyByTime:
         return sum(self.buckets) / len(self.buckets)
 
     def figures(self) -> dict[str, float]:
-        """By name: accuracy, accuracy_t0, accuracy_t0.0-0.1, ..."""
+        """The figures by name: accuracy, accuracy_t0, accuracy_t0.0-0.1, ..."""
         num_buckets = len(self.buckets)
         digits = next((places for places in (1, 2) if 10**places % num_buckets == 0), 3)
         edges = [f"{number / num_buckets:.{digits}f}" for number in range(num_buckets + 1)]

@@ -73,7 +73,7 @@ class ZipReader:
 
 
 def list_tar(path: Path) -> Listing:
-    """Of an uncompressed tar. Raises DataError if it is not one, is damaged, or is cut short."""
+    """The members of an uncompressed tar. Raises DataError if it is not one, is damaged, or is cut short."""
     found: list[Found] = []
     refused: list[Refused] = []
     try:

@@ -69,7 +69,7 @@ class Listing:
     reader: Reader
 
     def digest(self) -> str:
-        """Of the names, sizes and classes: another one means that the source has changed."""
+        """A digest of the names, sizes and classes: another one means that the source has changed."""
         lines = [f"{one.size} {one.label} {one.name}" for one in self.originals]
         lines += [f"refused {one.name} {one.reason}" for one in self.refused]
         return sha256("\n".join([*self.class_names, "", *lines]).encode(errors="surrogateescape")).hexdigest()

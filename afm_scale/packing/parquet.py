@@ -32,7 +32,7 @@ class _Columns:
 
 
 def list_parquet(files: Sequence[Path], scratch: Path) -> Listing:
-    """Of one or several parquet files with the same columns, whose image bytes are first copied into `scratch`.
+    """The images of parquet files with the same columns; their bytes are first copied into `scratch`.
 
     Raises DataError if a file is damaged, has no such columns, or the files disagree about the classes.
     """
@@ -152,7 +152,7 @@ def _is_struct(kind: pyarrow.DataType) -> bool:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
-    """From what the Hugging Face library writes beside the columns; None if it says nothing of the classes."""
+    """The names of the classes, which the Hugging Face library writes beside the columns; None if it has not."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):

@@ -92,7 +92,7 @@ class ShardWriter:
         self._write(b"\0" * 2 * tarfile.BLOCKSIZE)
 
     def idx(self) -> bytes:
-        """As wds2idx writes it."""
+        """The text of the index, as wds2idx writes it."""
         lines = [f"v1.2 {len(self._rows)}"]
         for (key, _), placed in zip(self._rows, self._members, strict=True):
             lines.append(" ".join(f"{extension} {offset} {size} {key:09d}.{extension}"

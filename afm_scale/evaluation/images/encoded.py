@@ -48,7 +48,7 @@ class EncodedImages(ABC):
     labels: Tensor | None = None
 
     def __init__(self, num_images: int) -> None:
-        """To be called when `read` works. Raises DataError if the first image cannot be used."""
+        """Tries the first image, so `read` has to work by now. Raises DataError if the first image cannot be used."""
         self.num_images = num_images
         self._first, data = self.read(0)
         with decoding_warnings():
