@@ -13,7 +13,7 @@ class Evaluate(Protocol):
     """Measures the average of a run at a step boundary."""
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
-        """Collective: figures by name, the same on every rank. Leaves the state, the stream of data too, as it is.
+        """Returns figures by name, the same on every rank. Collective; state and stream of data stay as they are.
 
         Raises, on every rank, DivergenceError for samples that are not finite.
         """

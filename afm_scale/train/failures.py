@@ -16,8 +16,11 @@ class Failures:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """For work of one rank (writing a file): a UserError inside does not end this rank alone, leaving the others to
-        wait for it; all ranks stop at the same step, each raising an error of the same kind and message."""
+        """Keeps a UserError of the block, the work of one rank (writing a file).
+
+        It does not end this rank alone, leaving the others to wait for it: all ranks stop at the same step, each
+        raising an error of the same kind and message.
+        """
         try:
             yield
         except UserError as error:

@@ -17,7 +17,7 @@ from .surroundings import Surroundings
 
 @dataclass(frozen=True, kw_only=True)
 class ConsoleConfig:
-    """Losses are read, which waits for the device, only this often."""
+    """How often the console is written to: losses are read, which waits for the device, only then."""
 
     bar_every_seconds: float = 1.0  # on a terminal
     line_every_seconds: float = 10.0  # elsewhere
@@ -89,7 +89,7 @@ def build(config: ConsoleConfig, around: Surroundings) -> ConsoleHook | None:
 
 
 def _clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Seconds as a clock shows them, 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -24,9 +24,10 @@ class EvaluationConfig(Protocol):
 
 
 class EvaluationHook(QuietHook):
-    """Stands before the metrics hook, so that a row of the same step has the figures.
+    """Measures the average every k steps and tells the listeners.
 
-    A listener that fails with a UserError stops all ranks at the same step.
+    It stands before the metrics hook, so that a row of the same step has the figures. A listener that fails
+    with a UserError stops all ranks at the same step.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class EvaluationHook(QuietHook):
 
 
 def log_to(events: EventLog) -> Listener:
-    """A line of kind 'evaluation' in the event log."""
+    """A listener that writes a line of kind 'evaluation' into the event log."""
 
     def listener(found: Evaluation) -> None:
         events.write(
@@ -63,7 +64,7 @@ def log_to(events: EventLog) -> Listener:
 
 
 def note_in(notes: dict[str, float]) -> Listener:
-    """'evaluation/<figure>', 'evaluation/seconds' and 'evaluation/step' among the notes for the next row of metrics."""
+    """A listener that adds 'evaluation/<figure>', '.../seconds' and '.../step' to the notes for the next row."""
 
     def listener(found: Evaluation) -> None:
         values = {**found.figures, "seconds": found.seconds, "step": found.step}
@@ -73,7 +74,7 @@ def note_in(notes: dict[str, float]) -> Listener:
 
 
 def tell(found: Evaluation) -> None:
-    """One line on the terminal, above the bar if there is one. For rank 0 alone."""
+    """Prints one line on the terminal, above the bar if there is one. For rank 0 alone."""
     figures = "  ".join(f"{name} {value:.4g}" for name, value in found.figures.items())
     tqdm.write(f"evaluation at step {found.step}: {figures}  ({found.seconds:.1f} s)", file=sys.stderr)
 

@@ -13,7 +13,7 @@ from .surroundings import Surroundings
 
 @dataclass(frozen=True, kw_only=True)
 class GarbageConfig:
-    """Between the steps `every_steps` apart nothing is collected: what lies in cycles then keeps its memory longer."""
+    """Every `every_steps` steps garbage is collected, and not in between: until then cycles keep their memory."""
 
     every_steps: int = 1000
 

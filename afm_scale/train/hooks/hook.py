@@ -29,17 +29,17 @@ class StepReport:
 
 class Hook(Protocol):
     def on_start(self, state: TrainState) -> None:
-        """Once, before the first step (state may be a resumed one)."""
+        """Called once, before the first step (state may be a resumed one)."""
         ...
 
     def after_step(self, state: TrainState, report: StepReport) -> None: ...
 
     def wants_stop(self) -> bool:
-        """Asked after every step; must answer the same on every rank."""
+        """Whether the run should end here. Asked after every step; the answer must be the same on every rank."""
         ...
 
     def on_end(self, state: TrainState, error: BaseException | None) -> None:
-        """Once, whatever happened. With an error the other ranks may be gone: no collectives then."""
+        """Called once, whatever happened. With an error the other ranks may be gone: no collectives then."""
         ...
 
 
@@ -70,7 +70,7 @@ class HookList:
 
     @contextmanager
     def running(self, state: TrainState) -> Iterator[None]:
-        """on_start ... on_end. Every on_end runs; the first error raised wins."""
+        """Calls every on_start, and every on_end whatever happens in the block; the first error raised wins."""
         error: BaseException | None = None
         try:
             for hook in self._hooks:

@@ -35,7 +35,7 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    """Writing a row waits for the device, so not every step."""
+    """How often a row is written, which waits for the device, and where to."""
 
     every_steps: int = 10
     tensorboard: bool = True
@@ -50,7 +50,7 @@ class MetricWriter(Protocol):
     """Somewhere rows go. Errors of the file system are raised as UserError."""
 
     def start(self, step: int) -> None:
-        """Before the first row; rows of later steps than `step`, from before a resume, are to be forgotten."""
+        """Opens it before the first row. Rows of later steps than `step`, from before a resume, are to be forgotten."""
         ...
 
     def write(self, row: Row) -> None: ...
@@ -121,9 +121,8 @@ class MetricsHook(QuietHook):
                 writer.write(row)
 
     def _reduced(self, reports: Sequence[StepReport]) -> tuple[dict[str, float], int]:
-        """(the mean of every value over the steps that had it, then over the ranks; the number of samples skipped).
-
-        One small reduction for all.
+        """Returns (the mean of every value over the steps that had it, then over the ranks; the number of samples
+        skipped), by one small reduction for all.
         """
         values: dict[str, list[Tensor]] = {}
         for report in reports:

@@ -11,7 +11,7 @@ from .metrics import Row
 
 
 class TensorBoard:
-    """Event files in a folder."""
+    """A writer of event files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
