@@ -12,7 +12,6 @@ from ..core.batch_size import microbatch_size
 from ..core.errors import ConfigError
 from ..ops.choice import choose, probe
 from ..parallel.describe import configured_device, memory_per_rank
-from ..parallel.kinds.fsdp2 import chosen_policy, gathered_bytes
 from ..parallel.precision import block_dtype
 from .config import RunConfig
 from .networks import build_networks
@@ -31,7 +30,7 @@ def resolved(config: RunConfig, world_size: int) -> dict[str, str]:
         "parallel.compile": _said(parallel.compiles_on(device.type)),
         "model.compile_guides": _said(replace(parallel, compile=guides).compiles_on(device.type)),
         **_operations(config, device),
-        **dict(_policies(config, device, world_size)),
+        **dict(_plan(config, device, world_size)),
         **dict(_left_open(to_mapping(config.objective), to_mapping(config.objective.resolved(parallel.precision)))),
         "microbatch": f"{samples} samples ({data.global_batch} over {shares} x {config.loop.accumulation})",
         "samples": f"{' x '.join(map(str, data.shape))}, {data.num_classes} classes",
@@ -52,22 +51,20 @@ def _operations(config: RunConfig, device: torch.device) -> dict[str, str]:
     return {f"parallel.ops, {piece}": why for piece, why in chosen.described().items()}
 
 
-def _policies(config: RunConfig, device: torch.device, world_size: int) -> Iterator[tuple[str, str]]:
+def _plan(config: RunConfig, device: torch.device, world_size: int) -> Iterator[tuple[str, str]]:
+    """What the plan makes of every network that learns, in its own words."""
     parallel = config.parallel
-    if parallel.plan != "fsdp2":
-        return
-    if parallel.fsdp2.policy != "auto":
-        yield "parallel.fsdp2.policy", parallel.fsdp2.policy
-        return
     if device.type == "cuda" and not torch.cuda.is_available():
-        yield "parallel.fsdp2.policy", "by the memory of the GPU"
+        yield f"parallel.plan {parallel.plan}", "decided by the memory of the GPU"
         return
     memory = memory_per_rank(device, world_size)
     for role, network in build_networks(config).items():
-        gathered = gathered_bytes(network, parallel.dtype, block_dtype(parallel.precision))
-        policy = chosen_policy(gathered, memory, network.repetitions)
-        why = f"{gathered / 2**20:,.1f} MiB gathered of {memory / 2**30:,.1f} GiB, blocks used {network.repetitions}x"
-        yield f"parallel.fsdp2.policy, {role.value}", f"{policy}: {why}"
+        found = parallel.of_plan.describe_network(
+            network, dtype=parallel.dtype, block_dtype=block_dtype(parallel.precision), memory=memory
+        )
+        if found:
+            words = (f"{name.replace('_', ' ')} {_said(value)}" for name, value in found.items())
+            yield f"parallel.plan {parallel.plan}, {role.value}", ", ".join(words)
 
 
 def _left_open(given: Any, decided: Any, setting: str = "objective") -> Iterator[tuple[str, str]]:

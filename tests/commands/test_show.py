@@ -26,7 +26,7 @@ def test_the_last_lines_say_what_was_left_open_and_yaml_passes_over_them(capsys:
     comments = [line for line in shown.splitlines() if line.startswith("#")]
     assert comments[0] == "# On 4 rank(s), on this machine:" and shown.splitlines()[-len(comments):] == comments
     assert "#   microbatch: 32 samples (128 over 4 x 1)" in comments
-    assert any(line.startswith("#   parallel.fsdp2.policy, generator: zero2: ") for line in comments)
+    assert any(line.startswith("#   parallel.plan fsdp2, generator: policy zero2, ") for line in comments)
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -51,15 +51,14 @@ def test_the_precise_call_follows_the_precision_unless_it_is_said() -> None:
 
 
 def test_a_network_is_gathered_by_its_size_and_its_repetitions() -> None:
-    asks = ("parallel.fsdp2.policy=auto",)
-    small = lines_of("digits_afm", *asks)
-    assert small["parallel.fsdp2.policy, generator"].startswith("zero2: ")
+    name, asks = "parallel.plan fsdp2, generator", ("parallel.fsdp2.policy=auto",)
+    assert lines_of("digits_afm", *asks)[name].startswith("policy zero2, ")
     crowded = lines_of("afm_1step_xl2", *asks, "data.global_batch=4096", ranks=4096)  # that share this host's memory
-    assert crowded["parallel.fsdp2.policy, generator"].startswith("full: ")
+    assert crowded[name].startswith("policy full, ")
     deep = lines_of("afm_deep112", *asks, "data.global_batch=4096", ranks=4096)
-    assert deep["parallel.fsdp2.policy, generator"].startswith("zero2: ") and "4x" in str(deep)
-    assert lines_of("digits_afm", "parallel.fsdp2.policy=full")["parallel.fsdp2.policy"] == "full"
-    assert not any("policy" in name for name in lines_of("digits_afm", "parallel.plan=ddp"))
+    assert deep[name].startswith("policy zero2, ")
+    assert lines_of("digits_afm", "parallel.fsdp2.policy=full")[name].startswith("policy full, ")
+    assert not any("policy" in value for value in lines_of("digits_afm", "parallel.plan=ddp").values())
 
 
 def test_a_recipe_for_a_gpu_can_be_shown_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
