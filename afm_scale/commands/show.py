@@ -12,8 +12,8 @@ from ..core.errors import UserError
 from ..run.arguments import add_recipe
 from ..run.check import check
 from ..run.config import RunConfig
+from ..run.left_open import left_open
 from ..run.load import dump_yaml, load
-from ..run.resolved import resolved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,6 @@ def show_command(recipe: str, overrides: Sequence[str], num_ranks: int = 1) -> i
     check(config, num_ranks)
     print(dump_yaml(config), end="")
     print(f"# On {num_ranks} rank(s), on this machine:")
-    for setting, value in resolved(config, num_ranks).items():
+    for setting, value in left_open(config, num_ranks).items():
         print(f"#   {setting}: {value}")
     return 0

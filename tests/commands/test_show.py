@@ -9,14 +9,14 @@ import yaml
 from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, EXIT_USER_ERROR
 from afm_scale.run.config import RunConfig
+from afm_scale.run.left_open import left_open
 from afm_scale.run.load import load
-from afm_scale.run.resolved import resolved
 
 NO_GPU = "parallel.device=cpu"
 
 
 def lines_of(name: str, *overrides: str, ranks: int = 1) -> dict[str, str]:
-    return resolved(load(RunConfig, name, [NO_GPU, *overrides]), ranks)
+    return left_open(load(RunConfig, name, [NO_GPU, *overrides]), ranks)
 
 
 def test_the_last_lines_say_what_was_left_open_and_yaml_passes_over_them(capsys: pytest.CaptureFixture[str]) -> None:

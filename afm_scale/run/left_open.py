@@ -18,7 +18,7 @@ from .networks import build_networks
 from .typed import to_mapping
 
 
-def resolved(config: RunConfig, world_size: int) -> dict[str, str]:
+def left_open(config: RunConfig, world_size: int) -> dict[str, str]:
     """Values and their reasons by setting; builds the networks without storage, and touches no file of the data."""
     parallel, data = config.parallel, config.data
     device = configured_device(parallel)
@@ -31,7 +31,7 @@ def resolved(config: RunConfig, world_size: int) -> dict[str, str]:
         "model.compile_guides": _said(replace(parallel, compile=guides).compiles_on(device.type)),
         **_operations(config, device),
         **dict(_plan(config, device, world_size)),
-        **dict(_left_open(to_mapping(config.objective), to_mapping(config.objective.resolved(parallel.precision)))),
+        **dict(_differences(to_mapping(config.objective), to_mapping(config.objective.resolved(parallel.precision)))),
         "microbatch": f"{samples} samples ({data.global_batch} over {shares} x {config.loop.accumulation})",
         "samples": f"{' x '.join(map(str, data.shape))}, {data.num_classes} classes",
     }
@@ -67,10 +67,10 @@ def _plan(config: RunConfig, device: torch.device, world_size: int) -> Iterator[
             yield f"parallel.plan {parallel.plan}, {role.value}", ", ".join(words)
 
 
-def _left_open(given: Any, decided: Any, setting: str = "objective") -> Iterator[tuple[str, str]]:
+def _differences(given: Any, decided: Any, setting: str = "objective") -> Iterator[tuple[str, str]]:
     """Where two mappings of the same configuration differ."""
     if isinstance(given, Mapping) and isinstance(decided, Mapping):
         for name, value in decided.items():
-            yield from _left_open(given.get(name), value, f"{setting}.{name}")
+            yield from _differences(given.get(name), value, f"{setting}.{name}")
     elif given != decided:
         yield setting, _said(decided)
