@@ -56,7 +56,7 @@ def build_source(
     config: SourceConfig, *, seed: int, rank: int, world_size: int, device: torch.device,
     encoder_of: EncoderOf | None = None,
 ) -> DataSource:
-    """The source of a configuration, at its beginning.
+    """The source of a configuration, at its beginning. What the configuration leaves out is read from its data.
 
     Args:
         rank, world_size: this rank's share of every global batch, and how many shares there are.
@@ -66,6 +66,7 @@ def build_source(
     Raises ConfigError if an optional package is missing, and whatever UserError the source raises.
     """
     check_packages(config)
+    config = config.resolved()
     place: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size, "device": device}
     if config.encodes:
         assert encoder_of is not None, f"a source of kind {config.kind!r} encodes: hand it an encoder"
