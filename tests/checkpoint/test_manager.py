@@ -194,6 +194,7 @@ def save_where_rank_1_has_no_space(folder: Path) -> tuple[str, list[int], list[i
             message = str(error)
     torch.distributed.barrier()
     after_failure = [int(path.name[6:14]) for path in folder.glob(".step_*")] + steps_in(folder)
+    torch.distributed.barrier()  # the other rank has looked too, before there is anything new to be seen
     manager.save(2, constant(2), {})
     manager.wait()
     return message, after_failure, steps_in(folder)
