@@ -17,9 +17,12 @@ LAUNCHER = Path(__file__).parents[2] / "launchers" / "torchrun.py"
 ENDS_WITH = "import os, sys; sys.exit(int(sys.argv[1 + int(os.environ['RANK'])]))"
 
 RESTARTED = """
-import os, sys
+import os, sys, time
 from pathlib import Path
-Path(sys.argv[1], os.environ["RANK"]).open("a").write("started ")
+mine, other = (Path(sys.argv[1], str(rank)) for rank in (int(os.environ["RANK"]), 1 - int(os.environ["RANK"])))
+mine.open("a").write("started ")
+while not other.exists() or len(other.read_text()) < len(mine.read_text()):
+    time.sleep(0.01)  # the launcher ends the other worker as soon as this one has ended
 sys.exit(int(sys.argv[2]))
 """
 
