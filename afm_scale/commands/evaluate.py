@@ -18,6 +18,7 @@ from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
 from ..core.files import make_folder
 from ..core.run_folder import RunFolder
+from ..core.typed import build
 from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig
 from ..evaluation.figures import Figures, reference_from
@@ -32,7 +33,6 @@ from ..run.arguments import labels as labels_of
 from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..run.features import build_extractor
-from ..run.typed import build
 from ..sampling.drawing import DrawnImages, LabelChoice, classes_of, describe_labels
 
 NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import UserError
+from ..core.typed import build
 from ..core.types import Batch, Role
 from ..data.toys.mixture2d import ClassMixture, Mixture2DConfig
 from ..evaluation.toys.mixture2d import ClassQuality, class_quality, data_samples, draw_classes
 from ..parallel.launch import Ranks
 from ..run.checkpoints import on_device, open_checkpoint
-from ..run.typed import build
 
 
 @dataclass(frozen=True, kw_only=True)

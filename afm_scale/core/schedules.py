@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from .errors import ConfigError
+from .ranges import FINITE, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,10 @@ class Constant:
 
     shorthand: ClassVar[str] = "value"
     kind: Literal["constant"] = "constant"
-    value: float
+    value: Annotated[float, FINITE]
+
+    def levels(self) -> dict[str, float]:
+        return {"value": self.value}
 
     def __call__(self, step: int) -> float:
         return self.value
@@ -35,13 +39,12 @@ class Cosine:
     """
 
     kind: Literal["cosine"] = "cosine"
-    start: float
-    end: float
-    steps: float
+    start: Annotated[float, FINITE]
+    end: Annotated[float, FINITE]
+    steps: Annotated[float, Range(above=0)]
 
-    def __post_init__(self) -> None:
-        if self.steps <= 0:
-            raise ConfigError(f"a cosine schedule needs steps > 0, found {self.steps:g}")
+    def levels(self) -> dict[str, float]:
+        return {"start": self.start, "end": self.end}
 
     def __call__(self, step: int) -> float:
         if step + 0.5 >= self.steps - 0.5:
@@ -58,12 +61,15 @@ class Piecewise:
     """
 
     kind: Literal["piecewise"] = "piecewise"
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[Annotated[int, Range(0)], Annotated[float, FINITE]], ...]
 
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.points]
         if not steps or steps != sorted(steps):
             raise ConfigError(f"a piecewise schedule needs points in order of step, found steps {steps}")
+
+    def levels(self) -> dict[str, float]:
+        return {f"points.[{i}].[1]": value for i, (_, value) in enumerate(self.points)}
 
     def __call__(self, step: int) -> float:
         before = [point for point in self.points if point[0] <= step]
@@ -83,7 +89,7 @@ Schedule = Constant | Cosine | Piecewise
 class AverageConfig:
     """average <- decay average + (1 - decay) weights, once per update of the learner, in the weights' precision."""
 
-    decay: float  # 0.9999 as published; 0 copies the weights
+    decay: Annotated[float, Range(0, below=1)]  # 0.9999 as published; 0 copies the weights
     warm_up: bool = False  # use min(decay, (1 + k) / (10 + k)) at update k = 0, 1, ...: forgets the start sooner
 
     def decay_at(self, step: int) -> float:

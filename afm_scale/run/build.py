@@ -10,6 +10,7 @@ from ..core.batch_size import microbatch_size
 from ..core.packages import require
 from ..core.run_folder import RunFolder
 from ..core.schedules import AverageConfig
+from ..core.typed import to_mapping
 from ..core.types import PUBLISHED
 from ..data.order import PositionedSource
 from ..data.source import DataSource
@@ -26,7 +27,6 @@ from .checkpoints import card_of_run
 from .config import RunConfig
 from .guides import frozen_networks
 from .networks import build_learner, build_networks, build_objective, learner_of
-from .typed import to_mapping
 
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:

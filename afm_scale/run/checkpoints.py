@@ -16,6 +16,7 @@ from ..checkpoint.manifest import read_manifest, resolve_checkpoint
 from ..checkpoint.names import AVERAGE, under
 from ..checkpoint.tensors import first_mismatch, read_tensors
 from ..core.errors import CheckpointError, ConfigError
+from ..core.typed import build, to_mapping
 from ..core.types import Role
 from ..flow.path import Prediction
 from ..parallel.config import ParallelConfig
@@ -26,7 +27,6 @@ from ..sampling.subject import Subject
 from .autoencoders import decoder_of_latents, latents_of
 from .config import AnyClassifier, AnyDiscriminator, AnyGenerator, RunConfig
 from .networks import build_described
-from .typed import build, to_mapping
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -56,17 +56,21 @@ class Checkpoint:
         """Kind and settings of a player's network, with those it does not name at their defaults."""
         return to_mapping(self._described(role))
 
+    def network(self) -> nn.Module:
+        """The network of the learner's average, on the meta device. Raises CheckpointError if there is none."""
+        card = self.card
+        described = self._described(card.learner)
+        try:
+            return build_described(card.learner, described, card.shape, card.num_classes)
+        except (ConfigError, *_IMPOSSIBLE) as error:
+            raise self._damaged(error) from error
+
     def average(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The network of the learner's average on the meta device, and its weights on the CPU, by their names in it.
 
         Raises CheckpointError if the checkpoint cannot be read, or its card is of another network.
         """
-        card = self.card
-        described = self._described(card.learner)
-        try:
-            network = build_described(card.learner, described, card.shape, card.num_classes)
-        except (ConfigError, *_IMPOSSIBLE) as error:
-            raise self._damaged(error) from error
+        network = self.network()
         weights = under(AVERAGE, read_tensors(self.path, AVERAGE))
         mismatch = first_mismatch(weights, network.state_dict())
         if mismatch is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.tensors import first_mismatch
 from ..core.errors import CheckpointError, ConfigError
+from ..core.typed import to_mapping
 from ..core.types import Role
 from ..objectives.objective import FrozenNetwork
 from ..parallel.compile import compile_blocks
@@ -18,7 +19,6 @@ from ..parallel.plan import ParallelPlan
 from .checkpoints import Checkpoint, open_checkpoint
 from .config import RunConfig
 from .networks import build_network
-from .typed import to_mapping
 
 
 def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Module]:
@@ -30,9 +30,9 @@ def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Modul
 
 
 def frozen_modules(config: RunConfig) -> dict[str, nn.Module]:
-    """The same on the meta device: shapes without storage. Weights are looked at where they alone say the shapes."""
+    """The same on the meta device: shapes without storage. Of a run's checkpoint its card alone is read."""
     return {
-        name: build_network(config, Role.CLASSIFIER) if _is_described(config, name) else _of_a_run(config, name)[0]
+        name: build_network(config, Role.CLASSIFIER) if _is_described(config, name) else _run_of(config, name).network()
         for name in _names(config)
     }
 
@@ -51,7 +51,7 @@ def _with_weights(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str,
     """The network on the meta device, and its weights on the CPU."""
     if _is_described(config, name):
         return _guiding_classifier(config)
-    return _of_a_run(config, name)
+    return _run_of(config, name).average()
 
 
 def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tensor]]:
@@ -69,20 +69,20 @@ def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tens
     return classifier, given
 
 
-def _of_a_run(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """The network of the average of another run, on the meta device, and its weights on the CPU."""
+def _run_of(config: RunConfig, name: str) -> Checkpoint:
+    """The checkpoint of another run that a name stands for."""
     if name not in config.objective.frozen:
         setting = "model.flow"
         wanted = FrozenNetwork(weights=config.model.flow, objective="flow_matching", hides_classes=True)
     else:
         setting, wanted = f"objective.{name}", config.objective.frozen[name]
-    theirs = _run_of(wanted, setting, config)
+    theirs = _checkpoint_of(wanted, setting, config)
     if wanted.hides_classes and theirs.card.class_dropout == 0:
         raise ConfigError(
             f"{setting} {wanted.weights} always saw the class of its samples, so it has no velocity without one to "
             "compare with; train it with objective.class_dropout=0.1"
         )
-    return theirs.average()
+    return theirs
 
 
 def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig, plan: ParallelPlan) -> nn.Module:
@@ -96,7 +96,7 @@ def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig
 def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
     if path.is_dir():
         wanted = FrozenNetwork(weights=path, role=Role.CLASSIFIER, objective="classification")
-        theirs = _run_of(wanted, "model.classifier.weights", config)
+        theirs = _checkpoint_of(wanted, "model.classifier.weights", config)
         _check_description(path, theirs, config)
         return theirs.average()[1]
     if not path.is_file():
@@ -121,7 +121,7 @@ def _check_description(folder: Path, theirs: Checkpoint, config: RunConfig) -> N
         )
 
 
-def _run_of(wanted: FrozenNetwork, setting: str, config: RunConfig) -> Checkpoint:
+def _checkpoint_of(wanted: FrozenNetwork, setting: str, config: RunConfig) -> Checkpoint:
     """The newest checkpoint of a run.
 
     Its objective must be the one wanted, and its data of the shape and the classes that `config` has.

@@ -10,12 +10,12 @@ import torch
 
 from ..core.batch_size import microbatch_size
 from ..core.errors import ConfigError
+from ..core.typed import to_mapping
 from ..ops.choice import choose, probe
 from ..parallel.describe import configured_device, memory_per_rank
 from ..parallel.precision import block_dtype
 from .config import RunConfig
 from .networks import build_networks
-from .typed import to_mapping
 
 
 def left_open(config: RunConfig, world_size: int) -> dict[str, str]:

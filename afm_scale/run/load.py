@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import yaml
 
 from ..core.errors import ConfigError
+from ..core.typed import Keys, Mistake, build, found, nearest, to_mapping
 from .shipped import RECIPES, shipped, shipped_names
-from .typed import Keys, Mistake, build, found, nearest, to_mapping
 
 T = TypeVar("T")
 Layers = list[tuple[str, dict]]  # what each file and override says itself, lowest first: an error tells who said it

@@ -44,11 +44,6 @@ def build_learner(config: RunConfig) -> nn.Module:
     return build_network(config, learner_of(config))
 
 
-def build_generator(config: RunConfig) -> nn.Module:
-    """The generator (or its average) on the meta device."""
-    return build_network(config, Role.GENERATOR)
-
-
 def build_objective(config: RunConfig, mean_over_ranks: Reduce, device: torch.device) -> Objective:
     """The recipe's objective, with what it leaves open decided."""
     resolved = config.objective.resolved(config.parallel.precision)

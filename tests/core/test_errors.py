@@ -11,10 +11,10 @@ import pytest
 
 import afm_scale
 from afm_scale.core import errors
+from afm_scale.core.typed import Mistake
 from afm_scale.data.shards import SampleError
 from afm_scale.data.transforms import ImageError
 from afm_scale.parallel.agreement import agree
-from afm_scale.run.typed import Mistake
 from tests.ranks import run_ranks
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.schedules import Constant, Cosine, Piecewise
+from afm_scale.core.typed import build
 
 
 def published_cosine(half_step: int, num_half_steps: int, start: float, end: float) -> float:
@@ -56,8 +57,8 @@ def test_a_line_into_a_jump_ends_at_the_earlier_point() -> None:
 
 @pytest.mark.parametrize("steps", [0, -1.0])
 def test_a_cosine_without_length_is_refused(steps: float) -> None:
-    with pytest.raises(ConfigError, match=f"steps > 0, found {steps:g}"):
-        Cosine(start=1.0, end=0.0, steps=steps)
+    with pytest.raises(ConfigError, match=f"steps: found {steps:g}, wanted a number above 0"):
+        build(Cosine, {"start": 1.0, "end": 0.0, "steps": steps})
 
 
 @pytest.mark.parametrize("points", [(), ((5, 1.0), (3, 1.0))])

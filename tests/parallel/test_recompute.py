@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.typed import build, to_mapping
 from afm_scale.core.types import Role
 from afm_scale.models.classifier import ClassifierConfig, DiTClassifier
 from afm_scale.models.discriminator import DiscriminatorConfig, DiTDiscriminator
@@ -25,7 +26,6 @@ from afm_scale.parallel.fsdp2 import FSDP2Plan
 from afm_scale.parallel.kinds.fsdp2 import FSDP2Config
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.recompute import Recompute, RecomputeConfig, RecomputeEvery, recompute
-from afm_scale.run.typed import from_mapping, to_mapping
 from tests.parallel.test_plans import OPTIMIZER, CountCollectives, loss_of
 from tests.ranks import run_ranks
 
@@ -268,14 +268,14 @@ def test_gradients_of_every_plan_are_those_without_recomputing(kind: str, world_
 
 
 def configured(value: Any) -> RecomputeConfig:
-    return from_mapping(ParallelConfig, {"plan": "ddp", "recompute": value}).recompute
+    return build(ParallelConfig, {"plan": "ddp", "recompute": value}).recompute
 
 
 def test_a_kind_may_be_named_alone() -> None:
     for config in (NONE, FULL, SELECTIVE, PER_REPETITION):
         assert configured(config.kind) == configured({"kind": config.kind}) == configured(to_mapping(config)) == config
     assert configured({"kind": "every", "k": 2}) == configured(to_mapping(EVERY)) == EVERY
-    assert from_mapping(ParallelConfig, {"plan": "ddp"}).recompute == NONE
+    assert build(ParallelConfig, {"plan": "ddp"}).recompute == NONE
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from afm_scale.benchmarks.traffic import (
     measure_traffic,
 )
 from afm_scale.core.errors import RunError, UserError
+from afm_scale.core.types import Role
 from afm_scale.parallel.kinds.fsdp2 import gathers, reductions
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
-from afm_scale.run.networks import build_generator
+from afm_scale.run.networks import build_network
 from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +99,7 @@ def padded_bytes(config: RunConfig, ranks: int) -> int:
     """FSDP2 cuts every parameter along its first axis, into parts of the same size."""
     return sum(
         4 * -(-len(parameter) // ranks) * ranks * parameter[0].numel()
-        for parameter in build_generator(config).parameters()
+        for parameter in build_network(config, Role.GENERATOR).parameters()
     )
 
 
@@ -125,7 +126,7 @@ def test_the_command_starts_its_ranks_and_prints_what_they_sent() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["ranks"], found["plan"]) == (2, "ddp")
-    generator = build_generator(load(RunConfig, "digits_afm", SMALL))
+    generator = build_network(load(RunConfig, "digits_afm", SMALL), Role.GENERATOR)
     reduced = [row for row in found["rows"] if row["phase"] == "backward" and row["network"] == "generator"]
     assert {row["kind"] for row in reduced} == {"all-reduce"}  # DDP: gradients alone, once
     assert sum(row["bytes"] for row in reduced) == sum(4 * parameter.numel() for parameter in generator.parameters())

@@ -12,6 +12,7 @@ from afm_scale.checkpoint.manifest import resolve_checkpoint
 from afm_scale.checkpoint.tensors import digest, read_tensors
 from afm_scale.core import packages
 from afm_scale.core.errors import EXIT_DONE, CheckpointError, ConfigError
+from afm_scale.core.typed import build
 from afm_scale.evaluation.features.extractor import (
     ClassifierFeaturesConfig,
     FeaturesConfig,
@@ -20,7 +21,6 @@ from afm_scale.evaluation.features.extractor import (
     TorchScriptConfig,
 )
 from afm_scale.run.features import build_extractor
-from afm_scale.run.typed import build
 from tests.evaluation.small_features import random_inception_weights, saved_script
 from tests.program import QUIET, SMALL_FLOW_MATCHING
 

@@ -16,10 +16,10 @@ import yaml
 
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.schedules import Constant, Cosine, Piecewise, Schedule
+from afm_scale.core.typed import build, to_mapping
 from afm_scale.run import load as load_module
 from afm_scale.run import shipped as shipped_module
 from afm_scale.run.load import dump_yaml, load
-from afm_scale.run.typed import from_mapping, to_mapping
 
 
 class Prediction(str, Enum):
@@ -152,7 +152,7 @@ def test_a_recipe_becomes_typed_values_and_the_rest_keeps_its_defaults(recipe):
     ("several", [1, COSINE], (Constant(value=1.0), Cosine(start=1.0, end=0.0, steps=5.0))),
 ])
 def test_a_type_hint_says_what_becomes_of_a_value(name, given, value):
-    found = getattr(from_mapping(Everything, {name: given}), name)
+    found = getattr(build(Everything, {name: given}), name)
     assert type(found) is type(value) and found == value
 
 
@@ -171,7 +171,7 @@ def test_a_type_hint_says_what_becomes_of_a_value(name, given, value):
 def test_a_wrong_type_says_where_what_was_found_and_what_was_wanted(name, wanted, wrong):
     for value in wrong:
         with pytest.raises(ConfigError, match=rf"^{name}: found .+, wanted {re.escape(wanted)}$"):
-            from_mapping(Everything, {name: value})
+            build(Everything, {name: value})
 
 
 @pytest.mark.parametrize("mapping, message", [
@@ -190,11 +190,11 @@ def test_a_wrong_type_says_where_what_was_found_and_what_was_wanted(name, wanted
      "schedule.kind: found 'cosin', wanted one of 'constant', 'cosine', 'piecewise'; did you mean 'cosine'?"),
     ({"schedule": {"kind": ["cosine"]}}, "schedule.kind: found ['cosine'], wanted one of"),
     ({"schedule": {"kind": "piecewise", "points": [[0, 1], ["ten", 2]]}}, "schedule.points[1][0]: found 'ten', wanted"),
-    ({"several": [1, COSINE | {"steps": 0}]}, "several[1]: a cosine schedule needs steps > 0, found 0"),
+    ({"several": [1, COSINE | {"steps": 0}]}, "several[1].steps: found 0, wanted a number above 0"),
 ])
 def test_a_mistake_is_reported_with_the_way_to_it(mapping, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
-        from_mapping(Everything, mapping)
+        build(Everything, mapping)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -379,7 +379,7 @@ def test_an_override_that_cannot_be_used_is_named(recipe, override, message):
     "config", [Everything(), FULL, Everything(schedule=Constant(value=1e-4), name="null: # x\n'y'")]
 )
 def test_a_configuration_survives_the_way_to_yaml_and_back(here, config):
-    assert from_mapping(Everything, to_mapping(config)) == config
+    assert build(Everything, to_mapping(config)) == config
     assert load(Everything, write(here, again=dump_yaml(config))) == config
 
 
@@ -391,5 +391,5 @@ def test_a_mapping_holds_plain_values_and_shorthands():
 
 
 def test_a_shorthand_is_not_written_where_it_would_lose_a_value():
-    assert from_mapping(Warm, 2) == Warm(value=2.0)
+    assert build(Warm, 2) == Warm(value=2.0)
     assert to_mapping(Warm(value=2.0, warm_up=3)) == {"value": 2.0, "warm_up": 3}

@@ -13,15 +13,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..core.errors import ConfigError
+from .errors import ConfigError
+from .kinds import OneOf
+from .ranges import Levels, Range
 
 T = TypeVar("T")
 Keys = tuple[str, ...]  # the way to a value: ("optimizer", "betas", "[1]") is optimizer.betas[1]
-
-
-def from_mapping(config_type: type[T], mapping: Mapping[str, Any]) -> T:
-    """The inverse of `to_mapping`; raises ConfigError that begins with the dotted path of the mistake."""
-    return build(config_type, mapping, ())
 
 
 def to_mapping(config: Any) -> Any:
@@ -47,11 +44,16 @@ class Mistake(ConfigError):
         self.keys = keys
 
 
-def build(wanted: Any, value: Any, keys: Keys) -> Any:
-    """`value` as the type `wanted`. Type hints are data here: this is the one place that tells them apart."""
+def build(wanted: Any, value: Any, keys: Keys = ()) -> Any:
+    """`value` as the type `wanted`, the inverse of `to_mapping`; every number within the range that its hint declares.
+
+    Type hints are data here: this is the one place that tells them apart. Raises Mistake.
+    """
     kind, arguments = get_origin(wanted) or wanted, get_args(wanted)
     if wanted is Any:  # another program's setting, which it checks itself
         return value
+    if kind is Annotated and isinstance(wanted.__metadata__[0], Range):
+        return _within(wanted.__metadata__[0], build(arguments[0], value, keys), value, keys)
     if kind in (Union, UnionType, Annotated):
         return _build_union(_members(wanted), value, keys)
     if kind is Literal:
@@ -91,6 +93,23 @@ def _build_dataclass(cls: type, value: Any, keys: Keys) -> Any:
         raise Mistake(keys, str(error)) from None
 
 
+def _within(allowed: Range, built: Any, value: Any, keys: Keys) -> Any:
+    """What was built, if all numbers in it are within the range."""
+    if isinstance(built, Levels):
+        shorthand = None if isinstance(value, Mapping) else _shorthand(type(built))
+        inner = {() if name == shorthand else tuple(name.split(".")): level for name, level in built.levels().items()}
+    elif isinstance(built, tuple):
+        inner = {(f"[{i}]",): number for i, number in enumerate(built)}
+    else:
+        inner = {} if built is None else {(): built}
+    for name, number in inner.items():
+        if number not in allowed:
+            wanted = allowed.wanted(whole=isinstance(number, int))
+            shown = f"{number:g}" if isinstance(number, float) else found(number)
+            raise Mistake((*keys, *name), f"found {shown}, wanted {wanted}")
+    return built
+
+
 def _shorthand(cls: type) -> str | None:
     """The field that a bare scalar stands for (see core/schedules.py)."""
     return getattr(cls, "shorthand", None)
@@ -98,7 +117,7 @@ def _shorthand(cls: type) -> str | None:
 
 def _members(wanted: Any) -> tuple:
     """What a union is made of."""
-    if get_origin(wanted) is Annotated:
+    if get_origin(wanted) is Annotated and isinstance(wanted.__metadata__[0], OneOf):
         return tuple(wanted.__metadata__[0].table)
     if get_origin(wanted) in (Union, UnionType):
         return tuple(member for part in get_args(wanted) for member in _members(part))
