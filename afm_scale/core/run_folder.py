@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .files import read_regular
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class RunFolder:
 
 def _lines(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = read_regular(path, None).splitlines(keepends=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; name the folder of a run") from error
     for number, line in enumerate(lines, start=1):
