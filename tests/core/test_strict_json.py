@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+from afm_scale.core.strict_json import parse_json
+
+
+def test_plain_values_are_read() -> None:
+    assert parse_json(b'{"a": [1, -2.5e3, null, true, "\\u00e9"]}') == {"a": [1, -2500.0, None, True, "\u00e9"]}
+
+
+@pytest.mark.parametrize("content, told", [
+    (b"", "Expecting value"), (b"{", "Expecting property name"), (b"\xff\xfe\x00", "no text"), (b'"\xc3"', "no text"),
+    (b"[NaN]", "NaN is no finite number"), (b"-Infinity", "-Infinity is no"), (b"1e999", "1e999 is no finite"),
+    (b"9" * 5000, "digit"), (b"[" * 100_000, "nested too deeply"), (b'{"a":' * 100_000, "nested too deeply"),
+    (b'{"a": 1, "b": 2, "a": 3}', "key 'a' twice"),
+])
+def test_whatever_is_wrong_is_one_kind_of_error(content: bytes, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_json(content)
