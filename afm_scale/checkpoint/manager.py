@@ -124,6 +124,11 @@ class CheckpointManager:
         """The newest complete checkpoint; torn ones are reported to `on_torn` and passed over."""
         return newest_complete(self._folder, on_torn)
 
+    def settle(self) -> None:
+        """Until this rank's thread no longer writes, whatever came of it. Not collective."""
+        if self._saving is not None:
+            futures.wait([self._saving])
+
     def close(self) -> None:
         """Finishes the last save. Raises like `wait`."""
         self.wait()

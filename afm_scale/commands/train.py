@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
+from ..core.holding import Held, hold
 from ..core.run_folder import RunFolder
 from ..parallel.agreement import agreed, check_same_on_all_ranks
 from ..parallel.describe import in_one_line
@@ -44,21 +45,30 @@ def run(options: argparse.Namespace) -> int:
 def train_command(recipe: str, overrides: Sequence[str]) -> int:
     """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
     config = load(RunConfig, recipe, overrides).resolved()
-    with launch(config.parallel) as ranks:
+    with ExitStack() as afterwards, launch(config.parallel) as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
         check(config, ranks.world_size)
+        held: Held | None = None
+        with agreed():  # before anything in the folder is looked at, written or cleared away
+            if ranks.rank == 0:
+                held = afterwards.enter_context(hold(config.run.folder, ranks=ranks.world_size))
         plan = build.build_plan(config, ranks)
         with agreed():
             state = build.build_state(config, ranks, plan)
         with closing(state.data):  # its processes and threads end whatever happens
-            stopped_by = _run(config, ranks, plan, state)
+            stopped_by = _run(config, ranks, plan, state, held, afterwards)
     return EXIT_DONE if stopped_by is None else EXIT_STOPPED_BY_SIGNAL
 
 
-def _run(config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState) -> signal.Signals | None:
+def _run(
+    config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, held: Held | None, afterwards: ExitStack
+) -> signal.Signals | None:
     """From where the run starts to its report; the signal that stopped it, if one did."""
     manager = build.build_manager(config, ranks)
+    afterwards.callback(manager.settle)  # after an error a save may be under way: the folder is held until it is over
     observers = build_observers(config, plan, manager)
+    if held is not None:
+        held.on_loss(observers.failures.keep)
     with agreed():
         if plan.rank == 0:
             text = dump_yaml(config)

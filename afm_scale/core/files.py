@@ -86,6 +86,24 @@ def append_regular(path: Path) -> BinaryIO:
         raise
 
 
+def open_in_place(path: Path, how: int = 0) -> int:
+    """A descriptor of a regular file, to read it and to write over it where it lies. The caller closes it.
+
+    Args:
+        how: os.O_CREAT makes it where there is none, os.O_CREAT | os.O_EXCL takes none that is there.
+
+    Raises OSError as `append_regular` does, and FileExistsError.
+    """
+    _refuse_to_write(path)
+    descriptor = os.open(path, how | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        _refuse_irregular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 @contextmanager
 def explained_write(path: Path) -> Iterator[None]:
     """Turns an OSError (disk full, no permission) inside the block into a UserError that names the file."""

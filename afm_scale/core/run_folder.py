@@ -23,6 +23,7 @@ class RunFolder:
         tensorboard/  samples/  skipped/
         checkpoints/          step_00001234/ ...
         discriminators/       step_00001234/ ..., earlier discriminators that may come back
+        .lock  .held          who is writing here now (`core.holding`)
     """
 
     path: Path

@@ -24,6 +24,7 @@ class Observers:
     hooks: HookList
     stop: StopHook
     events: EventLog
+    failures: Failures
 
 
 def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointManager) -> Observers:
@@ -44,4 +45,4 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
         chosen = None if kind.config is None else getattr(config.hooks, name)
         if kind.config is None or chosen is not None:
             hooks.append(kind.build(chosen, around))
-    return Observers(HookList([*filter(None, hooks), stop]), stop, events)
+    return Observers(HookList([*filter(None, hooks), stop]), stop, events, failures)

@@ -24,4 +24,8 @@ class Failures:
         try:
             yield
         except UserError as error:
-            self.first = self.first or error
+            self.keep(error)
+
+    def keep(self, error: UserError) -> None:
+        """The same for an error that somebody else caught, in another thread if need be."""
+        self.first = self.first or error

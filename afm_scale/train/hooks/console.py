@@ -34,9 +34,9 @@ class ConsoleHook(QuietHook):
     Build it on rank 0 only. Rates are of the time since the last line, saving and sampling included.
     """
 
-    def __init__(self, config: ConsoleConfig, *, total_steps: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, config: ConsoleConfig, *, total_steps: int, stream: TextIO | None = None) -> None:
         self._total_steps = total_steps
-        self._stream = stream
+        self._stream = sys.stderr if stream is None else stream
         self._show_bar = stream.isatty()
         self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
         self._bar: tqdm | None = None
