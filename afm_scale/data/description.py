@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import DataError
-from ..core.files import write_atomically
+from ..core.files import open_regular, write_atomically
 
 FORMAT = "afm_scale data set"
 FORMAT_VERSION = 1
@@ -87,6 +87,13 @@ class DatasetDescription:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def fingerprint(self) -> dict[str, str]:
+        """As `SourceConfig` says of packed data: `index`, which holds a sum of every sample, and `classes`.
+
+        The labels in the index are numbers: which classes they are is for the names, in their order, to say.
+        """
+        return {"index": self.index_sha256, "classes": sha256(json.dumps(self.class_names).encode()).hexdigest()}
 
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
@@ -161,8 +168,9 @@ def _from_plain(plain: Mapping[str, Any]) -> DatasetDescription:
 
 
 def file_sha256(path: Path) -> str:
+    """Raises OSError if it cannot be read, or is no regular file."""
     digest = sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -56,6 +56,9 @@ class ImagesConfig(SourceConfig):
         size = description.content.size or _SIZE_OF_ORIGINALS
         return filled(self, size=size, num_classes=description.num_classes)
 
+    def fingerprint(self) -> Mapping[str, str]:
+        return read_content(self.folder, "images").fingerprint()
+
     @property
     def shape(self) -> tuple[int, int, int]:
         assert self.size is not None, "the size is as packed: resolved() comes first"

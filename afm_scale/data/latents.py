@@ -65,6 +65,9 @@ class LatentsConfig(SourceConfig):
             self, shape=content.shape, num_classes=description.num_classes, vae=content.vae, scale=content.scale
         )
 
+    def fingerprint(self) -> Mapping[str, str]:
+        return read_content(self.folder, "latents").fingerprint()
+
     @classmethod
     def decoding(cls, *, on_gpu: bool) -> str:
         return "read from the disk, nothing to decode"

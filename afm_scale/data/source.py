@@ -56,6 +56,15 @@ class SourceConfig:
         """What makes samples of the stored bytes on a machine with or without a GPU, in a few words for `doctor`."""
         return "embedded"
 
+    def fingerprint(self) -> Mapping[str, str]:
+        """Which data these are, by what tells them from others: SHA-256 in digits, by a name of what is summed.
+
+        Two configurations with the same fingerprint draw the same samples with the same labels; where they lie, and
+        settings such as the batch, are not in it. Empty if the data are part of the program. Reads a small file, or,
+        of a toy's file, all of it. Raises DataError if it cannot be read.
+        """
+        return {}
+
     @property
     def encoding(self) -> Encoding | None:
         """How its latents were made; None if it draws none, or if no autoencoder made them."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,12 @@ from afm_scale.data.latents import LatentsConfig
 from afm_scale.data.order import PositionedSource
 from afm_scale.data.source import Encoding
 from afm_scale.data.table import SOURCES, build_source
+from afm_scale.data.toys.digits import DigitsConfig
+from afm_scale.data.toys.mnist import MnistConfig
 from afm_scale.packing.writer import Packing
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
-from tests.data.small import packed_images
+from tests.data.small import mnist_file, packed_images
 
 PLACE = {"seed": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
 
@@ -73,6 +77,29 @@ def test_encoded_latents_say_all_that_a_recipe_may_leave_out(tmp_path: Path) -> 
     found = LatentsConfig(global_batch=4, folder=tmp_path).resolved()
     assert (found.shape, found.num_classes, found.encoding) == ((2, 3, 4), 2, Encoding("some", 0.5))
     assert replace(found, scale=0.4).resolved().scale == 0.4 and found.resolved() is found
+
+
+def test_a_fingerprint_tells_data_from_others_wherever_they_lie(packed: Path, tmp_path: Path) -> None:
+    def images(folder: Path, **changes: object) -> Mapping[str, str]:
+        return WebDatasetConfig(global_batch=4, folder=folder, **changes).fingerprint()
+
+    found = images(packed / "squares")
+    copied = shutil.copytree(packed / "squares", tmp_path / "copied")
+    assert found == images(copied, mirror=False, size=8) == DaliConfig(global_batch=4, folder=copied).fingerprint()
+    description = read_description(copied)
+    write_description(copied, replace(description, class_names=("class_1", "class_0", "class_2")))
+    assert {name for name, value in images(copied).items() if value != found[name]} == {"classes"}
+    packed_images(tmp_path / "again", size=8)
+    assert {name for name, value in images(tmp_path / "again").items() if value != found[name]} == {"index"}
+
+
+def test_a_toys_fingerprint_is_that_of_its_file(tmp_path: Path) -> None:
+    file = mnist_file(tmp_path / "digits.npz")
+    config = MnistConfig(global_batch=4, file=file)
+    assert config.fingerprint() == {"file": sha256(file.read_bytes()).hexdigest()}
+    assert replace(config, file=None).fingerprint() == {} == DigitsConfig(global_batch=4).fingerprint()
+    with pytest.raises(DataError, match="data.file .*gone.* cannot be read"):
+        replace(config, file=tmp_path / "gone").fingerprint()
 
 
 def test_what_a_recipe_gives_is_still_compared_with_the_data(packed: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...core.errors import ConfigError, DataError
 from ...core.random import Positions
 from ...core.types import Batch
+from ..description import file_sha256
 from ..order import EpochOrder, HeldOut, PositionedSource
 from ..source import SourceConfig
 
@@ -40,6 +41,14 @@ class MnistConfig(SourceConfig):
     kind: Literal["mnist"] = "mnist"
     file: Path | None = None  # must be given to train; null: what a recipe leaves to its user
     part: Part = "train"
+
+    def fingerprint(self) -> dict[str, str]:
+        if self.file is None:
+            return {}
+        try:
+            return {"file": file_sha256(self.file)}
+        except OSError as error:
+            raise DataError(f"data.file {self.file} cannot be read ({error.strerror or error}); {_WANTED}") from None
 
     @classmethod
     def decoding(cls, *, on_gpu: bool) -> str:
