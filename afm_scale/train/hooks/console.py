@@ -37,7 +37,7 @@ class ConsoleHook(QuietHook):
     def __init__(self, config: ConsoleConfig, *, total_steps: int, stream: TextIO | None = None) -> None:
         self._total_steps = total_steps
         self._stream = sys.stderr if stream is None else stream
-        self._show_bar = stream.isatty()
+        self._show_bar = self._stream.isatty()
         self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
         self._bar: tqdm | None = None
         self._images = self._steps = 0
