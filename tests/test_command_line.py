@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_made_is_told(told: Told, tmp_path: Path) -> Non
 def test_a_checkpoint_of_another_model_is_told_and_left_alone(told: Told, own: Path) -> None:
     before = digest(own / "checkpoints" / "step_00000004")
     wider = "model.generator.hidden_size=32"
-    line = told("train", *SMALL_AFM, *TRAIN_FOUR, wider, f"run.folder={own}")
+    line = told("train", *SMALL_AFM, *TRAIN_FOUR, wider, "run.accept_changes=[model]", f"run.folder={own}")
     assert "step_00000004" in line and "[16]" in line and "[32]" in line and "run.folder" in line
     assert digest(own / "checkpoints" / "step_00000004") == before
 

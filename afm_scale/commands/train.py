@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
 from ..core.holding import Held, hold
 from ..core.run_folder import RunFolder
-from ..parallel.agreement import agreed, check_same_on_all_ranks
+from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
 from ..parallel.describe import in_one_line
 from ..parallel.launch import Ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..run import build
 from ..run.arguments import add_recipe
+from ..run.changes import Comparison
 from ..run.check import check
 from ..run.config import RunConfig
 from ..run.hooks import build_observers
 from ..run.load import dump_yaml, load
+from ..run.origin import origin_of, write_records
 from ..run.start import start
 from ..train.loop import train
 from ..train.state import TrainState
@@ -64,20 +67,26 @@ def _run(
     config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, held: Held | None, afterwards: ExitStack
 ) -> signal.Signals | None:
     """From where the run starts to its report; the signal that stopped it, if one did."""
-    manager = build.build_manager(config, ranks)
+    origin = from_rank_0(ranks.rank, lambda: origin_of(config))
+    manager = build.build_manager(config, ranks, origin)
     afterwards.callback(manager.settle)  # after an error a save may be under way: the folder is held until it is over
-    observers = build_observers(config, plan, manager)
+    observers = build_observers(config, plan, manager, origin.run)
     if held is not None:
         held.on_loss(observers.failures.keep)
+    look = Comparison(config, origin.data)
+    with agreed():
+        where = start(state, plan, manager, config.run, observers.events, look)
     with agreed():
         if plan.rank == 0:
-            text = dump_yaml(config)
-            write_atomically(RunFolder(config.run.folder).config, lambda file: file.write(text.encode()))
-    with agreed():
-        where = start(state, plan, manager, config.run, observers.events)
+            write_records(RunFolder(config.run.folder), origin, dump_yaml(config), state.step)
+            if look.changes:
+                changes = [asdict(change) for change in look.changes]
+                observers.events.write("settings", step=state.step, changes=changes)
     if plan.rank == 0:
         described = plan.describe({role.value: player.module for role, player in state.players.items()})
-        print(f"{config.run.folder}: {where}\n{in_one_line(described)}", file=sys.stderr, flush=True)
+        changed = (f"changed: {change}" for change in look.changes)
+        told = (f"{config.run.folder}: {where}", *changed, in_one_line(described))
+        print("\n".join(told), file=sys.stderr, flush=True)
     first_step, began = state.step, time.monotonic()
     train(state, plan, config.loop, observers.hooks)
     seconds = time.monotonic() - began

@@ -17,6 +17,8 @@ class RunFolder:
     """Where the parts of a run lie; nothing is made by asking.
 
     RUN/config.yaml           the resolved recipe
+        config.step_00001234.yaml   that of a time before, until this step
+        id                    of this run and no other, wherever it lies
         events.jsonl          what happened: starts, saves, evaluations, signals
         metrics.jsonl         a row of numbers every few steps
         summary.json          the last word, of a finished run
@@ -31,6 +33,14 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    def earlier_config(self, step: int, number: int) -> Path:
+        """What `config` was until a step; numbers from 1 tell those apart that were until the same one."""
+        return self.path / f"config.step_{step:08d}{f'.{number}' if number > 1 else ''}.yaml"
+
+    @property
+    def id(self) -> Path:
+        return self.path / "id"
 
     @property
     def events(self) -> Path:

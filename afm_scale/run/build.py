@@ -27,6 +27,7 @@ from .checkpoints import card_of_run
 from .config import RunConfig
 from .guides import frozen_networks
 from .networks import build_learner, build_networks, build_objective, learner_of
+from .origin import Origin
 
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
@@ -74,9 +75,11 @@ def _build_data(config: RunConfig, plan: ParallelPlan) -> DataSource:
     return AgreeingSource(source) if reads_files and plan.world_size > 1 else source
 
 
-def build_manager(config: RunConfig, ranks: Ranks) -> CheckpointManager:
+def build_manager(config: RunConfig, ranks: Ranks, origin: Origin | None = None) -> CheckpointManager:
     """The run's checkpoints. Their manifests hold the configuration, so that a checkpoint can be used by itself."""
-    description = {"config": to_mapping(config), "versions": {"afm_scale": __version__, "torch": torch.__version__}}
+    versions = {"afm_scale": __version__, "torch": torch.__version__}
+    said = {} if origin is None else {"run": origin.run, "data": origin.data}
+    description = {"config": to_mapping(config), "versions": versions, **said}
     return CheckpointManager(
         RunFolder(config.run.folder).checkpoints, config.checkpoint, rank=ranks.rank, world_size=ranks.world_size,
         description=description, card=card_of_run(config),

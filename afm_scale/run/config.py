@@ -33,6 +33,7 @@ class FolderConfig:
     folder: Path
     resume_from: Path | None = None  # a checkpoint to continue, state and step count included
     initialise_from: Path | None = None  # a checkpoint whose weights alone are taken; the run starts at step 0
+    accept_changes: tuple[str, ...] = ()  # settings (or sections) that may differ from the checkpoint's all the same
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class Observers:
     failures: Failures
 
 
-def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointManager) -> Observers:
+def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointManager, run_id: str) -> Observers:
     """Every hook of the table that is wanted here, in its order, and the stop hook last.
 
     Collective if the average is evaluated. Raises, on every rank, the UserError that one of them met.
@@ -38,7 +38,7 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
     around = Surroundings(
         plan=plan, folder=folder, events=events, failures=failures, total_steps=config.loop.steps,
         seed=config.loop.seed, sampling_steps=config.sampling.num_steps, checkpoint=config.checkpoint,
-        manager=manager, evaluate=lambda chosen: build_evaluation(config, chosen, plan),
+        manager=manager, run_id=run_id, evaluate=lambda chosen: build_evaluation(config, chosen, plan),
     )
     hooks: list[Hook | None] = []
     for name, kind in HOOKS.items():

@@ -146,7 +146,7 @@ def build(config: MetricsConfig, around: Surroundings) -> MetricsHook:
         if config.wandb is not None:
             from .wandb import Wandb  # optional: imported only when the configuration names it
 
-            writers.append(Wandb(around.folder.path, config.wandb))
+            writers.append(Wandb(around.folder.path, around.run_id, config.wandb))
     return MetricsHook(around.plan, config, writers, around.failures, around.notes)
 
 

@@ -22,6 +22,7 @@ class Surroundings:
 
     plan: ParallelPlan
     folder: RunFolder
+    run_id: str  # of this run and no other, wherever its folder lies: 16 hexadecimal digits
     events: EventLog
     failures: Failures
     total_steps: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import wandb
@@ -11,13 +10,14 @@ from .metrics import Row, WandbConfig
 
 
 class Wandb:
-    """One wandb run for one folder: a resumed run goes on under the same id.
+    """One wandb run for one run: resumed, it goes on under the same id, which is born with it and not with its path.
 
     wandb cannot forget: rows that a resumed run writes again are dropped there, being of steps it already has.
     """
 
-    def __init__(self, folder: Path, config: WandbConfig) -> None:
+    def __init__(self, folder: Path, run_id: str, config: WandbConfig) -> None:
         self._folder = folder.resolve()
+        self._id = run_id
         self._config = config
         self._run: wandb.Run | None = None
 
@@ -25,7 +25,7 @@ class Wandb:
         self._run = wandb.init(
             project=self._config.project,
             name=self._folder.name,
-            id=hashlib.sha256(str(self._folder).encode()).hexdigest()[:16],
+            id=self._id,
             resume="allow" if self._config.mode == "online" else None,
             dir=str(self._folder),
             mode=self._config.mode,
