@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..core.errors import ConfigError, RunError
+from ..core.files import refuse_to_replace
 from ..estimate.flops import PEAK_TFLOPS, known_gpu
 from ..parallel.agreement import check_same_on_all_ranks
 from ..parallel.launch import Ranks, launch
@@ -65,6 +66,8 @@ class StepBenchmark:
             raise ConfigError(f"--reference-accumulation {self.reference_accumulation} must be at least 1")
         if self.profile is not None and not self.profile.parent.is_dir():
             raise ConfigError(f"--profile {self.profile}: there is no folder {self.profile.parent}; make it")
+        if self.profile is not None:
+            refuse_to_replace(self.profile)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import gc
 import itertools
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from ..core.files import read_regular, write_atomically
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
 from ..data.toys.synthetic import SyntheticLatentsConfig
@@ -178,10 +180,13 @@ def _profile(path: Path, ranks: Ranks, step: Callable[[], None]) -> None:
     if ranks.rank != 0:
         return
     if path.suffix == ".json":
-        watched.export_chrome_trace(str(path))
+        with tempfile.TemporaryDirectory(prefix="trace_") as folder:  # torch wants a name, and writes into what has it
+            watched.export_chrome_trace(f"{folder}/trace.json")
+            content = read_regular(Path(folder) / "trace.json", None)
     else:
         order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-        path.write_text(watched.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100))
+        content = watched.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100).encode()
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _settings(config: RunConfig, chosen: Choice, compiled: bool) -> dict[str, Any]:

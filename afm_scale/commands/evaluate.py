@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
-from ..core.files import make_folder
+from ..core.files import make_folder, refuse_to_replace
 from ..core.run_folder import RunFolder
 from ..core.typed import build
 from ..core.types import Role
@@ -33,6 +32,7 @@ from ..run.arguments import labels as labels_of
 from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..run.features import build_extractor
+from ..run.load import parse_yaml
 from ..sampling.drawing import DrawnImages, LabelChoice, classes_of, describe_labels
 
 NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all
@@ -97,10 +97,7 @@ def features_of(text: str, weights: Path | None) -> FeaturesConfig:
     """A kind of features, or a mapping of one kind in YAML as a recipe has it; and its file. Raises ConfigError."""
     mapping: Any = {"kind": text}
     if text.lstrip().startswith("{"):
-        try:
-            mapping = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--features {text}: not YAML: {' '.join(str(error).split())}") from None
+        mapping = parse_yaml(text, f"--features {text}")
     kind = str(mapping.get("kind"))
     setting = _WEIGHTS_OF.get(kind)
     if weights is not None and setting is None:
@@ -125,6 +122,7 @@ def evaluate_command(request: EvaluateRequest) -> int:
         with agreed():
             if request.write_reference is not None:
                 make_folder(request.write_reference.parent)
+                refuse_to_replace(request.write_reference)
             extractor = build_extractor(request.features, ranks.device)
             images = _target(request, checkpoint, extractor, ranks, parallel)
         reference = _reference(request, extractor, images, ranks)

@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.files import read_regular
 from ..core.random import Positions
 from ..core.schedules import Constant, Cosine
+from ..core.strict_json import parse_json
 from ..core.types import PUBLISHED, Batch, Loss, Role, networks_of
 from ..flow.guidance import FlowGuidance, PlainGuidance
 from ..flow.path import Prediction, move
 from ..models.classifier import ClassifierConfig, DiTClassifier
 from ..models.discriminator import DiscriminatorConfig, DiTDiscriminator
 from ..models.generator import DiTGenerator, GeneratorConfig
+from ..models.weights_file import read_safetensors
 from ..objectives.afm import AdversarialFlow, AFMConfig, PenaltyConfig
 from ..objectives.gradient_scale import GradientScaleConfig
 from ..parallel.config import ParallelConfig
@@ -93,16 +94,16 @@ def replay(case_file: Path) -> dict[str, float]:
     """
     tensors_file = case_file.with_suffix(".safetensors")
     for file in (case_file, tensors_file):
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"{file}: no such file; a case is NAME.json beside NAME.safetensors")
     try:
-        run = _Replay(json.loads(case_file.read_text()), load_file(tensors_file))
+        run = _Replay(parse_json(read_regular(case_file)), read_safetensors(tensors_file))
         errors: dict[str, float] = {}
         for kind, error in run.errors():
             # max(0.0, nan) is 0.0: what is not a number must not pass for agreement
             errors[kind] = math.inf if math.isnan(error) else max(errors.get(kind, 0.0), error)
         return errors
-    except (KeyError, json.JSONDecodeError, SafetensorError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OSError, RuntimeError) as error:
         raise UserError(f"{case_file}: not a case of the golden format: {error!r} is missing or malformed") from error
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import UserError
-from ..core.files import make_folder
+from ..core.files import make_folder, refuse_to_replace
 from ..core.types import Role
 from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
@@ -117,6 +117,9 @@ def _make_folders(request: SampleRequest, ranks: Ranks, drawing: Drawing) -> She
     """Returns what gathers the images for the grid and the npz: on rank 0, if they are asked for."""
     for folder in (request.out, *(file.parent for file in (request.grid, request.npz) if file)):
         make_folder(folder)
+    for file in (request.grid, request.npz):  # before anything is drawn
+        if file is not None:
+            refuse_to_replace(file)
     if ranks.rank != 0 or not (request.grid or request.npz):
         return None
     return Sheets(request.num, drawing.shape, grid=request.grid, npz=request.npz)

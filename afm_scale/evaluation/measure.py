@@ -15,11 +15,11 @@ from tqdm import tqdm
 from ..core.errors import DataError, RunError
 from ..core.place import Place
 from ..core.random import Positions
+from ..data.npz import Npz
 from ..parallel.agreement import agree, agreed, from_rank_0
 from ..sampling.order import npz_order
 from .features.extractor import Extractor
 from .figures import Figures, compare
-from .images.npz import Npz
 from .images.sets import IMAGES, ImageSet, NpzImages
 from .reference import Reference, read_reference
 from .summary import SampleSummary

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from ..core.errors import DataError
 from ..core.files import write_atomically
+from ..data.npz import Npz
 from .features.extractor import Extractor
-from .images.npz import Npz
 from .images.sets import IMAGES, NpzImages
 from .running import Gaussian
 

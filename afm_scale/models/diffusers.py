@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..core.files import read_regular
+from ..core.ranges import Range
+from ..core.strict_json import parse_json
+from ..core.typed import build
+from ..core.weights import first_misfit
+from .weights_file import read_safetensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+_INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # would lead diffusers to other files
+_IMPOSSIBLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings:
+    """What config.json may say, as diffusers' AutoencoderKL has it, and how far a network can be built of it."""
+
+    in_channels: Annotated[int, Range(1, 16)] = 3
+    out_channels: Annotated[int, Range(1, 16)] = 3
+    down_block_types: tuple[Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"], ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"], ...] = ("UpDecoderBlock2D",)
+    block_out_channels: Annotated[tuple[int, ...], Range(1, 8192)] = (64,)
+    layers_per_block: Annotated[int, Range(1, 16)] = 1
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
+    latent_channels: Annotated[int, Range(1, 1024)] = 4
+    norm_num_groups: Annotated[int, Range(1, 1024)] = 32
+    sample_size: Annotated[int, Range(1, 2**16)] = 32
+    scaling_factor: Annotated[float, Range(above=0)] = 0.18215
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        depths = {len(self.block_out_channels), len(self.down_block_types), len(self.up_block_types)}
+        if len(depths) > 1 or not 1 <= max(depths) <= 8:
+            raise ConfigError("block_out_channels, down_block_types and up_block_types must be of one length, 1 to 8")
 
 
 @dataclass(frozen=True)
@@ -39,22 +78,25 @@ class ReadAutoencoder:
 def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
     """A folder as `save_pretrained` writes it, or a name on the hub if that can be reached.
 
-    Weights are read from safetensors files alone. Raises ConfigError if there is no such autoencoder.
+    Weights are read from safetensors files alone, and no larger network is built than they fill. Raises ConfigError if
+    there is no such autoencoder, or anything in its two files cannot be.
     """
     folder = Path(path_or_name)
     folder = folder if folder.is_dir() else _from_hub(path_or_name)
-    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).exists()]
     if missing:
         raise ConfigError(
             f"{folder} has no {' and no '.join(missing)}; wanted a folder of an AutoencoderKL with weights in "
             "safetensors, as diffusers' save_pretrained writes it"
         )
+    settings = _settings(folder)
+    _check_weights(folder, settings)
     try:
         network, loading = AutoencoderKL.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
             low_cpu_mem_usage=False,  # the other way asks for a further package
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except _IMPOSSIBLE as error:
         raise ConfigError(f"{folder} cannot be read as an AutoencoderKL: {error}; restore it") from error
     lacking, unknown = loading["missing_keys"], loading["unexpected_keys"]  # diffusers would fill in random numbers
     if lacking or unknown:
@@ -62,11 +104,42 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
             f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME} beside it: it lacks {sorted(lacking)[:3]} and has "
             f"{sorted(unknown)[:3]} too many; restore the folder"
         )
-    config = network.config
     return ReadAutoencoder(
-        network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME, scale=float(config.scaling_factor),
-        latent_channels=config.latent_channels, pixels_per_latent=2 ** (len(config.block_out_channels) - 1),
+        network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME, scale=settings.scaling_factor,
+        latent_channels=settings.latent_channels, pixels_per_latent=2 ** (len(settings.block_out_channels) - 1),
     )
+
+
+def _settings(folder: Path) -> AutoencoderSettings:
+    path = folder / CONFIG_NAME
+    if (folder / _INDEX_NAME).exists():
+        raise ConfigError(f"{folder} has a {_INDEX_NAME}; wanted weights in one file, as save_pretrained writes them")
+    try:
+        plain: Any = parse_json(read_regular(path, 2**20))
+        if not isinstance(plain, dict) or plain.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+            raise ValueError("it does not describe an AutoencoderKL")
+        return build(AutoencoderSettings, {key: value for key, value in plain.items() if not key.startswith("_")})
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; restore it") from error
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{path} cannot be used: {error}; restore it") from error
+
+
+def _check_weights(folder: Path, settings: AutoencoderSettings) -> None:
+    """Before a network is built that takes memory: whether there are as many numbers in the file, and they are good."""
+    path = folder / WEIGHTS_NAME
+    try:
+        given = read_safetensors(path)
+        with torch.device("meta"):
+            wanted = AutoencoderKL(**asdict(settings)).state_dict()
+    except _IMPOSSIBLE as error:
+        raise ConfigError(f"{folder} cannot be read as an AutoencoderKL: {error}; restore it") from error
+    misfit = first_misfit(given, None)  # names are diffusers' matter, which knows older ones
+    if misfit is not None:
+        raise ConfigError(f"{path}: {misfit}; restore it")
+    found, needed = (sum(value.numel() for value in tensors.values()) for tensors in (given, wanted))
+    if found > 2 * needed or needed > 2 * found:
+        raise ConfigError(f"{path} holds {found:,} numbers, {CONFIG_NAME} beside it describes {needed:,}; restore it")
 
 
 def _from_hub(name: str) -> Path:

@@ -6,8 +6,10 @@ import torch
 
 from ..checkpoint.names import AVERAGE
 from ..checkpoint.tensors import digest
+from ..core.errors import CheckpointError
 from ..core.packages import require
 from ..core.types import Role
+from ..core.weights import first_misfit
 from ..evaluation.features.classifier import ClassifierFeatures, FeatureClassifier
 from ..evaluation.features.extractor import (
     ClassifierFeaturesConfig,
@@ -51,6 +53,9 @@ def _classifier_features(config: ClassifierFeaturesConfig, device: torch.device)
     checkpoint = open_checkpoint(config.checkpoint, holds=Role.CLASSIFIER)
     network, given = checkpoint.average()
     assert isinstance(network, FeatureClassifier), type(network)
+    misfit = first_misfit(given, network.state_dict())
+    if misfit is not None:
+        raise CheckpointError(f"{checkpoint.path} gives no features: {misfit}; use another checkpoint")
     network.load_state_dict({name: value.to(device, torch.float32) for name, value in given.items()}, assign=True)
     return ClassifierFeatures(
         network.eval().requires_grad_(False), device=device, time=config.time, shape=checkpoint.card.shape,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..checkpoint.tensors import first_mismatch
 from ..core.errors import CheckpointError, ConfigError
 from ..core.typed import to_mapping
 from ..core.types import Role
+from ..core.weights import first_misfit
+from ..models.weights_file import read_safetensors
 from ..objectives.objective import FrozenNetwork
 from ..parallel.compile import compile_blocks
 from ..parallel.plan import ParallelPlan
@@ -48,10 +47,18 @@ def _is_described(config: RunConfig, name: str) -> bool:
 
 
 def _with_weights(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """The network on the meta device, and its weights on the CPU."""
+    """The network on the meta device, and its weights on the CPU, which are those of such a network."""
     if _is_described(config, name):
-        return _guiding_classifier(config)
-    return _run_of(config, name).average()
+        whose = f"model.classifier.weights {config.model.classifier.weights}"
+        network, given = _guiding_classifier(config)
+    else:
+        theirs = _run_of(config, name)
+        whose = str(theirs.path)
+        network, given = theirs.average()
+    misfit = first_misfit(given, network.state_dict())
+    if misfit is not None:
+        raise ConfigError(f"{whose} cannot be used: {misfit}; describe the network it is of, or give other weights")
+    return network, given
 
 
 def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tensor]]:
@@ -62,11 +69,7 @@ def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tens
             "model.classifier.weights is null: guidance needs a trained classifier; set model.classifier.weights to a "
             "safetensors file, or to the folder of a run of objective 'classification'"
         )
-    given = _classifier_weights(weights, config)
-    mismatch = first_mismatch(given, classifier.state_dict())
-    if mismatch is not None:
-        raise ConfigError(f"{weights} holds another classifier: {mismatch}; change model.classifier or the file")
-    return classifier, given
+    return classifier, _classifier_weights(weights, config)
 
 
 def _run_of(config: RunConfig, name: str) -> Checkpoint:
@@ -99,14 +102,14 @@ def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
         theirs = _checkpoint_of(wanted, "model.classifier.weights", config)
         _check_description(path, theirs, config)
         return theirs.average()[1]
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"model.classifier.weights {path}: no such file; give a safetensors file, or the folder of a run"
         )
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(f"model.classifier.weights {path} is no safetensors file ({error}); restore it") from error
+        return read_safetensors(path)
+    except ValueError as error:
+        raise ConfigError(f"model.classifier.weights {path}: {error}; restore it, or give another") from error
 
 
 def _check_description(folder: Path, theirs: Checkpoint, config: RunConfig) -> None:

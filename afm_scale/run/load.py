@@ -13,6 +13,7 @@ with another `kind` than the one below replaces it too, since the keys of one ki
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -21,10 +22,13 @@ from typing import Any, TypeVar
 import yaml
 
 from ..core.errors import ConfigError
+from ..core.files import read_regular
 from ..core.typed import Keys, Mistake, build, found, nearest, to_mapping
 from .shipped import RECIPES, shipped, shipped_names
 
 T = TypeVar("T")
+_LONGEST_RECIPE = 2**18  # bytes
+_MOST_VALUES = 100_000  # in a recipe, with all that its aliases repeat
 Layers = list[tuple[str, dict]]  # what each file and override says itself, lowest first: an error tells who said it
 
 
@@ -51,6 +55,13 @@ def dump_yaml(config: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
+    def get_single_node(self) -> yaml.Node | None:
+        """Refuses a text whose aliases, each of several others, stand for more values than memory holds."""
+        node = super().get_single_node()
+        if node is not None and _num_values(node, {}) > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"its aliases repeat more than {_MOST_VALUES:,} values")
+        return node
+
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Refuses a key that comes twice, where PyYAML silently keeps the last, and one that is not text."""
         node, names = super().compose_mapping_node(anchor), set()
@@ -63,9 +74,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _num_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Of a node and all in it, one that comes by an alias counted again."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is counted: it would contain itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]
+
+
 def _find_recipe(recipe: str) -> Path:
     for file in [folder / name for folder in (Path(), RECIPES) for name in (recipe, f"{recipe}.yaml")]:
-        if file.is_file():
+        if file.exists() and not file.is_dir():
             return file.resolve()
     names = sorted(file.stem for folder in {Path(recipe).parent.resolve(), RECIPES} for file in folder.glob("*.yaml"))
     nearest = difflib.get_close_matches(Path(recipe).stem, names, n=5, cutoff=0.4) or names
@@ -80,12 +101,12 @@ def _read(file: Path, layers: Layers, asked_by: tuple[Path, ...] = ()) -> dict:
         cycle = " -> ".join(map(_shown, (*asked_by[asked_by.index(file) :], file)))
         raise ConfigError(f"{asker}the files inherit each other in a circle: {cycle}")
     try:
-        text = file.read_bytes()
+        text = read_regular(file, _LONGEST_RECIPE)
     except OSError as error:
         hint = nearest(file.name, [other.name for other in sorted(file.parent.glob("*.yaml"))])
         hint = hint or nearest("/".join(file.parts[-2:]), shipped_names()) or nearest(file.stem, shipped_names())
         raise ConfigError(f"{asker}{source} cannot be read: {error.strerror}{hint}") from None
-    mapping = _parse(text, source)
+    mapping = parse_yaml(text, source)
     mapping = {} if mapping is None else mapping  # a file of comments alone
     if not isinstance(mapping, dict):
         raise ConfigError(f"{source}: found {found(mapping)}, wanted a mapping of sections")
@@ -122,7 +143,7 @@ def _read_overrides(overrides: Sequence[str], mapping: dict, layers: Layers) -> 
                 if not isinstance(value, dict):
                     problem = f"{'.'.join(outer)} is {found(value)} (from {_source(layers, outer)}), not a mapping"
                     raise ConfigError(f"{source}: {problem}; give it as a whole: {'.'.join(outer)}={{...}}")
-        value = _parse(text, source)
+        value = parse_yaml(text, source)
         for key in reversed(keys):
             value = {key: value}
         layers.append((source, value))
@@ -130,12 +151,15 @@ def _read_overrides(overrides: Sequence[str], mapping: dict, layers: Layers) -> 
     return _lay(mapping, above)
 
 
-def _parse(text: str | bytes, source: str) -> Any:
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """The plain values of a YAML text. Raises ConfigError, which begins with `source`."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{source}{line}: not YAML: {error.problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2026-13-01, a number of 5,000 digits
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
 

@@ -304,6 +304,7 @@ def test_features_are_a_kind_with_its_file_or_a_mapping() -> None:
     for text, weights, words in [
         ("pixels", Path("a"), "no weights"), ("classifier", None, "checkpoint"), ("{kind: [}", None, "not YAML"),
         ("{kind: torchscript, file: a, sise: 3}", None, "'size'"), ("{}", None, "kind"),
+        ("{a: &a [*a]}", None, "aliases"), ("{" * 5000, None, "nested too deeply"),
     ]:
         with pytest.raises(ConfigError, match=words):
             features_of(text, weights)

@@ -61,7 +61,8 @@ def test_every_kind_can_be_configured(plain: dict, config: FeaturesConfig) -> No
 def test_the_kinds_that_read_images_are_built(tmp_path: Path) -> None:
     images = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
     assert build_extractor(PixelsConfig(), "cpu")(images).pool.shape == (2, 192)
-    script = TorchScriptConfig(file=saved_script(Means(), tmp_path / "means.pt"))
+    file = saved_script(Means(), tmp_path / "means.pt")
+    script = TorchScriptConfig(file=file, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
     torch.testing.assert_close(build_extractor(script, "cpu")(images).pool, torch.full((2, 3), 0.2))
 
 

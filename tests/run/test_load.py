@@ -220,7 +220,13 @@ def test_a_mistake_is_reported_with_the_way_to_it(mapping, message):
     ("loop: \x00", "odd.yaml: not YAML: "),
     ("loop: 2026-13-01", "odd.yaml: not YAML: month must be in 1..12"),
     ("loop: " + "9" * 5000, "odd.yaml: not YAML: Exceeds the limit"),
-    ("loop: &a {steps: *a}", "odd.yaml: missing 'objective'"),
+    ("loop: &a {steps: *a}", "odd.yaml: not YAML: its aliases repeat more than"),
+    ("a: &a [x]\n" + "\n".join(f"{b}: &{b} [{(f'*{a}, ' * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+     "odd.yaml: not YAML: its aliases repeat more than"),
+    ("a: &a {k: 1}\n" + "\n".join(
+        f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ), "odd.yaml: not YAML: its aliases repeat more than"),
+    ("# " + "x" * 2**18, "odd.yaml cannot be read: it has more than 262,144 bytes"),
     ("[" * 3000, "odd.yaml: nested too deeply"),
 ])
 def test_a_file_that_cannot_be_used_is_a_message_and_no_traceback(here, text, message):

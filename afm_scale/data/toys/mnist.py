@@ -8,12 +8,10 @@ ninth is for choosing settings (`tune`), the tenth is for the figures that are r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from ...core.errors import ConfigError, DataError
 from ...core.random import Positions
 from ...core.types import Batch
 from ..description import file_sha256
+from ..npz import Npz
 from ..order import EpochOrder, HeldOut, PositionedSource
 from ..source import SourceConfig
 
@@ -70,18 +69,13 @@ def read_mnist(file: Path, part: Part) -> Batch:
 
 def _arrays(file: Path) -> tuple[Tensor, Tensor]:
     """(uint8 [N, 28, 28], int64 [N]), checked."""
+    if not file.exists():
+        raise DataError(f"data.file {file} is not there; {_WANTED}")
     try:
-        with file.open("rb") as opened:  # numpy would leave a torn one open
-            arrays = np.load(opened, allow_pickle=False)
-            if not isinstance(arrays, Mapping):
-                raise ValueError("it holds a single array")
-            images, labels = arrays["images"], arrays["labels"]
-    except FileNotFoundError:
-        raise DataError(f"data.file {file} is not there; {_WANTED}") from None
-    except KeyError as error:
-        raise DataError(f"data.file {file}: {error.args[0]}; {_WANTED}") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"data.file {file} cannot be read ({' '.join(str(error).split())}); {_WANTED}") from None
+        npz = Npz(file)
+        images, labels = npz.read("images"), npz.read("labels")
+    except DataError as error:
+        raise DataError(f"data.file {error}; {_WANTED}") from None
     fits = images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == SHAPE[1:]
     if not (fits and labels.dtype.kind in "iu" and labels.shape == images.shape[:1] and len(labels) >= 10):
         raise DataError(
@@ -91,7 +85,7 @@ def _arrays(file: Path) -> tuple[Tensor, Tensor]:
     wrong = labels[(labels < 0) | (labels >= NUM_CLASSES)]
     if len(wrong):
         raise DataError(f"data.file {file} has the label {wrong[0]}; {_WANTED}")
-    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
 class MnistSource(PositionedSource):

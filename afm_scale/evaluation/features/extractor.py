@@ -34,6 +34,11 @@ _ROUTES: dict[str, Route] = {".pth": "torch-fidelity", ".pt": "torchscript"}
 _MAX_PIXELS = 16_384  # numbers per image: a covariance of 2 GiB
 
 
+def _check_sha256(digits: str | None, other: str = "") -> None:
+    if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ConfigError(f"sha256 {digits!r} is neither {other}null nor 64 hex digits in lower case")
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What an extractor says of B images or samples."""
@@ -69,7 +74,7 @@ class InceptionConfig:
     kind: Literal["inception"] = "inception"
     weights: Path = Path("weights") / PUBLISHED["torch-fidelity"].name
     via: Route | None = None
-    sha256: str | None = "published"  # what the file must have; 'published': the one everybody uses; null: any
+    sha256: str | None = "published"  # what the file must have; 'published': the one everybody uses; null: any .pth
 
     def __post_init__(self) -> None:
         if self.via is None and self.weights.suffix not in _ROUTES:
@@ -77,8 +82,8 @@ class InceptionConfig:
                 f"weights {self.weights} ends neither in .pth (torch-fidelity) nor in .pt (TorchScript); say which it "
                 "is: via=torch-fidelity or via=torchscript"
             )
-        if self.sha256 not in (None, "published") and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ConfigError(f"sha256 {self.sha256!r} is neither 'published' nor null nor 64 hex digits in lower case")
+        if self.sha256 != "published":
+            _check_sha256(self.sha256, "'published' nor ")
 
     @property
     def route(self) -> Route:
@@ -105,10 +110,12 @@ class TorchScriptConfig:
     channels: int = 3  # what the network takes; grey images are repeated to as many
     size: int | None = None  # pixels of a side, to which images are resized (bilinear, antialiased); null: as they are
     input: Literal["unit", "uint8"] = "unit"  # floats in [0, 1], normalised next; or whole numbers 0 to 255
+    sha256: str | None = None  # of the file, which is a program: it is not run unless its 64 hex digits are named
     mean: tuple[float, ...] | None = None  # one, or one for each channel; with std: (x - mean) / std
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        _check_sha256(self.sha256)
         if self.channels < 1 or (self.size is not None and self.size < 1):
             raise ConfigError(f"channels {self.channels} and size {self.size} must be at least 1")
         if (self.mean is None) != (self.std is None):

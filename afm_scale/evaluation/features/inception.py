@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.arithmetic import full_float32
 from ...core.errors import ConfigError
+from ...core.weights import first_misfit
 from .extractor import PUBLISHED, Features, InceptionConfig, check_uint8, with_channels
 from .weights_file import WeightsFile, read_published_file
 
@@ -89,4 +90,7 @@ def _read_weights(file: WeightsFile) -> dict[str, Tensor]:
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ConfigError(f"{file.path} holds something else than named tensors; wanted the network's state dict")
+    unusable = first_misfit({name: value for name, value in weights.items() if value.dtype != torch.int64}, None)
+    if unusable is not None:
+        raise ConfigError(f"{file.path} cannot be used as weights: {unusable}; fetch it again")
     return dict(weights)

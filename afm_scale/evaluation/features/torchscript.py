@@ -1,6 +1,7 @@
 """Features from TorchScript files: any network that maps images to vectors, and NVIDIA's file of Inception.
 
-A TorchScript file holds a program of tensor operations that torch's own interpreter runs; reading it unpickles nothing.
+A TorchScript file is a program: torch's interpreter runs it with all rights of who started the command, it can write
+over any file and never end. So it is read only if its SHA-256 is that of the published file, or one the user names.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class TorchScriptInception:
     reads: Literal["images"] = "images"
 
     def __init__(self, config: InceptionConfig, device: torch.device) -> None:
-        """Raises ConfigError if the file is missing, has another SHA-256 than wanted, or is no TorchScript."""
+        """Raises ConfigError if the file is missing, has another SHA-256 than named, or is no TorchScript."""
         file = read_published_file(config.weights, PUBLISHED["torchscript"], config.expected_sha256)
+        _refuse_unnamed(file, config.expected_sha256, "{kind: inception, weights: FILE, sha256: ...}")
         self.name = f"inception via torchscript, weights {file.short_sha256}, TF1 resize to 299"
         self._network = _Network(file, device, f"wanted a file that is called as {PUBLISHED['torchscript'].name} is")
 
@@ -60,8 +62,9 @@ class TorchScriptFeatures:
     reads: Literal["images"] = "images"
 
     def __init__(self, config: TorchScriptConfig, device: torch.device) -> None:
-        """Raises ConfigError if the file is missing or is no TorchScript."""
+        """Raises ConfigError if the file is missing, has another SHA-256 than named, or is no TorchScript."""
         file = read_weights_file(config.file, setting="file")
+        _refuse_unnamed(file, config.sha256, "{kind: torchscript, file: FILE, sha256: ...}")
         self.name = f"torchscript {file.short_sha256}, {_preparation(config)}"
         self._config = config
         self._network = _Network(file, device, "set channels, size and input to what it wants")
@@ -85,6 +88,17 @@ class TorchScriptFeatures:
             return images
         mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (config.mean, config.std))
         return (images - mean) / std
+
+
+def _refuse_unnamed(file: WeightsFile, named: str | None, example: str) -> None:
+    """Before anything in the file is parsed."""
+    if file.sha256 in (named, PUBLISHED["torchscript"].sha256):
+        return
+    found = "none is named" if named is None else f"the settings name {named}"
+    raise ConfigError(
+        f"{file.path} is not run: a TorchScript file is a program, and would have all your rights. Its SHA-256 is "
+        f"{file.sha256}, {found}; if you trust who made it, name this number in the settings of the features: {example}"
+    )
 
 
 def _preparation(config: TorchScriptConfig) -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import ConfigError
+from ...core.files import NotRegular, read_regular
+
+_LARGEST = 2**34  # bytes, which are all held in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +37,12 @@ class WeightsFile:
 
 def read_weights_file(path: Path, *, setting: str) -> WeightsFile:
     """Raises ConfigError, naming the setting, if the file is missing or cannot be read."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "is not there"
-        raise ConfigError(f"{path} {found}; name a file with the setting {setting}")
     try:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there; name a file with the setting {setting}") from None
+    except NotRegular as error:
+        raise ConfigError(f"{path} cannot be used: {error.strerror}; name a file with the setting {setting}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; restore it, or give read permission") from error
     return WeightsFile(path, content, hashlib.sha256(content).hexdigest())

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.errors import DataError
+from ...core.files import read_regular
 from ...core.random import permutation
 from ...data.description import DESCRIPTION_NAME, ImageContent
 from ...data.shards import PackedShards, SampleError
@@ -28,6 +29,7 @@ from ...packing.originals import SUFFIXES
 _CHANNELS = {"L": 1, "RGB": 3}
 _FORMAT_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 _THREADS = 8
+_LARGEST_IMAGE = 2**30  # bytes of an encoded one
 _CONVERT = "make them alike with tools/make_shards.py, which crops and converts"
 
 
@@ -131,7 +133,7 @@ class FolderImages(EncodedImages):
     def read(self, index: int) -> tuple[str, bytes]:
         path = self.folder / self.names[index]
         try:
-            return str(path), path.read_bytes()
+            return str(path), read_regular(path, _LARGEST_IMAGE)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; restore it or take it away") from None
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...core.errors import DataError, UserError
 from ...data.description import DESCRIPTION_NAME
+from ...data.npz import Npz
 from .encoded import FolderImages, PackedImages, channels_first
-from .npz import Npz
 
 IMAGES = "arr_0"
 _LABELS = ("labels", "arr_1")  # ours, and ADM's sampling script's

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...core.files import explained_write
+from ...core.files import append_regular, explained_write
 
 
 class EventLog:
@@ -25,7 +25,7 @@ class EventLog:
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         with explained_write(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a+b") as file:
+            with append_regular(self._path) as file:
                 _forget_torn_line(file)
                 file.write((json.dumps({"time": time, "kind": kind, **fields}) + "\n").encode())
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TextIO
+from typing import BinaryIO, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError
-from ...core.files import explained_write, write_atomically
+from ...core.files import append_regular, explained_write, read_regular, write_atomically
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState
@@ -155,18 +155,18 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def start(self, step: int) -> None:
         forget_later_lines(self._path, step)
         with explained_write(self._path):
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = append_regular(self._path)
 
     def write(self, row: Row) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         assert self._file is not None
         with explained_write(self._path):
-            self._file.write(json.dumps(finite) + "\n")
+            self._file.write((json.dumps(finite) + "\n").encode())
             self._file.flush()
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class JsonLines:
 def forget_later_lines(path: Path, step: int) -> None:
     """Leaves the JSON lines of steps up to `step` in a file, or an empty file. Raises UserError if it cannot."""
     with explained_write(path):
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        lines = read_regular(path, None).splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if _step_of(line) <= step]
     write_atomically(path, lambda file: file.writelines(kept))
 

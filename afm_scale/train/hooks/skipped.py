@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ...core.files import explained_write
+from ...core.files import append_regular, explained_write
 from ..failures import Failures
 from ..state import TrainState
 from .hook import QuietHook, StepReport
@@ -37,9 +37,10 @@ class SkippedHook(QuietHook):
         path = self._folder / f"rank_{self._rank:05d}.jsonl"
         with self._failures.kept(), explained_write(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            with append_regular(path) as file:
                 for skipped in report.skipped:
-                    file.write(json.dumps({"step": report.step, "rank": self._rank, **asdict(skipped)}) + "\n")
+                    row = {"step": report.step, "rank": self._rank, **asdict(skipped)}
+                    file.write((json.dumps(row) + "\n").encode())
 
 
 def build(config: None, around: Surroundings) -> SkippedHook | None:

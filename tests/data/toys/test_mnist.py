@@ -58,7 +58,7 @@ GOOD = {"images": np.zeros((20, 28, 28), np.uint8), "labels": np.zeros(20, np.ui
 
 
 @pytest.mark.parametrize(("arrays", "told"), [
-    ({"images": GOOD["images"]}, "labels is not a file in the archive"),
+    ({"images": GOOD["images"]}, "has no array 'labels'"),
     (GOOD | {"images": np.zeros((20, 8, 8), np.uint8)}, r"images \[20, 8, 8\] uint8"),
     (GOOD | {"images": np.zeros((20, 28, 28), np.float32)}, r"images \[20, 28, 28\] float32"),
     (GOOD | {"labels": np.zeros(19, np.uint8)}, r"labels \[19\] uint8"),
@@ -66,7 +66,7 @@ GOOD = {"images": np.zeros((20, 28, 28), np.uint8), "labels": np.zeros(20, np.ui
     (GOOD | {"labels": np.full(20, 10, np.int64)}, "has the label 10"),
     (GOOD | {"labels": np.full(20, -1, np.int16)}, "has the label -1"),
     ({"images": GOOD["images"][:9], "labels": GOOD["labels"][:9]}, r"images \[9, 28, 28\].*at least ten"),
-    (GOOD | {"labels": np.array([{}] * 20)}, "cannot be read.*allow_pickle"),
+    (GOOD | {"labels": np.array([{}] * 20)}, "holds pickled Python objects"),
 ])
 def test_a_file_of_anything_else_is_refused_and_says_what_is_wanted(
     arrays: dict, told: str, tmp_path: Path

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from datetime import datetime
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_the_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_explained() -> None:
-    with pytest.raises(UserError, match="could not write /dev/full: No space left on device; free some space"):
+def test_a_full_disk_is_explained(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as a quota would end it
+    try:
+        with pytest.raises(UserError, match="could not write .*events.jsonl: File too large; free some space"):
+            EventLog(tmp_path / "events.jsonl", enabled=True).write("start")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_device_in_the_place_of_the_log_is_not_written_to() -> None:
+    with pytest.raises(UserError, match="could not write /dev/full: it is a device, wanted a regular file"):
         EventLog(Path("/dev/full"), enabled=True).write("start")

@@ -1,9 +1,14 @@
-"""An .npz file read array by array: nothing in it is unpickled, and no size is believed before it is checked."""
+"""An .npz file read array by array: nothing in it is unpickled, and no size is believed before it is checked.
+
+A few kilobytes can be packed so that they unfold to all the memory there is. So nothing is taken that numpy would not
+have written: more arrays than anybody names, headers longer than a shape needs, other ways of packing than deflate.
+"""
 
 from __future__ import annotations
 
-import lzma
+import io
 import math
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -16,12 +21,25 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import DataError
+from ..core.errors import DataError
+from ..core.files import open_regular
 
 _BLOCK_BYTES = 4 << 20
-# RuntimeError: an encrypted member; NotImplementedError: a compression that Python does not know.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
+_MOST_ARRAYS = 1000
+_LONGEST_HEADER = 10_000  # characters, as numpy has it
+_PACKED_BY_NUMPY = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LARGEST_ROW = 2**28  # bytes
+_LARGEST_ARRAY = 2**33  # bytes of one that is read whole
+_UNSUSPECTED = 2**28  # bytes, up to which it may be packed as well as it can be
+_MOST_REAL_PACKING = 100  # times that features of real images become smaller: less than 2
+# RuntimeError: an encrypted member; NotImplementedError: a version of zip that Python does not know; ValueError,
+# UnicodeDecodeError among them, and IndexError: lists of contents that contradict themselves.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, IndexError,
+    struct.error, OverflowError,
+)
 _BAD_HEADER = (ValueError, SyntaxError, TypeError, tokenize.TokenError, MemoryError, RecursionError)
+_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -33,6 +51,7 @@ class Member:
     dtype: np.dtype[Any]
     crc32: int  # of the array and its header, as the archive lists it
     header_bytes: int
+    packed_bytes: int
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
@@ -45,12 +64,16 @@ class Npz:
         """Reads the headers. Raises DataError if the file is not a whole npz of plain arrays in row-major order."""
         self.path = path
         members = {}
-        with self._explained(), zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+        with self._explained(), self._archive() as archive:
+            infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            if len(infos) > _MOST_ARRAYS or len({info.filename for info in infos}) < len(infos):
+                raise DataError(f"{path} holds {len(infos):,} arrays, or two of one name; wanted few, of other names")
+            for info in infos:
                 name = info.filename.removesuffix(".npy")
-                if name != info.filename:
-                    with archive.open(info) as file:
-                        members[name] = self._header(name, file, info)
+                if info.compress_type not in _PACKED_BY_NUMPY:
+                    raise DataError(f"{path}, array {name!r} is packed as numpy does not; save it with numpy.savez")
+                with archive.open(info) as file:
+                    members[name] = self._header(name, file, info)
         if not members:
             raise DataError(f"{path} holds no arrays; wanted an npz as numpy.savez writes it")
         self.members: Mapping[str, Member] = members
@@ -59,6 +82,8 @@ class Npz:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except DataError:
+            raise
         except _DAMAGE as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(
@@ -66,11 +91,21 @@ class Npz:
                 "wanted a file as numpy.savez writes it: restore it or make it again"
             ) from None
 
+    @contextmanager
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
+        with open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+
     def _header(self, name: str, file: IO[bytes], info: zipfile.ZipInfo) -> Member:
         place = f"{self.path}, array {name!r}"
         try:
-            read_header = _HEADER_READERS[np.lib.format.read_magic(file)]
-            shape, by_columns, dtype = read_header(file)
+            magic = file.read(np.lib.format.MAGIC_LEN)
+            version = np.lib.format.read_magic(io.BytesIO(magic))
+            length = _exactly(file, _LENGTH_BYTES[version])
+            num_chars = int.from_bytes(length, "little")
+            if num_chars > _LONGEST_HEADER:
+                raise ValueError(f"one of {num_chars:,} characters")
+            shape, by_columns, dtype = _HEADER_READERS[version](io.BytesIO(length + _exactly(file, num_chars)))
         except KeyError:
             raise DataError(f"{place}: its format is neither 1.0 nor 2.0 of .npy; save it with numpy.savez") from None
         except _BAD_HEADER as error:
@@ -79,14 +114,14 @@ class Npz:
             raise DataError(f"{place} holds pickled Python objects, which are never loaded; save plain numbers")
         if by_columns and len(shape) > 1:
             raise DataError(f"{place} is stored in column-major order; save numpy.ascontiguousarray of it")
-        header_bytes = file.tell()
+        header_bytes = len(magic) + len(length) + num_chars
         wanted = header_bytes + math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or info.file_size != wanted:
+        if min(shape, default=0) < 0 or dtype.itemsize == 0 or info.file_size != wanted:
             raise DataError(
                 f"{place} is {dtype} {list(shape)} by its header, which is {wanted} bytes; the file lists "
                 f"{info.file_size}: it is damaged, make it again"
             )
-        return Member(shape, dtype, info.CRC, header_bytes)
+        return Member(shape, dtype, info.CRC, header_bytes, info.compress_size)
 
     def member(self, name: str) -> Member:
         """Raises DataError if there is no such array."""
@@ -96,11 +131,17 @@ class Npz:
         return self.members[name]
 
     def read(self, name: str) -> NDArray[Any]:
-        """A whole array. Raises DataError if it is not there or its bytes are damaged (CRC-32)."""
+        """A whole array. Raises DataError if it is not there, its bytes are damaged (CRC-32), or they are too many."""
         member = self.member(name)
-        with self._explained(), zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+        num_bytes = math.prod(member.shape) * member.dtype.itemsize
+        if num_bytes > min(_LARGEST_ARRAY, max(_UNSUSPECTED, _MOST_REAL_PACKING * member.packed_bytes)):
+            raise DataError(
+                f"{self.path}, array {name!r} is {member}, which takes {num_bytes:,} bytes and is packed into "
+                f"{member.packed_bytes:,}: no array of real numbers is; make the file again"
+            )
+        with self._explained(), self._archive() as archive, archive.open(f"{name}.npy") as file:
             file.seek(member.header_bytes)
-            data = _exactly(file, math.prod(member.shape) * member.dtype.itemsize)
+            data = _exactly(file, num_bytes)
         return np.frombuffer(data, member.dtype).reshape(member.shape)
 
     def rows(self, name: str, stop: int) -> Iterator[NDArray[Any]]:
@@ -110,8 +151,10 @@ class Npz:
         """
         member = self.member(name)
         row_bytes = math.prod(member.shape[1:]) * member.dtype.itemsize
+        if not 0 < row_bytes <= _LARGEST_ROW:
+            raise DataError(f"{self.path}, array {name!r} is {member}: a row has {row_bytes:,} bytes and is no image")
         at_once = max(1, _BLOCK_BYTES // row_bytes)
-        with self._explained(), zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+        with self._explained(), self._archive() as archive, archive.open(f"{name}.npy") as file:
             file.seek(member.header_bytes)
             for start in range(0, stop, at_once):
                 count = min(at_once, stop - start)
