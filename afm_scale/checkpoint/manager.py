@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 import threading
 import warnings
@@ -19,39 +18,44 @@ from concurrent import futures
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from ..core.errors import CheckpointError, ConfigError
 from .card import Card, to_plain
+from .keeping import Keeping, hidden_folder
 from .manifest import (
     Manifest,
     OnTorn,
     TensorEntry,
     folder_name,
     ignore_torn,
-    newest_complete,
-    problem_with,
     sync_folder,
-    visible_checkpoints,
     write_manifest,
 )
+from .sums import OneThread, comparing
+from .tensors import first_difference
+from .writer import Writer, system_error
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and what to keep: the newest `keep_last`, and every step that `keep_every_steps` divides."""
+    """When to save, and what to keep: the newest `keep_last`, and every step that `keep_every_steps` divides.
+
+    `verify` says which saves are read back from the disk and compared with memory before they are relied on: the first
+    one of every process, every one, or none.
+    """
 
     every_steps: int
     keep_last: int = 3
     keep_every_steps: int | None = None
     asynchronous: bool = True  # False: save() returns when the checkpoint is on the disk
+    verify: Literal["first", "every", "never"] = "first"
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep_last", "keep_every_steps"):
@@ -67,7 +71,7 @@ class CheckpointManager:
         self, folder: Path, config: CheckpointConfig, *, rank: int, world_size: int, description: Mapping[str, Any],
         card: Card | None = None,
     ) -> None:
-        """Creates the folder and clears what a killed run left in it; `description` and card go into every manifest.
+        """Creates the folder, and ends what a killed run had begun; `description` and card go into every manifest.
 
         Raises CheckpointError if the folder cannot be written.
         """
@@ -78,6 +82,8 @@ class CheckpointManager:
         self._description = json.loads(json.dumps(description))
         self._card = None if card is None else json.loads(json.dumps(to_plain(card)))
         self._saving: futures.Future[None] | None = None
+        self._keeping = Keeping(folder, config.keep_last, config.keep_every_steps)
+        self._has_read_back = False
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         if self._group is None:  # torch says so at every save; one rank is no mistake
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
@@ -102,7 +108,7 @@ class CheckpointManager:
         staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         scalars = json.loads(json.dumps(scalars))  # a copy as well, and an error now rather than in the background
         self._saving = futures.Future()
-        arguments = (self._saving, step, staged, scalars)
+        arguments = (self._saving, step, staged, scalars, OneThread(f"sums of step {step}"))
         # No daemon: the interpreter lets it finish, and would abort if it ended under a thread that is inside torch.
         threading.Thread(target=self._save, args=arguments, name=f"save of step {step}").start()
         if not self._config.asynchronous:
@@ -121,8 +127,23 @@ class CheckpointManager:
             self.poll()
 
     def latest(self, on_torn: OnTorn = ignore_torn) -> Path | None:
-        """The newest complete checkpoint; torn ones are reported to `on_torn` and passed over."""
-        return newest_complete(self._folder, on_torn)
+        """The newest complete checkpoint; torn ones are reported to `on_torn` and passed over.
+
+        By names, sizes and what `note` was told: no sum is compared.
+        """
+        return self._keeping.newest(on_torn)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def note(self, path: Path, *, whole: bool) -> None:
+        """What loading a checkpoint of this run has shown: a torn one does not count among those that are kept."""
+        self._keeping.note(path, whole=whole)
+
+    def clear_leftovers(self) -> None:
+        """Removes what a killed run left unfinished; to be called when it is known where this one starts."""
+        self._on_rank_0(self._clear_leftovers)
 
     def settle(self) -> None:
         """Until this rank's thread no longer writes, whatever came of it. Not collective."""
@@ -147,46 +168,59 @@ class CheckpointManager:
             raise outcome[1]
         return outcome[0]
 
+    def _of_all(self, value: T) -> list[T]:
+        """The values of all ranks, on every rank."""
+        values = [value] * self._world_size
+        if self._group is not None:
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
     def _prepare_folder(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        probe = self._hidden(0, "probe")
+        probe = hidden_folder(self._folder, 0, "probe")
         probe.mkdir()
         probe.rmdir()
         for path in sorted(self._folder.glob(".step_*")):
             replaced = re.fullmatch(r"\.(step_\d+)\.replaced-.*", path.name)
             if replaced and not (self._folder / replaced[1]).exists():
                 os.rename(path, self._folder / replaced[1])  # killed between the two renames of _publish
-            else:
-                shutil.rmtree(path, ignore_errors=True)
 
-    def _hidden(self, step: int, purpose: str) -> Path:
-        return self._folder / f".{folder_name(step)}.{purpose}-{secrets.token_hex(4)}"
+    def _clear_leftovers(self) -> None:
+        for path in sorted(self._folder.glob(".step_*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _save(
-        self, saving: futures.Future[None], step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]
+        self, saving: futures.Future[None], step: int, tensors: dict[str, Tensor], scalars: dict[str, Any],
+        beside: OneThread,
     ) -> None:
         """The thread's whole work: the future always gets an answer."""
         try:
-            self._write(step, tensors, scalars)
-            self._on_rank_0(self._prune)
+            with beside:
+                self._write(step, tensors, scalars, beside)
+                self._on_rank_0(lambda: self._keeping.prune(beside))
         except BaseException as error:  # torch's CheckpointException is no Exception
             saving.set_exception(error)
         else:
             saving.set_result(None)
 
-    def _write(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any], beside: OneThread) -> None:
         partial: Path | None = None
         try:
             partial = self._on_rank_0(lambda: self._create_partial(step))
-            writer = _Writer(partial)
+            writer = Writer(partial, beside)
             dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-            self._on_rank_0(
-                lambda: self._publish(partial, self._manifest(step, tensors, scalars, partial, writer.written))
-            )
+            sums = {name: value for of_one in self._of_all(writer.sums) for name, value in of_one.items()}
+            self._on_rank_0(lambda: write_manifest(
+                partial, self._manifest(step, tensors, scalars, partial, sums)
+            ))
+            if self._config.verify == "every" or self._config.verify == "first" and not self._has_read_back:
+                self._read_back(step, partial, tensors, writer, beside)
+            self._on_rank_0(lambda: self._publish(partial, step))
+            self._keeping.note(self._folder / folder_name(step), whole=True)
         except BaseException as error:
             if partial is not None and self._rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            cause = _system_error(error)
+            cause = system_error(error)
             if cause is None:
                 raise
             newest = self.latest()
@@ -196,75 +230,52 @@ class CheckpointManager:
                 + "Free space or give write permission, then run the same command again: it goes on from there."
             ) from error
 
+    def _read_back(
+        self, step: int, partial: Path, tensors: dict[str, Tensor], writer: Writer, beside: OneThread
+    ) -> None:
+        """Each rank reads what it wrote from the disk, and compares it with its memory.
+
+        Raises CheckpointError, on all ranks alike, if one of them finds something else.
+        """
+        try:
+            writer.forget_cached()
+            with comparing(partial, writer.sums, beside):
+                problem = first_difference(partial, {name: tensors[name] for name in sorted(writer.tensors)})
+        except Exception as error:  # whatever it is: the other ranks wait
+            problem = str(error) or repr(error)
+        for rank, found in enumerate(self._of_all(problem)):
+            if found is not None:
+                raise CheckpointError(
+                    f"the checkpoint of step {step} was read back and is not what rank {rank} has in memory: {found}. "
+                    "It is not kept, and older ones are. Look for a faulty disk or memory there, or choose another "
+                    "run.folder; then run the same command again"
+                )
+        self._has_read_back = True
+
     def _create_partial(self, step: int) -> Path:
-        partial = self._hidden(step, "partial")
+        partial = hidden_folder(self._folder, step, "partial")
         partial.mkdir()
         return partial
 
     def _manifest(
-        self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any], partial: Path, written: set[str]
+        self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any], partial: Path, sums: dict[str, str]
     ) -> Manifest:
-        files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        if not written <= files.keys():
-            raise OSError(f"rank 0 does not see {sorted(written - files.keys())[0]}: all nodes must share the folder")
+        found = {path.name: path.stat().st_size for path in partial.iterdir()}
+        if not sums.keys() <= found.keys():
+            unseen = sorted(sums.keys() - found.keys())[0]
+            raise OSError(f"rank 0 does not see {unseen}: all nodes must share the folder")
         return Manifest(
             step=step, created=datetime.now(timezone.utc).isoformat(), world_size=self._world_size, scalars=scalars,
-            tensors={name: TensorEntry.of(tensor) for name, tensor in tensors.items()}, files=files,
-            description=self._description, card=self._card,
+            tensors={name: TensorEntry.of(tensor) for name, tensor in tensors.items()},
+            files={name: found[name] for name in sorted(sums)}, description=self._description, card=self._card,
+            sha256=dict(sorted(sums.items())),
         )
 
-    def _publish(self, partial: Path, manifest: Manifest) -> None:
-        write_manifest(partial, manifest)
-        final = self._folder / folder_name(manifest.step)
-        replaced = self._hidden(manifest.step, "replaced")
+    def _publish(self, partial: Path, step: int) -> None:
+        final = self._folder / folder_name(step)
+        replaced = hidden_folder(self._folder, step, "replaced")
         if final.exists():
             os.rename(final, replaced)
         os.rename(partial, final)
         sync_folder(self._folder)
         shutil.rmtree(replaced, ignore_errors=True)
-
-    def _prune(self) -> None:
-        """Hides, then deletes, what is older than the `keep_last` newest complete checkpoints."""
-        complete = 0
-        for step, path in visible_checkpoints(self._folder):
-            if complete < self._config.keep_last:
-                complete += problem_with(path) is None
-            elif self._config.keep_every_steps is None or step % self._config.keep_every_steps:
-                hidden = self._hidden(step, "pruned")
-                try:
-                    os.rename(path, hidden)
-                except OSError as error:
-                    raise CheckpointError(
-                        f"the old checkpoint {path} cannot be removed: {error.strerror}; "
-                        f"give write permission for {self._folder}. Newer checkpoints are intact."
-                    ) from error
-                shutil.rmtree(hidden, ignore_errors=True)
-
-
-class _Writer(dcp.FileSystemWriter):
-    """Raises the operating system's error: torch wraps it in one of its own, and the wrapped one does not travel."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, per_thread_copy_ahead=0)  # tensors are on the CPU already: no device stream
-        self.written: set[str] = set()  # on rank 0, after the save: the files of all ranks
-
-    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
-        try:
-            return super().write_data(plan, planner)
-        except Exception as error:
-            raise _system_error(error) or error from None
-
-    def finish(self, metadata: dcp.Metadata, results: list[list[Any]]) -> None:
-        # Kept here because the metadata that dcp.save returns lists no files on torch 2.11.
-        self.written = {item.storage_data.relative_path for of_one_rank in results for item in of_one_rank}
-        super().finish(metadata, results)
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The OSError behind an error, on whichever rank it arose."""
-    while error is not None and not isinstance(error, OSError):
-        if isinstance(error, CheckpointException):
-            found = (_system_error(failure) for failure, _ in error.failures.values())
-            return next((cause for cause in found if cause), None)
-        error = error.__cause__ or error.__context__
-    return error

@@ -1,18 +1,20 @@
 """What a checkpoint folder says about itself, and which folders of a run are complete.
 
     RUN/checkpoints/step_00001234/            visible names are complete checkpoints
-        manifest.json                         written last; lists every other file with its size
+        manifest.json                         lists every other file with its size and SHA-256
+        SHA256SUMS                            written last; all sums and the manifest's own, for `sha256sum -c`
         .metadata  __0_0.distcp  ...          torch.distributed.checkpoint
     RUN/checkpoints/.step_00001234.*          unfinished, replaced or pruned; removed at the next start
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, TornError
+from ..core.files import read_regular
 from ..core.run_folder import RunFolder
 
 FORMAT = "afm_scale checkpoint"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SUMS_NAME = "SHA256SUMS"
+METADATA_NAME = ".metadata"
 
 OnTorn = Callable[[Path, str], None]
 """Called with each visible folder that was passed over, and why."""
@@ -66,6 +71,7 @@ class Manifest:
     files: Mapping[str, int]  # name -> bytes, without the manifest itself
     description: Mapping[str, Any]  # where it comes from (resolved configuration, versions); for people
     card: Mapping[str, Any] | None = None  # what it holds (`card.Card`); None in those from before there were cards
+    sha256: Mapping[str, str] | None = None  # hex, of every one of `files`; None in those from before there were sums
 
 
 def folder_name(step: int) -> str:
@@ -80,14 +86,32 @@ def visible_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def newest_complete(folder: Path, on_torn: OnTorn = ignore_torn) -> Path | None:
-    """The newest complete checkpoint in RUN/checkpoints; torn ones are reported to `on_torn` and passed over."""
+def newest_complete(
+    folder: Path, on_torn: OnTorn = ignore_torn, *, known_torn: Collection[Path] = ()
+) -> Path | None:
+    """The newest complete checkpoint in RUN/checkpoints; torn ones are reported to `on_torn` and passed over.
+
+    No sum of a file is compared: those that are `known_torn` may look complete.
+    """
     for _, path in visible_checkpoints(folder):
-        problem = problem_with(path)
+        problem = "it is damaged" if path in known_torn else problem_with(path)
         if problem is None:
             return path
         on_torn(path, problem)
     return None
+
+
+def whole_manifest(path: Path) -> Manifest:
+    """As `read_manifest`, whose every error means that this checkpoint is not whole: a TornError."""
+    try:
+        return read_manifest(path)
+    except CheckpointError as error:
+        raise TornError(str(error)) from error
+
+
+def without_sums(manifest: Manifest) -> str:
+    """To be added to what is said of a checkpoint: empty if it has sums."""
+    return "" if manifest.sha256 is not None else "; no checksums (older checkpoint)"
 
 
 def problem_with(path: Path) -> str | None:
@@ -117,11 +141,24 @@ def resolve_checkpoint(path: Path, on_torn: OnTorn = ignore_torn) -> Path:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Into a checkpoint folder that is otherwise complete. Synced to the disk, like the folder's list of names."""
     content = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(manifest)
-    with open(path / MANIFEST_NAME, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    text = json.dumps(content, indent=1).encode()
+    _write_synced(path / MANIFEST_NAME, text)
+    if manifest.sha256 is not None:
+        _write_synced(path / SUMS_NAME, _sums_text(text, manifest.sha256))
+    sync_folder(path)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(path)
+
+
+def _sums_text(manifest: bytes, sha256: Mapping[str, str]) -> bytes:
+    """What SHA256SUMS holds: the manifest's own sum first, then those of the files it lists."""
+    own = hashlib.sha256(manifest).hexdigest()
+    return "".join(f"{value}  {name}\n" for name, value in [(MANIFEST_NAME, own), *sha256.items()]).encode()
 
 
 def sync_folder(path: Path) -> None:
@@ -134,7 +171,7 @@ def sync_folder(path: Path) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a complete checkpoint, its files checked by size.
+    """The manifest of a complete checkpoint, compared with its own sum; its files are checked by size alone.
 
     Raises CheckpointError if there is none, if it was written by something else or by a newer version, or if a file
     it lists is missing or has another size.
@@ -142,7 +179,9 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; name a checkpoint such as RUN/checkpoints/{folder_name(1000)}")
     try:
-        content = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+        text = read_regular(path / MANIFEST_NAME)
+        sums = _read_sums(path, text)
+        content = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} holds no {MANIFEST_NAME}: it is torn, or not a checkpoint of this program; name a complete one"
@@ -152,6 +191,7 @@ def read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise CheckpointError(f"{path / MANIFEST_NAME} is damaged ({error}); use an older checkpoint") from error
     manifest = _parse(path, content)
+    _check_sums(path, text, manifest, sums)
     for name, expected in manifest.files.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
@@ -159,6 +199,28 @@ def read_manifest(path: Path) -> Manifest:
             found = "missing" if size is None else f"{size} bytes long"
             raise CheckpointError(f"{path} is torn: {name} is {found}, not {expected} bytes; use an older checkpoint")
     return manifest
+
+
+def _read_sums(path: Path, manifest: bytes) -> bytes | None:
+    """SHA256SUMS, if it is of this manifest; None if there is none, as in older checkpoints."""
+    try:
+        sums = read_regular(path / SUMS_NAME)
+    except FileNotFoundError:
+        return None
+    if not sums.startswith(_sums_text(manifest, {})):
+        raise TornError(f"{path} is damaged: {MANIFEST_NAME} and {SUMS_NAME} do not fit; use an older checkpoint")
+    return sums
+
+
+def _check_sums(path: Path, text: bytes, manifest: Manifest, sums: bytes | None) -> None:
+    """Whether there is a sum of every file, and SHA256SUMS says the same."""
+    if manifest.sha256 is None and sums is None:
+        return
+    if sums is None:
+        raise TornError(f"{path} is torn: {SUMS_NAME} is missing; use an older checkpoint")
+    sha256 = manifest.sha256 or {}
+    if sha256.keys() != manifest.files.keys() or sums != _sums_text(text, sha256):
+        raise TornError(f"{path} is damaged: {SUMS_NAME} is not what {MANIFEST_NAME} says; use an older checkpoint")
 
 
 def _parse(path: Path, content: Any) -> Manifest:
@@ -180,7 +242,7 @@ def _parse(path: Path, content: Any) -> Manifest:
         return Manifest(
             step=content["step"], created=content["created"], world_size=content["world_size"],
             scalars=content["scalars"], tensors=entries, files=content["files"], description=content["description"],
-            card=content.get("card"),
+            card=content.get("card"), sha256=content.get("sha256"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST_NAME} is damaged ({error!r}); use an older checkpoint") from error

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
-from ..core.errors import CheckpointError
-from .manifest import Manifest, TensorEntry, read_manifest
+from ..core.errors import CheckpointError, TornError
+from .manifest import METADATA_NAME, Manifest, TensorEntry, read_manifest, whole_manifest
+from .sums import compare, comparing, share_of
+
+T = TypeVar("T")
 
 _MISMATCHES_SHOWN = 3
 _DIGEST_CHUNK_BYTES = 256 * 2**20  # of tensors held in memory at once
@@ -25,25 +29,44 @@ _DIGEST_CHUNK_BYTES = 256 * 2**20  # of tensors held in memory at once
 def load_into(path: Path, tensors: Mapping[str, Tensor], *, spare: str | None = None) -> Mapping[str, Any]:
     """Fills the tensors in place and returns the scalars saved with them.
 
-    The tensors may be plain or DTensors, over any number of ranks. Collective if there is a process group. Raises
-    CheckpointError, on all ranks alike and before anything is touched, if the checkpoint is torn or if the names,
-    shapes and dtypes are not exactly those of the checkpoint; names that end in `spare` may be left unread.
+    The tensors may be plain or DTensors, over any number of ranks. Collective if there is a process group; the ranks
+    share the work of comparing the files with their sums. Raises on all ranks alike: TornError if the checkpoint is not
+    whole, which may leave some of its values in the tensors; CheckpointError, before anything is touched, if the names,
+    shapes and dtypes are not exactly those of the checkpoint. Names that end in `spare` may be left unread.
     """
-    try:
-        manifest = read_manifest(path)
+
+    def look() -> Manifest:
+        manifest = whole_manifest(path)
+        compare(path, _sums_of(manifest, [METADATA_NAME]))
         _check_fits(path, manifest, tensors, spare)
-        finding = (manifest.created, "")
-    except CheckpointError as error:
-        finding = ("", str(error))
-    _check_agreement(path, finding)
-    _load(path, tensors, alone=not dist.is_initialized())
+        return manifest
+
+    def read() -> None:
+        with comparing(path, _sums_of(manifest, share_of(manifest.files, rank, world_size))):
+            _load(path, tensors, alone=not dist.is_initialized())
+
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    manifest = _on_all_alike(path, look, lambda manifest: manifest.created)
+    _on_all_alike(path, read)
     return manifest.scalars
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, whole and on the CPU, by their full names. Needs no other rank."""
-    manifest = read_manifest(path)
-    return _read(path, manifest, (name for name in manifest.tensors if name.startswith(prefix)))
+def compare_on_all(path: Path) -> None:
+    """Compares all files of a checkpoint with their sums; the ranks share the work. Raises TornError, on all alike."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    manifest = _on_all_alike(path, lambda: whole_manifest(path), lambda manifest: manifest.created)
+    _on_all_alike(path, lambda: compare(path, _sums_of(manifest, share_of(manifest.files, rank, world_size))))
+
+
+def read_tensors(path: Path, prefix: str = "", *, is_compared: bool = False) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, whole and on the CPU, by their full names. Needs no other rank.
+
+    All files are compared with their sums meanwhile, unless that has been done. Raises TornError if it is not whole.
+    """
+    manifest = whole_manifest(path)
+    compare(path, _sums_of(manifest, [METADATA_NAME]))
+    with comparing(path, {} if is_compared else _sums_of(manifest)):
+        return _read(path, manifest, (name for name in manifest.tensors if name.startswith(prefix)))
 
 
 def digest(path: Path, prefix: str = "") -> str:
@@ -51,14 +74,36 @@ def digest(path: Path, prefix: str = "") -> str:
 
     It depends neither on how the tensors were sharded nor on the scalars.
     """
-    manifest = read_manifest(path)
+    manifest = whole_manifest(path)
+    compare(path, _sums_of(manifest, [METADATA_NAME]))
     sha = hashlib.sha256()
-    for names in _chunks(manifest, prefix):
-        for name, tensor in _read(path, manifest, names).items():
-            entry = manifest.tensors[name]
-            sha.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
-            sha.update(tensor.flatten().view(torch.uint8).numpy())
+    with comparing(path, _sums_of(manifest)):
+        for names in _chunks(manifest, (name for name in manifest.tensors if name.startswith(prefix))):
+            for name, tensor in _read(path, manifest, names).items():
+                entry = manifest.tensors[name]
+                sha.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
+                sha.update(tensor.flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def first_difference(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor whose bits are others in the checkpoint; None if all are the same.
+
+    Needs no other rank: of a DTensor it compares this rank's part. Raises CheckpointError if they cannot be read.
+    """
+    manifest = read_manifest(path)
+    for names in _chunks(manifest, tensors):
+        found = {name: torch.empty_like(tensors[name]) for name in names}
+        _load(path, found, alone=True)
+        for name in names:
+            if not torch.equal(_bits(found[name]), _bits(tensors[name])):
+                return name
+    return None
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach().flatten().view(torch.uint8)
 
 
 def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
@@ -71,17 +116,23 @@ def first_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
     return None
 
 
-def _chunks(manifest: Manifest, prefix: str) -> Iterator[list[str]]:
+def _chunks(manifest: Manifest, names: Iterable[str]) -> Iterator[list[str]]:
     """Sorted names in groups that fit into memory."""
-    names: list[str] = []
+    group: list[str] = []
     num_bytes = 0
-    for name in sorted(name for name in manifest.tensors if name.startswith(prefix)):
-        if names and num_bytes + manifest.tensors[name].num_bytes > _DIGEST_CHUNK_BYTES:
-            yield names
-            names, num_bytes = [], 0
-        names.append(name)
+    for name in sorted(names):
+        if group and num_bytes + manifest.tensors[name].num_bytes > _DIGEST_CHUNK_BYTES:
+            yield group
+            group, num_bytes = [], 0
+        group.append(name)
         num_bytes += manifest.tensors[name].num_bytes
-    yield names
+    yield group
+
+
+def _sums_of(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, str]:
+    """SHA-256 of these files, or of all; empty for an older checkpoint, which has none."""
+    sha256 = manifest.sha256 or {}
+    return {name: sha256[name] for name in (sha256 if names is None else names) if name in sha256}
 
 
 def _read(path: Path, manifest: Manifest, names: Iterable[str]) -> dict[str, Tensor]:
@@ -98,7 +149,7 @@ def _load(path: Path, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
             dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=alone)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise CheckpointError(
+        raise TornError(
             f"{path} cannot be read (rank {rank}: {cause}); use an older checkpoint of this run"
         ) from error
 
@@ -120,14 +171,24 @@ def _check_fits(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor], s
         )
 
 
-def _check_agreement(path: Path, finding: tuple[str, str]) -> None:
-    """Raises on every rank if one cannot use the checkpoint or if they see different ones under the same name."""
+def _on_all_alike(
+    path: Path, work: Callable[[], T], seen: Callable[[T], str] = lambda result: ""
+) -> T:
+    """The result of `work` on this rank. Raises the same CheckpointError on every rank if it raised one on any, or if
+    they have `seen` different things: then they look at different checkpoints under the same name."""
+    result, error = None, None
+    try:
+        result = work()
+    except CheckpointError as caught:
+        error = caught
+    finding = ("" if error is not None else seen(result), error)
     findings = [finding]
     if dist.is_initialized():
         findings = [finding] * dist.get_world_size()
         dist.all_gather_object(findings, finding)
     for _, problem in findings:
-        if problem:
-            raise CheckpointError(problem)
-    if len(set(findings)) > 1:
+        if problem is not None:
+            raise problem
+    if len({what for what, _ in findings}) > 1:
         raise CheckpointError(f"the ranks see different checkpoints under {path}; all nodes must share the folder")
+    return result

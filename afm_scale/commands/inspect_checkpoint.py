@@ -9,8 +9,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..checkpoint.manifest import Manifest, read_manifest, resolve_checkpoint
+from ..checkpoint.falling_back import candidates, of_newest_whole
+from ..checkpoint.manifest import Manifest, whole_manifest
 from ..checkpoint.names import group_of
+from ..checkpoint.sums import compare
 from ..checkpoint.tensors import digest
 
 
@@ -21,12 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    path = resolve_checkpoint(options.checkpoint, on_torn=lambda path, reason: print(reason, file=sys.stderr))
-    manifest = read_manifest(path)
+    path, manifest = of_newest_whole(
+        options.checkpoint, candidates(options.checkpoint), _compared,
+        lambda path, reason: print(reason, file=sys.stderr), do="Name another run or another checkpoint",
+    )
     print(json.dumps(asdict(manifest), indent=1) if options.json else describe(path, manifest))
     if options.digest:
         print(digest(path))
     return 0
+
+
+def _compared(path: Path) -> tuple[Path, Manifest]:
+    """The manifest of a checkpoint whose files all have their sums."""
+    manifest = whole_manifest(path)
+    compare(path, manifest.sha256 or {})
+    return path, manifest
 
 
 def describe(path: Path, manifest: Manifest) -> str:
@@ -38,6 +49,7 @@ def describe(path: Path, manifest: Manifest) -> str:
         f"step        {manifest.step}",
         f"created     {manifest.created} by {manifest.world_size} rank(s)",
         f"files       {len(manifest.files)}, {sum(manifest.files.values()):,} bytes",
+        f"checksums   {'no checksums (older checkpoint)' if manifest.sha256 is None else 'SHA-256, all compared'}",
         f"scalars     {json.dumps(manifest.scalars)}",
         f"run         {manifest.description.get('config', {}).get('run', {}).get('folder', 'not said')}",
         f"versions    {json.dumps(manifest.description.get('versions', {}))}",

@@ -45,5 +45,9 @@ class CheckpointError(UserError):
     """A checkpoint that is torn, of another model, or cannot be written."""
 
 
+class TornError(CheckpointError):
+    """A checkpoint that is not whole: an older one may be. Where another model was met, none is."""
+
+
 class DivergenceError(RunError):
     """Numbers of a run that are no longer good: not finite, or copies that differ between ranks; says which."""

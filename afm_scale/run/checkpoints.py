@@ -3,6 +3,8 @@ card to a network."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.card import Card, Latents, card_in
-from ..checkpoint.manifest import read_manifest, resolve_checkpoint
+from ..checkpoint.falling_back import candidates, of_newest_whole
+from ..checkpoint.manifest import whole_manifest, without_sums
 from ..checkpoint.names import AVERAGE, under
 from ..checkpoint.tensors import first_mismatch, read_tensors
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, TornError
+from ..core.place import rank_of
 from ..core.typed import build, to_mapping
 from ..core.types import Role
 from ..flow.path import Prediction
@@ -43,6 +47,7 @@ class Checkpoint:
     path: Path
     card: Card
     step: int  # completed updates of the learner
+    _read: list[dict[str, Tensor]]  # the weights of its average, until they are asked for; empty if they were not read
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -71,7 +76,7 @@ class Checkpoint:
         Raises CheckpointError if the checkpoint cannot be read, or its card is of another network.
         """
         network = self.network()
-        weights = under(AVERAGE, read_tensors(self.path, AVERAGE))
+        weights = under(AVERAGE, self._read.pop() if self._read else read_tensors(self.path, AVERAGE))
         mismatch = first_mismatch(weights, network.state_dict())
         if mismatch is not None:
             raise CheckpointError(
@@ -120,21 +125,44 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(path: Path, *, holds: Role | None = None) -> Checkpoint:
-    """The checkpoint a user means by `path`: itself, or the newest complete one of a run's folder.
+def open_checkpoint(path: Path, *, holds: Role | None = None, card_alone: bool = False) -> Checkpoint:
+    """The checkpoint a user means by `path`: itself, or the newest whole one of a run's folder.
 
+    Whether it is whole is known when its files have been read: so its average is read here, unless the card alone is
+    wanted. One that was passed over is told on stderr, and that one has no sums, by rank 0.
     Raises CheckpointError if there is none, if its card is damaged, or if its run was not for the role that it `holds`.
     """
-    found = resolve_checkpoint(path)
-    manifest = read_manifest(found)
-    card = card_in(found, manifest)
+
+    def opened(found: Path) -> tuple[Checkpoint, str]:
+        manifest = whole_manifest(found)
+        try:
+            card = card_in(found, manifest)
+        except CheckpointError as error:
+            raise TornError(str(error)) from error
+        weights = [] if card_alone else [read_tensors(found, AVERAGE)]
+        return Checkpoint(found, card, manifest.step, weights), f"{found}{without_sums(manifest)}"
+
+    def on_torn(found: Path, reason: str) -> None:
+        _tell(f"passed over torn {found.name}: {reason}")
+
+    checkpoint, described = of_newest_whole(
+        path, candidates(path), opened, on_torn, do="Name another run or another checkpoint"
+    )
+    card = checkpoint.card
     if holds not in (None, card.learner):
         wanted = {
             Role.GENERATOR: "a generator's checkpoint",
             Role.CLASSIFIER: "the checkpoint of a run of objective 'classification'",
         }[holds]
-        raise CheckpointError(f"{found} holds a {card.learner.value}; wanted {wanted}")
-    return Checkpoint(found, card, manifest.step)
+        raise CheckpointError(f"{checkpoint.path} holds a {card.learner.value}; wanted {wanted}")
+    if described != str(checkpoint.path) and not card_alone:
+        _tell(described)
+    return checkpoint
+
+
+def _tell(line: str) -> None:
+    if rank_of(os.environ) == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def on_device(config: ParallelConfig, device: Device | None) -> ParallelConfig:

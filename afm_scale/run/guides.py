@@ -31,7 +31,10 @@ def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Modul
 def frozen_modules(config: RunConfig) -> dict[str, nn.Module]:
     """The same on the meta device: shapes without storage. Of a run's checkpoint its card alone is read."""
     return {
-        name: build_network(config, Role.CLASSIFIER) if _is_described(config, name) else _run_of(config, name).network()
+        name: (
+            build_network(config, Role.CLASSIFIER) if _is_described(config, name)
+            else _run_of(config, name, card_alone=True).network()
+        )
         for name in _names(config)
     }
 
@@ -72,14 +75,14 @@ def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tens
     return classifier, _classifier_weights(weights, config)
 
 
-def _run_of(config: RunConfig, name: str) -> Checkpoint:
+def _run_of(config: RunConfig, name: str, *, card_alone: bool = False) -> Checkpoint:
     """The checkpoint of another run that a name stands for."""
     if name not in config.objective.frozen:
         setting = "model.flow"
         wanted = FrozenNetwork(weights=config.model.flow, objective="flow_matching", hides_classes=True)
     else:
         setting, wanted = f"objective.{name}", config.objective.frozen[name]
-    theirs = _checkpoint_of(wanted, setting, config)
+    theirs = _checkpoint_of(wanted, setting, config, card_alone=card_alone)
     if wanted.hides_classes and theirs.card.class_dropout == 0:
         raise ConfigError(
             f"{setting} {wanted.weights} always saw the class of its samples, so it has no velocity without one to "
@@ -124,14 +127,16 @@ def _check_description(folder: Path, theirs: Checkpoint, config: RunConfig) -> N
         )
 
 
-def _checkpoint_of(wanted: FrozenNetwork, setting: str, config: RunConfig) -> Checkpoint:
+def _checkpoint_of(
+    wanted: FrozenNetwork, setting: str, config: RunConfig, *, card_alone: bool = False
+) -> Checkpoint:
     """The newest checkpoint of a run.
 
     Its objective must be the one wanted, and its data of the shape and the classes that `config` has.
     """
     folder = wanted.weights
     try:
-        theirs = open_checkpoint(folder)
+        theirs = open_checkpoint(folder, card_alone=card_alone)
     except CheckpointError as error:
         raise ConfigError(f"{setting}: {error}") from error
     card = theirs.card

@@ -5,34 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint.names import FIRST_MOMENT, of_average, of_role, under
-from ..checkpoint.tensors import first_mismatch, load_into, read_tensors
-from ..core.errors import CheckpointError
+from ..checkpoint.tensors import compare_on_all, first_mismatch, load_into, read_tensors
+from ..core.errors import CheckpointError, TornError
 from ..core.types import PUBLISHED
+from ..parallel.agreement import agreed
 from ..parallel.plan import ParallelPlan
 from .state import TrainState
 
 
 def restore(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
-    """The run goes on as if it had never stopped. Raises CheckpointError if the checkpoint is torn or does not fit."""
+    """The run goes on as if it had never stopped. Raises TornError, or CheckpointError if it does not fit."""
     tensors = state.tensors(plan)
     scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT)
     state.take(plan, tensors)
-    state.load_scalars(scalars)
+    try:
+        state.load_scalars(scalars)
+    except (KeyError, TypeError, CheckpointError) as error:
+        raise TornError(f"{checkpoint} is damaged: its scalars cannot be read ({error}); use an older one") from error
 
 
 def restore_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
     """The weights of the players and of the published average; step, optimizers and data stay where they are.
 
     Averages that the objective keeps beside that one begin at the learner's weights, as in a new run.
-    Raises CheckpointError if the checkpoint is of another model.
+    Raises, on all ranks alike, TornError if the checkpoint is not whole, CheckpointError if it is of another model.
     """
+    compare_on_all(checkpoint)
     learner = of_role(state.objective.learner)
     modules = [(of_role(role), player.module) for role, player in state.players.items()]
     modules += [
         (of_average() if name == PUBLISHED else learner, average.network) for name, average in state.averages.items()
     ]
     for prefix, module in modules:
-        given = under(prefix, read_tensors(checkpoint, prefix))
+        with agreed():
+            given = under(prefix, read_tensors(checkpoint, prefix, is_compared=True))
         mismatch = first_mismatch(given, plan.state_dict(module))
         if mismatch is not None:
             raise CheckpointError(

@@ -17,6 +17,7 @@ from afm_scale.checkpoint.manager import CheckpointConfig, CheckpointManager
 from afm_scale.checkpoint.manifest import MANIFEST_NAME, read_manifest, resolve_checkpoint
 from afm_scale.core.errors import CheckpointError
 from afm_scale.core.types import Role
+from tests.checkpoints import write_manifest_text
 
 OLD = Path(__file__).resolve().parents[1] / "golden" / "checkpoints"  # of commit 7cad6c0, see about.json there
 
@@ -46,7 +47,7 @@ def changed(checkpoint: Path, folder: Path, **changes: Any) -> Path:
     copied = shutil.copytree(checkpoint, folder / checkpoint.name)
     manifest = json.loads((copied / MANIFEST_NAME).read_text())
     manifest["card"] |= changes
-    (copied / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest_text(copied, json.dumps(manifest))
     return copied
 
 
@@ -81,7 +82,7 @@ def test_settings_that_are_no_more_do_not_make_an_old_checkpoint_unreadable(tmp_
     config = manifest["description"]["config"]
     config["hooks"], config["optimizer"], config["later"] = {"of_old": 1}, None, {"kind": "unheard of"}
     config["objective"] |= {"old_weight": 3.0, "penalty": "renamed"}
-    (copied / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest_text(copied, json.dumps(manifest))
     assert card_of(copied) == card_of(old)
 
 
@@ -116,7 +117,7 @@ def test_a_card_without_one_of_its_entries_is_refused(missing: str, tmp_path: Pa
     checkpoint = saved(tmp_path, CARD)
     manifest = json.loads((checkpoint / MANIFEST_NAME).read_text())
     del manifest["card"][missing]
-    (checkpoint / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest_text(checkpoint, json.dumps(manifest))
     with pytest.raises(CheckpointError, match="version" if missing == "version" else missing):
         card_of(checkpoint)
 

@@ -139,7 +139,9 @@ def test_the_next_start_clears_what_a_kill_left(tmp_path: Path) -> None:
     (tmp_path / ".step_00000002.replaced-0").mkdir()  # killed after it
     (tmp_path / ".step_00000003.partial-0").mkdir()
     (tmp_path / ".step_00000000.pruned-0").mkdir()
-    manager_of(tmp_path)
+    manager = manager_of(tmp_path)
+    assert (tmp_path / "step_00000001").exists()
+    manager.clear_leftovers()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
 
 
@@ -219,7 +221,9 @@ folder, seconds, draw = Path(sys.argv[1]), float(sys.argv[2]), random.Random(0)
 
 def open_manager():
     config = CheckpointConfig(every_steps=1, keep_last=2)
-    return CheckpointManager(folder, config, rank=0, world_size=1, description={})
+    manager = CheckpointManager(folder, config, rank=0, world_size=1, description={})
+    manager.clear_leftovers()
+    return manager
 
 def save_for_ever():
     manager = open_manager()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from afm_scale.checkpoint.manager import CheckpointConfig, CheckpointManager
-from afm_scale.checkpoint.manifest import MANIFEST_NAME, read_manifest, resolve_checkpoint
+from afm_scale.checkpoint.manifest import MANIFEST_NAME, SUMS_NAME, read_manifest, resolve_checkpoint
 from afm_scale.core.errors import CheckpointError
+from tests.checkpoints import write_manifest_text
 
 
 @pytest.fixture
@@ -29,8 +30,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def change_manifest(path: Path, **changes: object) -> None:
-    file = path / MANIFEST_NAME
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    write_manifest_text(path, json.dumps(json.loads((path / MANIFEST_NAME).read_text()) | changes))
 
 
 def test_the_manifest_says_what_was_saved(run: Path) -> None:
@@ -39,8 +39,8 @@ def test_the_manifest_says_what_was_saved(run: Path) -> None:
     assert {name: str(entry) for name, entry in manifest.tensors.items()} == {"weight": "[2, 3] float32"}
     assert manifest.tensors["weight"].num_bytes == 24
     assert manifest.description == {"config": {}}
-    on_disk = {path.name: path.stat().st_size for path in step_folder(run, 2).iterdir() if path.name != MANIFEST_NAME}
-    assert manifest.files == on_disk
+    on_disk = {path.name: path.stat().st_size for path in step_folder(run, 2).iterdir()}
+    assert manifest.files == {name: size for name, size in on_disk.items() if name not in (MANIFEST_NAME, SUMS_NAME)}
 
 
 def test_a_run_means_its_newest_complete_checkpoint(run: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_newer_format_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", "\x80"])
 def test_a_damaged_manifest_is_a_user_error(run: Path, damage: str) -> None:
-    (step_folder(run, 3) / MANIFEST_NAME).write_bytes(damage.encode("latin-1"))
+    write_manifest_text(step_folder(run, 3), damage.encode("latin-1"))
     with pytest.raises(CheckpointError, match="damaged|not written by this program"):
         read_manifest(step_folder(run, 3))
     change_manifest(step_folder(run, 2), tensors=None)

@@ -18,6 +18,7 @@ from afm_scale.core.types import Role
 from afm_scale.run.checkpoints import card_of_run, open_checkpoint
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
+from tests.checkpoints import write_manifest_text
 from tests.program import ROOT, SMALL_AFM, end, train
 
 OLD = ROOT / "tests" / "golden" / "checkpoints"  # of commit 7cad6c0, see about.json there
@@ -30,7 +31,7 @@ def copied(name: str, folder: Path, **changes: Any) -> Path:
     config = manifest["description"]["config"]
     for section, values in changes.items():
         config[section] = {**(config.get(section) or {}), **values}
-    (path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest_text(path, json.dumps(manifest))
     return path
 
 
@@ -53,7 +54,7 @@ def test_a_run_writes_its_card_and_is_drawn_from_by_it_alone(tmp_path: Path) -> 
     assert set(card.networks) == {Role.GENERATOR, Role.DISCRIMINATOR} and read_manifest(path).step == 1
     before = afm_scale.load(path).sample([0, 1, 2])
     manifest["description"] = {}
-    (path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest_text(path, json.dumps(manifest))
     assert torch.equal(afm_scale.load(path).sample([0, 1, 2]), before)
 
 
