@@ -70,7 +70,7 @@ CLASSIFIER = "model.classifier={kind: dit, patch_size: 2, hidden_size: 16, depth
     (["digits_afm", "loop.steps"], ["'loop.steps'", "section.key=value"]),
     (["digits_afm", "parallel.plan=fsdp"], ["parallel.plan", "'fsdp'", "'fsdp2'"]),
     (["digits_afm", "data.global_batch=7", "loop.accumulation=2"], ["global_batch 7", "accumulation 2", "6 or 8"]),
-    (["digits_afm", "data.global_batch=0"], ["global_batch 0", "data.global_batch=1"]),
+    (["digits_afm", "data.global_batch=0"], ["data.global_batch: found 0", "from 1 to"]),
     (["digits_affm"], ["digits_affm", "digits_afm"]),
     (["digits_afm", GUIDANCE], ["objective.guidance", "model.classifier"]),
     (["digits_afm", GUIDANCE, CLASSIFIER], ["set model.classifier.weights to a safetensors file"]),

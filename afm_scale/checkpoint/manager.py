@@ -18,13 +18,14 @@ from concurrent import futures
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError
+from ..core.ranges import Count, Range
 from .card import Card, to_plain
 from .keeping import Keeping, hidden_folder
 from .manifest import (
@@ -51,17 +52,11 @@ class CheckpointConfig:
     one of every process, every one, or none.
     """
 
-    every_steps: int
-    keep_last: int = 3
-    keep_every_steps: int | None = None
+    every_steps: Count  # how often a run saves
+    keep_last: Annotated[int, Range(1, 1_000_000)] = 3  # newest checkpoints that stay
+    keep_every_steps: Count | None = None  # those of every so many steps stay too; null: none
     asynchronous: bool = True  # False: save() returns when the checkpoint is on the disk
-    verify: Literal["first", "every", "never"] = "first"
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "keep_last", "keep_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"checkpoint.{name} is {value}, it must be at least 1")
+    verify: Literal["first", "every", "never"] = "first"  # which saves are read back before they are relied on
 
 
 class CheckpointManager:

@@ -55,6 +55,13 @@ def _show() -> Command:
     return show
 
 
+def _settings() -> Command:
+    """what a recipe may say: type, range, default and meaning"""
+    from . import settings
+
+    return settings
+
+
 def _doctor() -> Command:
     """what this machine has, or whether a packed data set is whole"""
     from . import doctor
@@ -137,6 +144,7 @@ COMMANDS = {
     "sample": _sample,
     "evaluate": _evaluate,
     "show": _show,
+    "settings": _settings,
     "doctor": _doctor,
     "make_shards": _make_shards,
     "encode_latents": _encode_latents,

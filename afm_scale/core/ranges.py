@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 LARGEST_WHOLE = 2**63 - 1  # what torch and the file formats hold
 
@@ -49,6 +49,11 @@ class Range:
         return ", ".join(words) or "finite"
 
 
+MANY = 10**12  # steps of a run, samples of a data set
+Count = Annotated[int, Range(1, MANY)]
+Seed = Annotated[int, Range(0, LARGEST_WHOLE)]
+Share = Annotated[float, Range(0, 1)]  # a probability too
+
 FINITE = Range()
 """Any number there is. A schedule's values have it: the setting that is a schedule narrows it."""
 
@@ -63,4 +68,8 @@ class Levels(Protocol):
 
 
 def _shown(number: float) -> str:
-    return f"{number:g}" if isinstance(number, float) or abs(number) < 10**6 else f"{number:,}".replace(",", "_")
+    if math.isinf(number):
+        return f"{number:g}"
+    if number == LARGEST_WHOLE:
+        return "2^63 - 1"
+    return f"{int(number):_}" if number == int(number) and abs(number) <= MANY else f"{number:g}"

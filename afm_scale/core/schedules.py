@@ -20,7 +20,7 @@ class Constant:
 
     shorthand: ClassVar[str] = "value"
     kind: Literal["constant"] = "constant"
-    value: Annotated[float, FINITE]
+    value: Annotated[float, FINITE]  # at every step
 
     def levels(self) -> dict[str, float]:
         return {"value": self.value}
@@ -39,9 +39,9 @@ class Cosine:
     """
 
     kind: Literal["cosine"] = "cosine"
-    start: Annotated[float, FINITE]
-    end: Annotated[float, FINITE]
-    steps: Annotated[float, Range(above=0)]
+    start: Annotated[float, FINITE]  # value before the first update
+    end: Annotated[float, FINITE]  # value from `steps` on
+    steps: Annotated[float, Range(above=0)]  # updates of the generator from start to end
 
     def levels(self) -> dict[str, float]:
         return {"start": self.start, "end": self.end}
@@ -61,7 +61,7 @@ class Piecewise:
     """
 
     kind: Literal["piecewise"] = "piecewise"
-    points: tuple[tuple[Annotated[int, Range(0)], Annotated[float, FINITE]], ...]
+    points: tuple[tuple[Annotated[int, Range(0)], Annotated[float, FINITE]], ...]  # (step, value), in order of step
 
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.points]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..core.errors import ConfigError
 from ..core.random import KeyedDraws, Positions
+from ..core.ranges import Range, Share
 
 _BAND = 2**16  # pixels computed at a time: for an original of 50 megapixels, coordinates and results would take 1 GB
 
@@ -26,22 +27,16 @@ _BAND = 2**16  # pixels computed at a time: for an original of 50 megapixels, co
 class AffineConfig:
     """What may happen to a draw; each number is uniform in its range. Defaults: the published classifier's."""
 
-    probability: float = 0.8
-    degrees: float = 10.0  # largest rotation, either way
-    translation: float = 0.3  # largest shift along each axis, as a share of the side, either way
-    scale_low: float = 1.0  # the same scale along both axes
-    scale_high: float = 1.3
+    probability: Share = 0.8  # that a draw is changed at all
+    degrees: Annotated[float, Range(0, 180)] = 10.0  # largest rotation, either way
+    translation: Share = 0.3  # largest shift along each axis, as a share of the side, either way
+    scale_low: Annotated[float, Range(above=0, high=100)] = 1.0  # least enlargement, the same along both axes
+    scale_high: Annotated[float, Range(above=0, high=100)] = 1.3  # largest enlargement
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ConfigError(f"probability is {self.probability}, wanted a number from 0 to 1")
-        if not 0 <= self.degrees <= 180:
-            raise ConfigError(f"degrees is {self.degrees}, wanted a number from 0 to 180")
-        if not 0 <= self.translation <= 1:
-            raise ConfigError(f"translation is {self.translation}, a share of the side: wanted a number from 0 to 1")
-        if not 0 < self.scale_low <= self.scale_high < math.inf:
+        if self.scale_low > self.scale_high:
             raise ConfigError(
-                f"scale_low is {self.scale_low} and scale_high {self.scale_high}, wanted 0 < scale_low <= scale_high"
+                f"scale_low is {self.scale_low} and scale_high {self.scale_high}, wanted scale_low <= scale_high"
             )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
 from ..core.random import KeyedDraws, Positions
+from ..core.ranges import Range
 from ..core.types import Batch
 from .affine import AffineConfig
 from .description import ImageContent, check_content, read_content
@@ -34,20 +35,15 @@ class ImagesConfig(SourceConfig):
     compared with it when the source is built.
     """
 
-    folder: Path
-    size: int | None = None  # pixels of a side; null: as packed, or 256 of originals of any size
-    num_classes: int | None = None  # null: as packed
+    folder: Path  # of the packed images, with its dataset.json
+    # pixels of a side; null: as packed, or 256 of originals of any size
+    size: Annotated[int, Range(1, 16_384)] | None = None
+    num_classes: Annotated[int, Range(1, 10_000_000)] | None = None  # null: as packed
     mirror: bool = True  # every draw left to right or right to left, evenly likely
     affine: AffineConfig | None = None  # turned, shifted and enlarged before the crop; null: never
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
-    workers: int = 4  # per rank: processes (webdataset) or threads (dali) that decode
-    prefetch: int = 2  # batches that every worker reads ahead
-
-    def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("size", "num_classes", "workers", "prefetch")}
-        if min(size for size in sizes.values() if size is not None) < 1:
-            *first, last = (f"{name} {size}" for name, size in sizes.items() if size is not None)
-            raise ConfigError(f"{', '.join(first)} and {last} must all be at least 1")
+    workers: Annotated[int, Range(1, 1_024)] = 4  # per rank: processes (webdataset) or threads (dali) that decode
+    prefetch: Annotated[int, Range(1, 1_024)] = 2  # batches that every worker reads ahead
 
     def resolved(self) -> ImagesConfig:
         if self.size is not None and self.num_classes is not None:
@@ -91,7 +87,6 @@ class DaliConfig(ImagesConfig):
         return "nvJPEG, on the GPU" if on_gpu else "its CPU pipeline"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.affine is not None:
             raise ConfigError(
                 "affine is set, but images that DALI decodes cannot be turned and shifted; set kind: webdataset (of "

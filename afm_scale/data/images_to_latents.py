@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.ranges import Range
 from ..core.types import Batch
 from .images import DaliConfig, ImagesConfig, WebDatasetConfig
 from .latents import posterior_sample
@@ -29,14 +30,13 @@ class ImagesToLatentsConfig(ImagesConfig):
     encodes: ClassVar[bool] = True
     vae: str  # a folder that diffusers' AutoencoderKL loads, or a name that it knows
     kind: Literal["images_to_latents"] = "images_to_latents"
-    decoder: Literal["webdataset", "dali"] = "webdataset"
-    shape: tuple[int, int, int] = (4, 32, 32)  # C, H, W of a latent
-    scale: float = 0.18215
+    decoder: Literal["webdataset", "dali"] = "webdataset"  # of the images
+    shape: Annotated[tuple[int, int, int], Range(1, 65_536)] = (4, 32, 32)  # C, H, W of a latent
+    scale: Annotated[float, Range(above=0, high=1e6)] = 0.18215  # of a training latent: times the encoder's
     precision: Literal["fp32", "bf16"] = "bf16"  # of the encoder; what it returns is float32
-    compile: bool | None = None  # null: on a GPU
+    compile: bool | None = None  # torch.compile of the encoder; null: on a GPU
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.images()  # refuses what the decoder cannot do
 
     @classmethod

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import DataError
 from ..core.random import KeyedDraws, Positions
+from ..core.ranges import Range
 from ..core.types import Batch
 from .description import LatentContent, file_sha256, read_content
 from .images import mirrored_at, open_shards, read_or_substitute
@@ -38,23 +39,15 @@ class LatentsConfig(SourceConfig):
     """
 
     draws_latents: ClassVar[bool] = True
-    folder: Path
+    folder: Path  # of the encoded latents, with its dataset.json
     kind: Literal["latents"] = "latents"
-    shape: tuple[int, int, int] | None = None  # C, H, W
-    num_classes: int | None = None
+    shape: Annotated[tuple[int, int, int], Range(1, 65_536)] | None = None  # C, H, W; null: as encoded
+    num_classes: Annotated[int, Range(1, 10_000_000)] | None = None  # null: as encoded
     vae: str | None = None  # the name the latents were encoded under, or a folder of the autoencoder's weights
-    scale: float | None = None
-    mirror: bool = True
-    on_error: Literal["stop", "skip"] = "stop"
-    prefetch: int = 2  # turns read ahead, in a thread
-
-    def __post_init__(self) -> None:
-        classes = 1 if self.num_classes is None else self.num_classes
-        if min(self.shape or (1,)) < 1 or classes < 1 or self.prefetch < 1:
-            raise ConfigError(
-                f"shape {list(self.shape or ())}, num_classes {self.num_classes} and prefetch {self.prefetch} must all "
-                "be at least 1"
-            )
+    scale: Annotated[float, Range(above=0, high=1e6)] | None = None  # of a training latent; null: as encoded
+    mirror: bool = True  # every draw of the image or of its mirror image, evenly likely
+    on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
+    prefetch: Annotated[int, Range(1, 1_024)] = 2  # turns read ahead, in a thread
 
     def resolved(self) -> LatentsConfig:
         if None not in (self.shape, self.num_classes, self.vae, self.scale):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from ..core.ranges import Range
 from ..core.types import Batch
 
 Config = TypeVar("Config", bound="SourceConfig")
@@ -42,7 +43,8 @@ class SourceConfig:
     encodes: ClassVar[bool] = False  # its source is handed `encode`, an encoder (data/images_to_latents.py)
     positioned: ClassVar[bool] = False  # its source is an `order.PositionedSource`: any sample can be had at any time
 
-    global_batch: int  # samples per turn (one update of one player), over all ranks and microbatches
+    # samples per turn (one update of one player), over all ranks and microbatches
+    global_batch: Annotated[int, Range(1, 10_000_000)]
 
     def resolved(self) -> SourceConfig:
         """The same with what was left out, and stands with the data themselves. Raises DataError if it cannot be read.

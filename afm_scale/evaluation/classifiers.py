@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, RunError
 from ..core.place import Place
 from ..core.random import Positions
+from ..core.ranges import Count, Range, Seed
 from ..core.types import Batch, Role
 from ..data.order import PositionedSource
 from ..data.source import DataSource
@@ -38,18 +39,13 @@ class AccuracyConfig:
     otherwise samples of the training data.
     """
 
-    num_samples: int = 10_000  # the first ones of the source; of the digits at most the 359 there are
-    num_buckets: int = 10
-    held_out: AnySource | None = None
-    seed: int = 0  # of the times, the noise and the order of `held_out`
+    # the first ones of the source; of the digits at most the 359 there are
+    num_samples: Annotated[int, Range(1, 100_000_000)] = 10_000
+    num_buckets: Annotated[int, Range(1, 100)] = 10  # equal parts of the time, each measured by itself
+    held_out: AnySource | None = None  # samples that were not trained on
+    seed: Seed = 0  # of the times, the noise and the order of `held_out`
     measures: ClassVar[Role] = Role.CLASSIFIER
     goes_on_in_the_stream: ClassVar[bool] = True  # of training data, which only a run that is over may do
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1 or not 1 <= self.num_buckets <= 100:
-            raise ConfigError(
-                f"num_samples {self.num_samples} must be at least 1 and num_buckets {self.num_buckets} from 1 to 100"
-            )
 
     def resolved(self) -> AccuracyConfig:
         """The same with `held_out` resolved."""
@@ -66,13 +62,8 @@ class ClassifierEvaluationConfig(AccuracyConfig):
 
     goes_on_in_the_stream: ClassVar[bool] = False
     kind: Literal["classifier"] = "classifier"
-    every_steps: int
-    num_samples: int = 2000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.every_steps < 1:
-            raise ConfigError(f"every_steps must be at least 1, found {self.every_steps}")
+    every_steps: Count  # between two measurements
+    num_samples: Annotated[int, Range(1, 100_000_000)] = 2000  # the first ones of the source
 
 
 class ClassifierEvaluation:

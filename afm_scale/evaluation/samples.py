@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..core.errors import ConfigError
+from ..core.ranges import Count, Range, Seed
 from ..parallel.agreement import agreed
 from ..sampling.decoding import Decoder
 from ..sampling.drawing import DrawnImages
@@ -22,24 +23,21 @@ class SampleEvaluationConfig(OfGenerator):
     """What is drawn, and what it is compared with. Classes come in turn, balanced."""
 
     kind: Literal["samples"] = "samples"
-    every_steps: int
+    every_steps: Count  # between two evaluations
     reference: Path  # an npz that `python -m afm_scale evaluate --write-reference` made, or ADM's
-    features: FeaturesConfig = InceptionConfig()
-    num_samples: int = 10_000
-    members: int = 10_000  # of the samples, for precision and recall; 0: neither
-    neighbours: int = 3
-    batch_size: int = 32  # images that the extractor is given at a time, on each rank
+    features: FeaturesConfig = InceptionConfig()  # what images are compared by
+    num_samples: Annotated[int, Range(2, 100_000_000)] = 10_000  # drawn from the average
+    members: Annotated[int, Range(0, 100_000_000)] = 10_000  # of the samples, for precision and recall; 0: neither
+    neighbours: Annotated[int, Range(1, 1_000)] = 3  # k of precision and recall
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 32  # images that the extractor is given at a time, on each rank
     vae: str | None = None  # decodes latents; null: data.vae, if it is a folder here
-    seed: int = 0
+    seed: Seed = 0  # of the noises, the same every time
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "num_samples", "neighbours", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         kept = min(self.members, self.num_samples)
-        if self.num_samples < 2 or self.members < 0 or 0 < kept <= self.neighbours:
+        if 0 < kept <= self.neighbours:
             raise ConfigError(
-                f"num_samples {self.num_samples} and members {self.members} are too few for a covariance, or for "
+                f"num_samples {self.num_samples} and members {self.members} are too few for "
                 f"precision and recall with {self.neighbours} neighbours; use more samples, or members: 0"
             )
 

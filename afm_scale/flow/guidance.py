@@ -12,22 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.random import Draws
+from ..core.ranges import Range, Share
 from ..core.types import Classifier, Generator, without_class
 from .path import interpolate
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Guidance:
-    weight: float
-    low: float  # of the times t' that count
-    high: float
+    weight: Annotated[float, Range(0, 1e6)]  # of the guidance in the generator's loss
+    low: Share  # least of the times t' that count
+    high: Share  # largest of them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.random import Draws
+from ..core.ranges import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +17,7 @@ class GridTimes:
     """K equal steps: s uniform on {1, 1 - 1/K, ..., 1/K}, t = s - 1/K. K = 1 is one-step generation."""
 
     kind: Literal["grid"] = "grid"
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"a grid of times needs steps >= 1, found {self.steps}")
+    steps: Annotated[int, Range(1, 1_000_000)]  # K, network evaluations of one sample
 
     @property
     def told(self) -> Literal["none", "source"]:

@@ -16,12 +16,14 @@ from .layers import TimestepEmbedder, small_normal
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(BackboneConfig):
-    """`weights`: what guides, read when training starts and frozen: a safetensors file with the published names, or a
+    """A diffusion transformer that tells classes.
+
+    `weights`: what guides, read when training starts and frozen: a safetensors file with the published names, or a
     checkpoint (or a run's folder) of objective 'classification', whose average is taken. Null where it is trained.
     """
 
     kind: Literal["dit"] = "dit"
-    weights: Path | None = None
+    weights: Path | None = None  # of the one that guides: a file, or a run's folder; null where it is trained
 
 
 class DiTClassifier(Backbone):

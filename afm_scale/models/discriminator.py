@@ -14,10 +14,13 @@ from .layers import DefaultLinear, LabelEmbedder, TimestepEmbedder, small_normal
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(BackboneConfig):
-    """`target_time`: D is told t. One-step models judge clean samples only and need it not."""
+    """A diffusion transformer that reads its answer off a token.
+
+    `target_time`: it is told t. One-step models judge clean samples only and need it not.
+    """
 
     kind: Literal["dit"] = "dit"
-    target_time: bool
+    target_time: bool  # whether it is told t: one-step models need it not
 
 
 def cls_head(hidden_size: int, num_out: int, *, bias: bool) -> nn.Sequential:

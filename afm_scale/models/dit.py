@@ -6,12 +6,14 @@ Legend: B batch, N tokens, d width, p patch size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.network import Entry, Shared
+from ..core.ranges import Range
 from ..ops.block import gated_residual, modulated_norm
 from .layers import Attention, Linear, Mlp, PatchEmbed, sincos_positions, zeros
 
@@ -20,16 +22,13 @@ from .layers import Attention, Linear, Mlp, PatchEmbed, sincos_positions, zeros
 class BackboneConfig:
     """The size of a DiT. B, M, L and XL with patch 2 are in configs/model."""
 
-    patch_size: int
-    hidden_size: int
-    depth: int
-    num_heads: int
+    patch_size: Annotated[int, Range(1, 4_096)]  # of a side: positions of a sample that make one token
+    hidden_size: Annotated[int, Range(4, 1_048_576)]  # width; a multiple of num_heads and of 4
+    depth: Annotated[int, Range(1, 1_000)]  # blocks
+    num_heads: Annotated[int, Range(1, 65_536)]  # of attention
     qk_norm: bool = False  # off as published (TF32); bf16 was unstable without it
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "hidden_size", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} and of 4 "

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.ranges import Range
 from .dit import Backbone, BackboneConfig, FinalLayer
 from .layers import LabelEmbedder, TimestepEmbedder
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(BackboneConfig):
-    """`times`: which of (s, t) the network is told; one-step models need none, fixed steps the source alone.
+    """A diffusion transformer. `times`: which of (s, t) it is told; one-step models need none, fixed steps the source.
 
     `repetitions`: how often the stack of blocks is applied, hidden state carried: 28 blocks make 56 or 112 layers.
     """
 
     no_class_setting: ClassVar[str] = "null_class"
     kind: Literal["dit"] = "dit"
-    times: Literal["none", "source", "both"]
-    repetitions: int = 1
+    times: Literal["none", "source", "both"]  # which of (s, t) the network is told
+    repetitions: Annotated[int, Range(1, 1_000)] = 1  # how often the stack of blocks is applied
     null_class: bool = False  # one more row for samples without a class (objective 'flow_matching' with class_dropout)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.repetitions < 1:
-            raise ConfigError(f"repetitions is {self.repetitions}; it must be 1 or more")
         if self.repetitions > 1 and self.times != "none":
             raise ConfigError(
                 f"repetitions {self.repetitions} needs times 'none', found {self.times!r}: "

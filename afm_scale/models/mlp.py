@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..core.ranges import Range
 from .layers import DefaultLinear
 
 _NUM_FEATURES = 64  # per scalar
@@ -26,8 +27,9 @@ class MLPConfig:
     target_time: ClassVar[bool] = True
     no_class_setting: ClassVar[str] = "conditional"
     kind: Literal["mlp"] = "mlp"
-    width: int
-    scale: float = 100.0  # of the scalars in the sinusoids: how fine a detail can be told apart (published: 100)
+    width: Annotated[int, Range(1, 1_048_576)]  # of each of the four hidden layers
+    # of the scalars in the sinusoids: how fine a detail can be told apart (published: 100)
+    scale: Annotated[float, Range(above=0, high=1e6)] = 100.0
     conditional: bool = False  # the label is an input, NO_CLASS being one more; otherwise it is ignored
 
     @property
@@ -37,12 +39,12 @@ class MLPConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MLPClassifierConfig:
-    """The same layers; `weights` as of a `ClassifierConfig`."""
+    """Four hidden layers of `width`; `weights` as of a `ClassifierConfig`."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int
-    scale: float = 100.0
-    weights: Path | None = None
+    width: Annotated[int, Range(1, 1_048_576)]  # of each of the four hidden layers
+    scale: Annotated[float, Range(above=0, high=1e6)] = 100.0  # of the scalars in the sinusoids
+    weights: Path | None = None  # of the one that guides: a file, or a run's folder; null where it is trained
 
 
 def _features(value: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

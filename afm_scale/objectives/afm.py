@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..core.arithmetic import Precision, block_dtype
 from ..core.random import Draws
+from ..core.ranges import Range
 from ..core.schedules import Schedule
 from ..core.types import Batch, Discriminator, Generator, Loss, Networks, Reduce, Role
 from ..flow.guidance import Guidance, guidance_loss
@@ -41,16 +42,18 @@ from .penalty import PenaltyConfig, judge
 
 @dataclass(frozen=True, kw_only=True)
 class AFMConfig(GameOfOneConfig):
+    """The adversarial flow model: a generator against a discriminator (arXiv 2511.22475, Algorithm 1)."""
+
     roles: ClassVar[tuple[Role, ...]] = (Role.GENERATOR, Role.DISCRIMINATOR)
     kind: Literal["afm"] = "afm"
-    prediction: Prediction
-    times: TimeSampler
-    transport_weight: Schedule  # l_ot
+    prediction: Prediction  # what the generator's output means
+    times: TimeSampler  # which pairs (s, t) are trained
+    transport_weight: Annotated[Schedule, Range(0, 1e6)]  # l_ot
     penalty: PenaltyConfig = PenaltyConfig()
-    centring_weight: float = 0.01  # l_cp
-    gradient_scale: GradientScaleConfig | None = GradientScaleConfig()
-    guidance: Guidance | None = None
-    augmentation: AugmentationConfig | None = None
+    centring_weight: Annotated[float, Range(0, 1e6)] = 0.01  # l_cp
+    gradient_scale: GradientScaleConfig | None = GradientScaleConfig()  # null: no gradient normalisation
+    guidance: Guidance | None = None  # null: none
+    augmentation: AugmentationConfig | None = None  # of what D sees; null: none
 
     @property
     def guides(self) -> tuple[str, ...]:

@@ -9,22 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..core.random import Draws
+from ..core.ranges import Range, Share
 from ..core.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    probability: Schedule  # of each operation for each sample; 0.4 in the published guidance phase
-    translation: float = 0.3  # largest shift along each axis, as a share of it; whole pixels, zeros move in
-    num_erasings: int = 3
-    erased_low: float = 0.1  # least and most area one erasing sets to zero, as a share
-    erased_high: float = 0.5
-    aspect: float = 3.3  # height / width of an erased rectangle is log-uniform between 1 / aspect and aspect
+    # of each operation for each sample; 0.4 in the published guidance phase
+    probability: Annotated[Schedule, Range(0, 1)]
+    translation: Share = 0.3  # largest shift along each axis, as a share of it; whole pixels, zeros move in
+    num_erasings: Annotated[int, Range(0, 1_000)] = 3  # each by itself with that probability
+    erased_low: Share = 0.1  # least area that one erasing sets to zero, as a share
+    erased_high: Share = 0.5  # most area
+    # height / width of an erased rectangle is log-uniform between 1 / aspect and aspect
+    aspect: Annotated[float, Range(1, 1_000)] = 3.3
 
 
 Augment = Callable[[Tensor], Tensor]

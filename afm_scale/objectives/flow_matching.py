@@ -8,13 +8,14 @@ With class dropout some samples are shown without their class (arXiv 2207.12598)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.random import Draws
+from ..core.ranges import Range
 from ..core.types import Batch, Loss, Networks, Role, without_class
 from ..flow.path import Prediction, interpolate
 from .demands import no_class_taken
@@ -24,17 +25,17 @@ from .objective import GameOfOne, GameOfOneConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatchingConfig(GameOfOneConfig):
-    """`time_mean`, `time_std`: t = sigmoid(N(mean, std)) if given, U(0, 1) if not."""
+    """Regression of the velocity, noise - data.
+
+    `time_mean`, `time_std`: t = sigmoid(N(mean, std)) if given, U(0, 1) if not.
+    """
 
     prediction: ClassVar[Prediction] = Prediction.V
     kind: Literal["flow_matching"] = "flow_matching"
-    time_mean: float | None = None
-    time_std: float = 1.0
-    class_dropout: float = 0.0  # probability that a sample's class is not told; 0.1 is usual
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.class_dropout < 1:
-            raise ConfigError(f"class_dropout is a probability in [0, 1), found {self.class_dropout:g}")
+    time_mean: Annotated[float, Range(-100, 100)] | None = None  # of the normal; null: t ~ U(0, 1)
+    time_std: Annotated[float, Range(above=0, high=100)] = 1.0  # of the normal
+    # probability that a sample's class is not told; 0.1 is usual
+    class_dropout: Annotated[float, Range(0, below=1)] = 0.0
 
     @property
     def hides_classes(self) -> bool:

@@ -18,19 +18,20 @@ microbatch by itself, so its adversarial weight grows with their number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from ..core.ranges import Range
 from ..core.types import Reduce
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientScaleConfig:
-    decay: float = 0.9  # beta: Adam's beta2 as published
-    eps: float = 1e-8
-    target: float = 1.0
+    decay: Annotated[float, Range(0, below=1)] = 0.9  # beta: Adam's beta2 as published
+    eps: Annotated[float, Range(0, 1)] = 1e-8  # added to the root of the mean square
+    target: Annotated[float, Range(above=0, high=1e6)] = 1.0  # norm that the adversarial gradient is given
 
 
 class GradientScale:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.random import Draws
+from ..core.ranges import Range
 from ..core.types import Discriminator
 
 Pair = Sequence[Tensor]
@@ -27,9 +28,9 @@ Pair = Sequence[Tensor]
 class PenaltyConfig:
     """Finite-difference R1 and R2."""
 
-    weight: float = 0.25  # l_gp, of each
-    share: float = 0.25  # of the global batch, at least one sample
-    epsilon: float = 0.01
+    weight: Annotated[float, Range(0, 1e6)] = 0.25  # l_gp, of each
+    share: Annotated[float, Range(above=0, high=1)] = 0.25  # of the global batch, at least one sample
+    epsilon: Annotated[float, Range(above=0, high=10)] = 0.01  # standard deviation of the step from a sample
     precise: bool | None = None  # slopes by a precise call of D; null: where parallel.precision is bf16 or fp8
 
 

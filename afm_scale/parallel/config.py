@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from ..core.arithmetic import Precision
+from ..core.ranges import Range
 from ..ops.choice import Setting
 from .kinds.kind import Described, PlanKind
 from .precision import check_precision
@@ -19,13 +20,13 @@ PlanName = Literal[tuple(PLANS)]
 
 @dataclass(frozen=True, kw_only=True)
 class _OfAllPlans:
-    plan: PlanName
+    plan: PlanName  # how the players are laid over the ranks
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is a GPU
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # of the arithmetic; see docs/parallel.md
     ops: Setting = "auto"  # implementation of the fused operations; auto: the fastest that works here, see `doctor`
     compile: bool | None = None  # torch.compile of what learns, block by block; null: on a GPU, where the plan lets it
     deterministic: bool = False  # on a GPU: only kernels that give the same bits every time; the CPU's always do
-    timeout_seconds: int = 600  # a collective that waits longer ends the run
+    timeout_seconds: Annotated[int, Range(1, 10_000_000)] = 600  # a collective that waits longer ends the run
     recompute: RecomputeConfig = Recompute()  # in networks that learn
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from ..core.ranges import Range
 from ..core.schedules import Schedule
 from ..ops.adamw import adamw_, kernel_for, new_step
 
@@ -19,11 +21,13 @@ from ..ops.adamw import adamw_, kernel_for, new_step
 class OptimizerConfig:
     """AdamW on all parameters without exclusions (AFM paper, Table 10)."""
 
-    learning_rate: Schedule
-    betas: tuple[float, float] = (0.0, 0.9)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    max_grad_norm: float = 50.0  # L2 norm over all of the player's parameters; 50 hardly ever clips
+    learning_rate: Annotated[Schedule, Range(0)]  # of each update
+    # decay of the two moments; 0: without the first
+    betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.0, 0.9)
+    eps: Annotated[float, Range(0, 1)] = 1e-8  # added to the root of the second moment
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01  # decoupled: times the learning rate
+    # L2 norm over all of the player's parameters; 50 hardly ever clips
+    max_grad_norm: Annotated[float, Range(above=0)] = 50.0
 
 
 class AdamW(torch.optim.Optimizer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from ..core.errors import ConfigError
 from ..core.network import Network
+from ..core.ranges import Range
 
 Forward = Callable[..., Tensor]
 
@@ -50,7 +51,7 @@ class Recompute(_NonReentrant):
     """
 
     shorthand: ClassVar[str] = "kind"
-    kind: Literal["none", "full", "selective", "per_repetition"] = "none"
+    kind: Literal["none", "full", "selective", "per_repetition"] = "none"  # what a backward computes again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,7 @@ class RecomputeEvery(_NonReentrant):
     """Every k-th block as `full`, the others as `none`."""
 
     kind: Literal["every"]
-    k: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1:
-            raise ConfigError(f"k is {self.k}; every k-th block is recomputed, so it must be 1 or more")
+    k: Annotated[int, Range(1, 1_000)]  # every k-th block is recomputed
 
 
 RecomputeConfig = Recompute | RecomputeEvery

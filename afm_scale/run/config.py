@@ -30,7 +30,7 @@ HooksConfig = hooks_config(__name__, evaluation=AnyEvaluation)
 class FolderConfig:
     """Where a run lives, and what a new run starts from (its own checkpoints always come first)."""
 
-    folder: Path
+    folder: Path  # of the run
     resume_from: Path | None = None  # a checkpoint to continue, state and step count included
     initialise_from: Path | None = None  # a checkpoint whose weights alone are taken; the run starts at step 0
     accept_changes: tuple[str, ...] = ()  # settings (or sections) that may differ from the checkpoint's all the same
@@ -39,7 +39,7 @@ class FolderConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     generator: AnyGenerator | None = None  # null where a classifier is trained
-    discriminator: AnyDiscriminator | None = None
+    discriminator: AnyDiscriminator | None = None  # null in a game of one
     classifier: AnyClassifier | None = None  # frozen, for guidance; or the one that is trained
     flow: Path | None = None  # frozen, for guidance: a checkpoint (or a run's folder) of objective 'flow_matching'
     compile_guides: bool | None = None  # torch.compile of the frozen two, block by block; null: on a GPU
@@ -47,9 +47,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizersConfig:
-    generator: OptimizerConfig | None = None
-    discriminator: OptimizerConfig | None = None
-    classifier: OptimizerConfig | None = None
+    generator: OptimizerConfig | None = None  # of the player; null where it does not learn
+    discriminator: OptimizerConfig | None = None  # likewise
+    classifier: OptimizerConfig | None = None  # likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +58,16 @@ class RunConfig:
 
     run: FolderConfig
     loop: LoopConfig
-    data: AnySource
-    model: ModelConfig
-    objective: AnyObjective
-    optimizer: OptimizersConfig
+    data: AnySource  # where samples come from
+    model: ModelConfig  # the networks: those that learn, and those that guide
+    objective: AnyObjective  # what is learnt: one paper's equations
+    optimizer: OptimizersConfig  # of each network that learns
     average: AverageConfig
     parallel: ParallelConfig
     checkpoint: CheckpointConfig
-    hooks: HooksConfig = HooksConfig()
+    hooks: HooksConfig = HooksConfig()  # what watches a run: nothing here changes a weight
     sampling: SamplingConfig = SamplingConfig()
-    report: AnyReport | None = None
+    report: AnyReport | None = None  # what the average is measured by at the end
 
     def resolved(self) -> RunConfig:
         """The same with what a packed data set says of itself where the recipe leaves it out; commands begin with it.

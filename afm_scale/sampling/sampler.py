@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.place import Place
 from ..core.random import KeyedDraws, Positions
+from ..core.ranges import Range
 from ..core.types import Generator
 from ..flow.path import Prediction, move
 
@@ -31,11 +32,7 @@ Decode = Callable[[Tensor], Tensor]
 class SamplingConfig:
     """How samples are drawn wherever a run draws some."""
 
-    num_steps: int = 1  # network evaluations for one image
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ConfigError(f"sampling.num_steps must be at least 1, found {self.num_steps}")
+    num_steps: Annotated[int, Range(1, 100_000)] = 1  # network evaluations for one image
 
 
 @torch.no_grad()

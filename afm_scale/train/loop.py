@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.random import KeyedDraws, Positions
+from ..core.ranges import MANY, Range, Seed
 from ..core.types import Batch, Loss, Role
 from ..data.source import Skipped
 from ..parallel.plan import ParallelPlan
@@ -22,13 +23,9 @@ from .state import TrainState
 class LoopConfig:
     """One step is one turn of every player, counted by updates of the learner: the generator, or a classifier."""
 
-    steps: int  # updates of the learner in the whole run
-    accumulation: int = 1  # microbatches that share one update
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.accumulation < 1:
-            raise ConfigError(f"steps {self.steps} must be >= 0 and accumulation {self.accumulation} must be >= 1")
+    steps: Annotated[int, Range(0, MANY)]  # updates of the learner in the whole run
+    accumulation: Annotated[int, Range(1, 1_000_000)] = 1  # microbatches that share one update
+    seed: Seed = 0  # of all that is drawn: weights, data, noise, times
 
 
 class ReportBuilder:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import Positions
+from afm_scale.core.typed import build
 from afm_scale.data import affine as affine_module
 from afm_scale.data.affine import Affine, AffineConfig, affines_at, moved
 from afm_scale.data.images import DaliConfig, WebDatasetConfig, mirrored_at
@@ -150,18 +151,18 @@ def test_the_defaults_are_the_published_values() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"probability": 1.1}, "probability is 1.1, wanted a number from 0 to 1"),
-        ({"probability": math.nan}, "probability is nan"),
-        ({"degrees": -10.0}, "degrees is -10.0, wanted a number from 0 to 180"),
-        ({"translation": 30.0}, "translation is 30.0, a share of the side: wanted a number from 0 to 1"),
-        ({"scale_low": 0.0}, "scale_low is 0.0 and scale_high 1.3, wanted 0 < scale_low <= scale_high"),
+        ({"probability": 1.1}, "probability: found 1.1, wanted a number from 0 to 1"),
+        ({"probability": math.nan}, "probability: found nan, wanted a finite number"),
+        ({"degrees": -10.0}, "degrees: found -10, wanted a number from 0 to 180"),
+        ({"translation": 30.0}, "translation: found 30, wanted a number from 0 to 1"),
+        ({"scale_low": 0.0}, "scale_low: found 0, wanted a number above 0, at most 100"),
         ({"scale_low": 1.4}, "scale_low is 1.4 and scale_high 1.3"),
-        ({"scale_high": math.inf}, "scale_high inf"),
+        ({"scale_high": math.inf}, "scale_high: found inf, wanted a finite number"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        AffineConfig(**wrong)
+        build(AffineConfig, wrong)
 
 
 def loaded(tmp_path: Path, data: str) -> RunConfig:

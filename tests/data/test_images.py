@@ -11,8 +11,9 @@ from torch import Tensor
 
 from afm_scale.core.errors import ConfigError, DataError
 from afm_scale.core.random import KeyedDraws, Positions
+from afm_scale.core.typed import build
 from afm_scale.data.description import LatentContent
-from afm_scale.data.images import ImagesConfig, ImageSource, read_or_substitute
+from afm_scale.data.images import ImagesConfig, ImageSource, WebDatasetConfig, read_or_substitute
 from afm_scale.data.shards import PackedShards, SampleError
 from afm_scale.data.source import Skipped
 from afm_scale.packing.writer import Packing
@@ -142,8 +143,8 @@ def test_latents_are_not_taken_for_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["size", "num_classes", "workers", "prefetch"])
 def test_numbers_below_one_are_refused(folder: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} 0.* must all be at least 1"):
-        source(folder, **{name: 0})
+    with pytest.raises(ConfigError, match=f"{name}: found 0, wanted a whole number from 1 to"):
+        build(WebDatasetConfig, {"folder": str(folder), "global_batch": 4, name: 0})
 
 
 def test_a_missing_shard_is_refused_by_name_unless_errors_are_skipped(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from afm_scale.core.errors import ConfigError, DataError
+from afm_scale.core.errors import DataError
 from afm_scale.data.description import LatentContent
 from afm_scale.data.latents import WEIGHTS_NAME, LatentsConfig, LatentsSource, Records
 from afm_scale.data.shards import PackedShards, SampleError
@@ -146,11 +146,6 @@ def test_a_folder_of_weights_is_compared_by_its_sum(exact, tmp_path):
     (tmp_path / WEIGHTS_NAME).unlink()
     with pytest.raises(DataError, match="a folder without diffusion_pytorch_model.safetensors"):
         source(exact, vae=str(tmp_path))
-
-
-def test_settings_that_make_no_sense_are_refused(exact):
-    with pytest.raises(ConfigError, match="prefetch 0 must all be at least 1"):
-        source(exact, prefetch=0)
 
 
 def damage(folder: Path, *numbers: int) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import KeyedDraws, Positions
+from afm_scale.core.typed import build
 from afm_scale.flow.times import AnyTimes, GridTimes
 
 
@@ -52,5 +53,5 @@ def test_times_are_float32() -> None:
 
 
 def test_a_grid_without_steps_is_refused() -> None:
-    with pytest.raises(ConfigError, match="steps >= 1, found 0"):
-        GridTimes(steps=0)
+    with pytest.raises(ConfigError, match="steps: found 0, wanted a whole number from 1"):
+        build(GridTimes, {"steps": 0})

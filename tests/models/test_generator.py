@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.typed import build
 from afm_scale.core.types import NO_CLASS
 from afm_scale.models.generator import DiTGenerator, GeneratorConfig
 from tests.models.small import NUM_CLASSES, SHAPE, SIZE, at_start, awake, inputs
@@ -82,8 +83,8 @@ def test_a_deep_generator_that_is_told_times_is_refused(times: Told) -> None:
 
 
 def test_less_than_one_repetition_is_refused() -> None:
-    with pytest.raises(ConfigError, match="repetitions is 0"):
-        generator("none", 0)
+    with pytest.raises(ConfigError, match="repetitions: found 0, wanted a whole number from 1"):
+        build(GeneratorConfig, {**SIZE, "times": "none", "repetitions": 0})
 
 
 def test_samples_without_a_class_have_the_last_row_of_the_label_table() -> None:

@@ -79,8 +79,8 @@ def test_what_an_objective_cannot_train_is_refused(recipe: str, overrides: list[
     (["data.global_batch=10", "loop.accumulation=2"], 4,
      "data.global_batch 10 is not divisible by ranks 4 x loop.accumulation 2 = 8; use data.global_batch=8 or 16, or "
      "change loop.accumulation"),
-    (["data.global_batch=0"], 1,
-     "data.global_batch 0 is not divisible by ranks 1 x loop.accumulation 1 = 1; use data.global_batch=1, or change "
+    (["data.global_batch=1", "loop.accumulation=2"], 1,
+     "data.global_batch 1 is not divisible by ranks 1 x loop.accumulation 2 = 2; use data.global_batch=2, or change "
      "loop.accumulation"),
 ])
 def test_a_batch_that_cannot_be_cut_is_refused(overrides: list[str], world_size: int, message: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.random import KeyedDraws, Positions
+from ...core.ranges import Range
 from ...core.types import Batch
 from ..order import PositionedSource
 from ..source import SourceConfig
@@ -22,15 +23,12 @@ _LATTICE = tuple(itertools.product((-1.0, 0.0, 1.0), repeat=2))
 class ClassMixture:
     """Equally likely classes, each normally distributed around its centre with the same sigma along both axes."""
 
-    centres: tuple[tuple[float, float], ...] = _LATTICE
-    sigma: float = 0.12
+    centres: tuple[Annotated[tuple[float, float], Range(-1e6, 1e6)], ...] = _LATTICE  # of each class, in order
+    sigma: Annotated[float, Range(above=0, high=1e6)] = 0.12  # standard deviation along either axis
 
     def __post_init__(self) -> None:
-        if not self.centres or self.sigma <= 0:
-            raise ConfigError(
-                f"a mixture needs at least one centre and sigma > 0, found {len(self.centres)} centres, "
-                f"sigma {self.sigma:g}"
-            )
+        if not self.centres:
+            raise ConfigError("a mixture needs at least one centre, found none")
 
     def log_posterior(self, x: Tensor, t: Tensor) -> Tensor:
         """log p(y | x_t, t) [B, K] of x_t = (1 - t) x + t z, all classes being equally likely, in float64.

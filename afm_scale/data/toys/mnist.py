@@ -34,12 +34,14 @@ _WANTED = "wanted an .npz with images [N, 28, 28] uint8 and labels [N] of whole 
 
 @dataclass(frozen=True, kw_only=True)
 class MnistConfig(SourceConfig):
+    """Digits of 28x28 pixels from a file of one's own: npz with `images` and `labels`."""
+
     positioned: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = SHAPE
     num_classes: ClassVar[int] = NUM_CLASSES
     kind: Literal["mnist"] = "mnist"
     file: Path | None = None  # must be given to train; null: what a recipe leaves to its user
-    part: Part = "train"
+    part: Part = "train"  # of every ten images eight train, one is to tune settings on, one to state figures of
 
     def fingerprint(self) -> dict[str, str]:
         if self.file is None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError, DataError
+from ...core.ranges import Range, Share
 from .weights_file import PublishedFile
 
 Route = Literal["torch-fidelity", "torchscript"]
@@ -72,8 +73,8 @@ class InceptionConfig:
     """
 
     kind: Literal["inception"] = "inception"
-    weights: Path = Path("weights") / PUBLISHED["torch-fidelity"].name
-    via: Route | None = None
+    weights: Path = Path("weights") / PUBLISHED["torch-fidelity"].name  # one of the two published files
+    via: Route | None = None  # in which form; null: by the suffix
     sha256: str | None = "published"  # what the file must have; 'published': the one everybody uses; null: any .pth
 
     def __post_init__(self) -> None:
@@ -105,29 +106,29 @@ class PixelsConfig:
 class TorchScriptConfig:
     """Any TorchScript file that maps images [B, channels, H, W] to features [B, D], DINOv2 for instance."""
 
-    file: Path
+    file: Path  # a program: see docs/evaluation.md
     kind: Literal["torchscript"] = "torchscript"
-    channels: int = 3  # what the network takes; grey images are repeated to as many
-    size: int | None = None  # pixels of a side, to which images are resized (bilinear, antialiased); null: as they are
+    channels: Annotated[int, Range(1, 1_024)] = 3  # what the network takes; grey images are repeated to as many
+    # pixels of a side, to which images are resized (bilinear, antialiased); null: as they are
+    size: Annotated[int, Range(1, 16_384)] | None = None
     input: Literal["unit", "uint8"] = "unit"  # floats in [0, 1], normalised next; or whole numbers 0 to 255
     sha256: str | None = None  # of the file, which is a program: it is not run unless its 64 hex digits are named
-    mean: tuple[float, ...] | None = None  # one, or one for each channel; with std: (x - mean) / std
-    std: tuple[float, ...] | None = None
+    # one, or one for each channel; with std: (x - mean) / std
+    mean: Annotated[tuple[float, ...], Range(-1e6, 1e6)] | None = None
+    std: Annotated[tuple[float, ...], Range(above=0, high=1e6)] | None = None  # as many
 
     def __post_init__(self) -> None:
         _check_sha256(self.sha256)
-        if self.channels < 1 or (self.size is not None and self.size < 1):
-            raise ConfigError(f"channels {self.channels} and size {self.size} must be at least 1")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean and std go together: give both or neither")
         if self.mean is None or self.std is None:
             return
         if self.input == "uint8":
             raise ConfigError("a network with input 'uint8' normalises by itself; leave out mean and std")
-        if not {len(self.mean), len(self.std)} <= {1, self.channels} or min(self.std) <= 0:
+        if not {len(self.mean), len(self.std)} <= {1, self.channels}:
             raise ConfigError(
                 f"mean {list(self.mean)} and std {list(self.std)} must have 1 or {self.channels} (channels) numbers "
-                "each, and std only positive ones"
+                "each"
             )
 
 
@@ -138,13 +139,9 @@ class ClassifierFeaturesConfig:
     It reads samples, so the latents of a latent model are judged without being decoded.
     """
 
-    checkpoint: Path
+    checkpoint: Path  # of a classifier
     kind: Literal["classifier"] = "classifier"
-    time: float = 0.0  # what the classifier is told of the noise in the samples: none
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.time <= 1:
-            raise ConfigError(f"time {self.time} is not between 0 (data) and 1 (noise)")
+    time: Share = 0.0  # what the classifier is told of the noise in the samples: none
 
 
 FeaturesConfig = InceptionConfig | PixelsConfig | TorchScriptConfig | ClassifierFeaturesConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from ...core.errors import DivergenceError
+from ...core.ranges import Range, Seed
 from ...core.types import Batch
 from ...data.toys.digits import held_out_digits, training_digits
 from ...sampling.pictures import image_grid, save_png
@@ -112,9 +113,10 @@ class DigitsReport(OfGenerator):
     """Measures samples against the held-out digits and draws ten of each class."""
 
     kind: Literal["digits"] = "digits"
-    num_samples: int = 1440  # balanced over the classes; recall depends a little on it
-    seed: int = 0
-    upscale: int = 6
+    # balanced over the classes; recall depends a little on it
+    num_samples: Annotated[int, Range(100, 1_000_000)] = 1440
+    seed: Seed = 0  # of the noises
+    upscale: Annotated[int, Range(1, 64)] = 6  # of the picture: pixels per pixel
 
     def __call__(self, subject: Subject, picture: Path) -> Findings:
         """Collective: every rank must call it, and rank 0 draws `picture`."""

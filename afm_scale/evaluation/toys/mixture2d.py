@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import matplotlib
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.errors import DivergenceError
 from ...core.files import write_atomically
 from ...core.random import Positions
+from ...core.ranges import Range, Seed
 from ...core.types import Batch
 from ...data.toys.mixture2d import ClassMixture, Mixture2DConfig, Mixture2DSource
 from ...sampling.subject import Subject
@@ -97,8 +98,8 @@ class Mixture2DReport(OfGenerator):
 
     kind: Literal["mixture2d"] = "mixture2d"
     distribution: ClassMixture = ClassMixture()  # of the data
-    num_samples: int = 4500  # balanced over the classes
-    seed: int = 0
+    num_samples: Annotated[int, Range(100, 10_000_000)] = 4500  # balanced over the classes
+    seed: Seed = 0  # of the noises
 
     def __call__(self, subject: Subject, picture: Path) -> Findings:
         """Collective: every rank must call it, and rank 0 draws `picture`."""

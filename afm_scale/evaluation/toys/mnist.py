@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from ...core.errors import ConfigError, DataError, DivergenceError
+from ...core.ranges import Range, Seed
 from ...core.types import Batch
 from ...data.source import SourceConfig
 from ...data.toys.mnist import MnistConfig, MnistSource, read_mnist
@@ -129,13 +130,10 @@ class MnistReport(OfGenerator):
 
     kind: Literal["mnist"] = "mnist"
     part: Literal["tune", "test"] = "test"  # settings are chosen on tune, figures are stated of test
-    num_samples: int = 1000  # balanced over the classes; as many as the parts of 10,000 digits have
-    seed: int = 0
-    upscale: int = 3
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 100:
-            raise ConfigError(f"num_samples {self.num_samples} must be at least 100, ten of each class for the picture")
+    # balanced over the classes; as many as the parts of 10,000 digits have
+    num_samples: Annotated[int, Range(100, 1_000_000)] = 1000
+    seed: Seed = 0  # of the noises
+    upscale: Annotated[int, Range(1, 64)] = 3  # of the picture: pixels per pixel
 
     def check(self, data: SourceConfig, setting: str) -> None:
         if not isinstance(data, MnistConfig):

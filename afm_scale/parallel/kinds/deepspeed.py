@@ -23,7 +23,7 @@ class DeepSpeedConfig(PlanKind):
     stage: what is sharded. 1: the optimizer's state; 2: gradients too; 3: weights too, and the average and guides.
     """
 
-    stage: Literal[1, 2, 3] = 2
+    stage: Literal[1, 2, 3] = 2  # 1: the optimizer's state is sharded; 2: gradients too; 3: weights too
     offload_optimizer: dict[str, Any] | None = None  # {device: cpu, ...}: its state and step to the host
     offload_param: dict[str, Any] | None = None  # {device: cpu, ...}: weights that are not in use; of stage 3
     zero: dict[str, Any] = field(default_factory=dict)  # further keys of zero_optimization

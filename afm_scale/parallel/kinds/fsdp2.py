@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 
 from ...core.errors import ConfigError
 from ...core.network import Network
+from ...core.ranges import Range
 from .kind import Described, PlanKind, Turn, divisors
 
 if TYPE_CHECKING:
@@ -33,12 +34,9 @@ class FSDP2Config(PlanKind):
         (`chosen_policy`).
     """
 
-    policy: Literal["auto", "full", "zero2", "whole"] = "auto"
-    replicas: int = 1  # copies of all shards (HSDP), each over as many neighbouring ranks: one per node gathers in it
-
-    def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ConfigError(f"parallel.fsdp2.replicas is {self.replicas}; it must be 1 (every shard once) or more")
+    policy: Literal["auto", "full", "zero2", "whole"] = "auto"  # what is gathered when
+    # copies of all shards (HSDP), each over as many neighbouring ranks: one per node gathers in it
+    replicas: Annotated[int, Range(1, 1_000_000)] = 1
 
     def build(self, ranks: Ranks, config: ParallelConfig, turn: Turn) -> ParallelPlan:
         from ..fsdp2 import FSDP2Plan

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
 from ...core.errors import ConfigError
 from ...core.network import Network
 from ...core.packages import require
+from ...core.ranges import Range
 from .kind import Described, PlanKind, Turn, divisors
 
 if TYPE_CHECKING:
@@ -32,11 +33,7 @@ _MEGATRON_WARNS_OF = (
 class MegatronConfig(PlanKind):
     """Tensor parallelism: `tensor` neighbouring ranks share every block's work, and see the same samples."""
 
-    tensor: int = 2
-
-    def __post_init__(self) -> None:
-        if self.tensor < 1:
-            raise ConfigError(f"parallel.megatron.tensor is {self.tensor}; it must be 1 (none) or more")
+    tensor: Annotated[int, Range(1, 10_000)] = 2  # neighbouring ranks that share every block's work; 1: none
 
     @property
     def no_forward_derivative(self) -> str | None:

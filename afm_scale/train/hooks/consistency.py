@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ...core.errors import ConfigError, DivergenceError
+from ...core.errors import DivergenceError
+from ...core.ranges import Count
 from ...parallel.plan import ParallelPlan
 from ..state import TrainState
 from .events import EventLog
@@ -26,11 +27,7 @@ _ODD = 0x1E3779B97F4A7C15  # near the golden ratio of 2 ** 63, so that neighbour
 class ConsistencyConfig:
     """The copies are compared before every save, and every `every_steps` as well if that is not null."""
 
-    every_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ConfigError(f"hooks.consistency.every_steps must be at least 1 or null, found {self.every_steps}")
+    every_steps: Count | None = None  # between two comparisons; null: before saves alone
 
 
 class ConsistencyHook(QuietHook):

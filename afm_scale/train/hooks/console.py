@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Annotated, TextIO
 
 from tqdm import tqdm
 
-from ...core.errors import ConfigError
+from ...core.ranges import Range
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .surroundings import Surroundings
@@ -19,12 +19,8 @@ from .surroundings import Surroundings
 class ConsoleConfig:
     """How often the console is written to: losses are read, which waits for the device, only then."""
 
-    bar_every_seconds: float = 1.0  # on a terminal
-    line_every_seconds: float = 10.0  # elsewhere
-
-    def __post_init__(self) -> None:
-        if min(self.bar_every_seconds, self.line_every_seconds) < 0:
-            raise ConfigError("hooks.console.bar_every_seconds and line_every_seconds must not be negative")
+    bar_every_seconds: Annotated[float, Range(0, 1e6)] = 1.0  # on a terminal
+    line_every_seconds: Annotated[float, Range(0, 1e6)] = 10.0  # elsewhere
 
 
 class ConsoleHook(QuietHook):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigError, DivergenceError
+from ...core.errors import DivergenceError
+from ...core.ranges import Count
 from ...parallel.plan import ParallelPlan
 from ..state import TrainState
 from .events import EventLog
@@ -20,11 +21,7 @@ from .surroundings import Surroundings
 class DivergenceConfig:
     """Every step is checked on the device; the host looks every `every_steps` and before every save."""
 
-    every_steps: int = 10
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(f"hooks.divergence.every_steps must be at least 1, found {self.every_steps}")
+    every_steps: Count = 10  # between two looks of the host
 
 
 class DivergenceGuard(QuietHook):

@@ -18,7 +18,10 @@ from .surroundings import Surroundings
 
 
 class EvaluationConfig(Protocol):
-    """What the hook itself wants of `hooks.evaluation`; the rest is for whoever makes a measurement of it."""
+    """Figures of the average while a run trains, every so many steps.
+
+    This is what the hook itself wants; the rest is for whoever makes a measurement of it.
+    """
 
     every_steps: int
 

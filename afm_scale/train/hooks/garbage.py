@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 
-from ...core.errors import ConfigError
+from ...core.ranges import Count
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .surroundings import Surroundings
@@ -15,11 +15,7 @@ from .surroundings import Surroundings
 class GarbageConfig:
     """Every `every_steps` steps garbage is collected, and not in between: until then cycles keep their memory."""
 
-    every_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(f"hooks.garbage.every_steps must be at least 1, found {self.every_steps}")
+    every_steps: Count = 1000  # between two collections
 
 
 class GarbageHook(QuietHook):

@@ -13,8 +13,8 @@ from typing import BinaryIO, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigError
 from ...core.files import append_regular, explained_write, read_regular, write_atomically
+from ...core.ranges import Count
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState
@@ -29,21 +29,17 @@ Row = Mapping[str, float]
 class WandbConfig:
     """Weights & Biases (its writer needs the package, so this stands here). `wandb sync` sends offline runs later."""
 
-    project: str
-    mode: Literal["offline", "online"] = "offline"
+    project: str  # its name there
+    mode: Literal["offline", "online"] = "offline"  # offline: for `wandb sync` later
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
     """How often a row is written, which waits for the device, and where to."""
 
-    every_steps: int = 10
-    tensorboard: bool = True
-    wandb: WandbConfig | None = None
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(f"hooks.metrics.every_steps must be at least 1, found {self.every_steps}")
+    every_steps: Count = 10  # between two rows
+    tensorboard: bool = True  # write events for TensorBoard too
+    wandb: WandbConfig | None = None  # null: nothing to Weights & Biases
 
 
 class MetricWriter(Protocol):

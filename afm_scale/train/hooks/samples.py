@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
-from ...core.errors import ConfigError
+from ...core.ranges import Count, Range
 from ...parallel.plan import ParallelPlan
 from ...sampling.pictures import image_grid, save_png
 from ..failures import Failures
@@ -20,15 +21,10 @@ from .surroundings import Surroundings
 class SamplesConfig:
     """A sheet has one row per class and `images_per_class` columns."""
 
-    every_steps: int
-    images_per_class: int = 10
-    max_classes: int = 10
-    upscale: int = 4  # pixels per pixel
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "images_per_class", "max_classes", "upscale"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"hooks.samples.{name} must be at least 1, found {getattr(self, name)}")
+    every_steps: Count  # between two sheets
+    images_per_class: Annotated[int, Range(1, 1_000)] = 10  # columns of a sheet
+    max_classes: Annotated[int, Range(1, 1_000)] = 10  # rows of a sheet, at most
+    upscale: Annotated[int, Range(1, 64)] = 4  # pixels per pixel
 
 
 class SamplesHook(QuietHook):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass
+from dataclasses import field, make_dataclass
 from typing import Any
 
 from . import checkpoint, consistency, console, divergence, evaluation, garbage, metrics, samples, skipped
@@ -32,9 +32,13 @@ def hooks_config(module: str, **types: Any) -> type:
         module: where the class is to be found by its name, HooksConfig
         types: of settings by the name of the hook, where the table knows a protocol alone
     """
-    fields = []
+    settings = []
     for name, kind in HOOKS.items():
         if kind.config is not None:
             wanted = types.get(name, kind.config)
-            fields.append((name, wanted if kind.default is not None else wanted | None, kind.default))
-    return make_dataclass("HooksConfig", fields, frozen=True, kw_only=True, namespace={"__module__": module})
+            about = {"documentation": (kind.config.__doc__ or "").partition("\n")[0]}
+            settings.append((
+                name, wanted if kind.default is not None else wanted | None,
+                field(default=kind.default, metadata=about),
+            ))
+    return make_dataclass("HooksConfig", settings, frozen=True, kw_only=True, namespace={"__module__": module})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.typed import build
 from afm_scale.data.toys.mixture1d import GaussianMixture, Mixture1DConfig, Mixture1DSource
 
 PUBLISHED = GaussianMixture()
@@ -77,7 +78,9 @@ def test_the_stream_depends_on_seed_and_position_alone() -> None:
     assert not torch.equal(next(iter(source(seed=1))).x, next(iter(source())).x)
 
 
-@pytest.mark.parametrize("wrong", [{"modes": ()}, {"sigma": 0.0}])
-def test_a_mixture_without_modes_or_width_is_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match="at least one mode and sigma > 0"):
-        GaussianMixture(**wrong)
+@pytest.mark.parametrize(("wrong", "told"), [
+    ({"modes": []}, "at least one mode, found none"), ({"sigma": 0.0}, "sigma: found 0, wanted a number above 0"),
+])
+def test_a_mixture_without_modes_or_width_is_refused(wrong: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build(GaussianMixture, wrong)

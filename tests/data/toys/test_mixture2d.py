@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.typed import build
 from afm_scale.data.toys.mixture2d import ClassMixture, Mixture2DConfig, Mixture2DSource
 
 MIXTURE = ClassMixture(centres=((0.0, 0.0), (1.0, 0.2), (-0.3, 0.9)), sigma=0.3)
@@ -75,7 +76,9 @@ def test_there_are_as_many_classes_as_centres() -> None:
     assert source().num_classes == Mixture2DConfig(global_batch=1, distribution=MIXTURE).num_classes == 3
 
 
-@pytest.mark.parametrize("wrong", [{"centres": ()}, {"sigma": 0.0}])
-def test_a_mixture_without_centres_or_width_is_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match="at least one centre and sigma > 0"):
-        ClassMixture(**wrong)
+@pytest.mark.parametrize(("wrong", "told"), [
+    ({"centres": []}, "at least one centre, found none"), ({"sigma": 0.0}, "sigma: found 0, wanted a number above 0"),
+])
+def test_a_mixture_without_centres_or_width_is_refused(wrong: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build(ClassMixture, wrong)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.typed import build
 from afm_scale.data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 
 
@@ -36,7 +37,7 @@ def test_two_ranks_share_the_stream_of_one() -> None:
             assert torch.equal(batch.x, whole.x[rank::2]) and torch.equal(batch.y, whole.y[rank::2])
 
 
-@pytest.mark.parametrize("wrong", [{"shape": (4, 0, 32)}, {"num_classes": 0}])
+@pytest.mark.parametrize("wrong", [{"shape": [4, 0, 32]}, {"num_classes": 0}])
 def test_sizes_below_one_are_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        source(**wrong)
+    with pytest.raises(ConfigError, match="found 0, wanted a whole number from 1 to"):
+        build(SyntheticLatentsConfig, {"global_batch": 4, **wrong})

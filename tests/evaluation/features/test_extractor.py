@@ -7,6 +7,7 @@ import torch
 
 from afm_scale.core.arithmetic import full_float32
 from afm_scale.core.errors import ConfigError, DataError
+from afm_scale.core.typed import build
 from afm_scale.evaluation.features.extractor import (
     ClassifierFeaturesConfig,
     InceptionConfig,
@@ -45,20 +46,20 @@ def test_the_weights_of_inception_are_the_published_ones_unless_it_is_said() -> 
 
 
 @pytest.mark.parametrize("settings, reason", [
-    ({"size": 0}, "at least 1"),
+    ({"size": 0}, "size: found 0, wanted a whole number from 1"),
     ({"mean": (0.5,)}, "go together"),
     ({"mean": (0.5,), "std": (0.5,), "input": "uint8"}, "normalises by itself"),
     ({"mean": (0.5, 0.5), "std": (0.5,)}, r"1 or 3 \(channels\) numbers"),
-    ({"mean": (0.5,), "std": (0.0,)}, "only positive"),
+    ({"mean": (0.5,), "std": (0.0,)}, "found 0, wanted a number above 0"),
 ])
 def test_torchscript_settings_that_make_no_sense_are_refused(settings: dict, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        TorchScriptConfig(file=Path("network.pt"), **settings)
+        build(TorchScriptConfig, {"file": "network.pt", **settings})
 
 
 def test_a_classifier_is_told_a_time_of_the_path() -> None:
-    with pytest.raises(ConfigError, match="time 1.5"):
-        ClassifierFeaturesConfig(checkpoint=Path("run"), time=1.5)
+    with pytest.raises(ConfigError, match="time: found 1.5, wanted a number from 0 to 1"):
+        build(ClassifierFeaturesConfig, {"checkpoint": "run", "time": 1.5})
 
 
 def test_features_are_computed_in_full_float32_and_the_run_goes_on_in_its_own_precision() -> None:
