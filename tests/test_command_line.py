@@ -121,7 +121,7 @@ def test_a_torn_checkpoint_is_told_when_it_is_named_and_passed_over_when_it_is_n
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--num", "0"], ["--num 0"]),
+    (["--num", "0"], ["--num: found 0, wanted"]),
     (["--num", "1", "--labels", "3,10"], ["--labels", "class 10", "0 to 9"]),
     (["--num", "1", "--grid", "{file}/x/grid.png"], ["{file}"]),
     (["--num", "1", "--vae", "vae"], ["--vae vae", "pixels"]),

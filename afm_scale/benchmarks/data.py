@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ..core.errors import ConfigError
 from ..core.packages import require
+from ..core.ranges import Range
 from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.latents import LatentsConfig
 from ..data.source import SourceConfig
@@ -33,7 +34,7 @@ from ..data.table import build_source
 from ..data.transforms import decode_checked, to_pixels
 from ..estimate.demand import Demand
 from ..estimate.flops import PEAK_TFLOPS
-from ..run.arguments import add_recipe, request_of
+from ..run.arguments import add_number, add_recipe, request_of
 from ..run.config import RunConfig
 from ..run.counting import demand_of
 from ..run.load import load
@@ -98,14 +99,21 @@ class Parity:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, required=False, note="say how many images/s this recipe's step needs")
     add = parser.add_argument
-    add("--images", type=int, default=512, metavar="N", help="JPEGs to make (default 512)")
-    add("--batch", type=int, default=128, metavar="B", help="samples of a batch (default 128)")
-    add("--cores", type=int, metavar="K", help="cores, worker processes and threads (default: all)")
-    add("--seconds", type=float, default=3.0, metavar="S", help="of one window (default 3)")
-    add("--windows", type=int, default=5, metavar="N", help="of every source (default 5)")
+    add_number(parser, "--images", int, Range(1, 10_000_000), default=512, metavar="N",
+        help="JPEGs to make (default 512)")
+    add_number(parser, "--batch", int, Range(1, 1_000_000), default=128, metavar="B",
+        help="samples of a batch (default 128)")
+    add_number(parser, "--cores", int, Range(1, 100_000), metavar="K",
+        help="cores, worker processes and threads (default: all)")
+    add_number(parser, "--seconds", float, Range(above=0, high=1e6), default=3.0, metavar="S",
+        help="of one window (default 3)")
+    add_number(parser, "--windows", int, Range(1, 1_000_000), default=5, metavar="N",
+        help="of every source (default 5)")
     add("--gpu", default="h100", help=f"for the estimate: {', '.join(PEAK_TFLOPS)} (default h100)")
-    add("--utilisation", type=float, default=0.5, metavar="U", help="of its bf16 peak (default 0.5)")
-    add("--step-seconds", type=float, metavar="X", help="measured seconds of a step on one GPU instead")
+    add_number(parser, "--utilisation", float, Range(above=0, high=1), default=0.5, metavar="U",
+        help="of its bf16 peak (default 0.5)")
+    add_number(parser, "--step-seconds", float, Range(above=0, high=1e6), metavar="X",
+        help="measured seconds of a step on one GPU instead")
     add("--json", action="store_true", help="the result as JSON")
 
 

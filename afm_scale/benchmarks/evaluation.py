@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.random import tensor_generator
+from ..core.ranges import Range
 from ..evaluation.running import Gaussian, RunningGaussian
 from ..evaluation.statistics import frechet_distance, precision_recall
-from ..run.arguments import request_of
+from ..run.arguments import add_number, request_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,13 @@ class _Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--samples", type=int, default=50_000, metavar="N", help="default 50,000")
-    add("--members", type=int, default=10_000, metavar="M", help="on either side (default 10,000)")
-    add("--dim", type=int, default=2_048, metavar="D", help="numbers of a feature (default 2,048)")
-    add("--batch", type=int, default=64, metavar="B", help="features at a time (default 64)")
+    add_number(parser, "--samples", int, Range(4, 100_000_000), default=50_000, metavar="N", help="default 50,000")
+    add_number(parser, "--members", int, Range(4, 100_000_000), default=10_000, metavar="M",
+        help="on either side (default 10,000)")
+    add_number(parser, "--dim", int, Range(4, 1_000_000), default=2_048, metavar="D",
+        help="numbers of a feature (default 2,048)")
+    add_number(parser, "--batch", int, Range(4, 1_000_000), default=64, metavar="B",
+        help="features at a time (default 64)")
     add("--json", action="store_true", help="the result as JSON")
 
 

@@ -15,10 +15,11 @@ import torch
 from .. import __version__
 from ..core.errors import ConfigError, RunError
 from ..core.files import refuse_to_replace
+from ..core.ranges import Range
 from ..estimate.flops import PEAK_TFLOPS, known_gpu
 from ..parallel.agreement import check_same_on_all_ranks
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import add_recipe, request_of
+from ..run.arguments import add_number, add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
@@ -74,10 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, note="on random samples of its shape; its data are not opened")
     add = parser.add_argument
     add("--reference", action="store_true", help="time the published way of taking the step, too")
-    add("--reference-accumulation", type=int, metavar="N", help="default: the recipe's")
+    add_number(parser, "--reference-accumulation", int, Range(1, 1_000_000), metavar="N", help="default: the recipe's")
     add("--reference-calls", default="one", metavar="one|four", help="of D in its own turn (default one)")
-    add("--steps", type=int, default=20, metavar="N", help="timed (default 20)")
-    add("--warm-up", type=int, default=5, metavar="N", help="steps before them (default 5)")
+    add_number(parser, "--steps", int, Range(1, 1_000_000), default=20, metavar="N", help="timed (default 20)")
+    add_number(parser, "--warm-up", int, Range(1, 1_000_000), default=5, metavar="N",
+        help="steps before them (default 5)")
     add("--gpu", help=f"whose peak counts: {', '.join(PEAK_TFLOPS)} (default: as the driver names it)")
     add("--profile", type=Path, metavar="FILE", help="of one more step: a table, or a trace if .json")
     add("--json", action="store_true", help="the result as JSON")

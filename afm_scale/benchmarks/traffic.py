@@ -21,8 +21,9 @@ import torch
 import torch.distributed as dist
 
 from ..core.errors import ConfigError, RunError, UserError
+from ..core.ranges import Range
 from ..parallel.launch import Ranks
-from ..run.arguments import add_recipe, request_of
+from ..run.arguments import add_number, add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
@@ -51,8 +52,10 @@ class TrafficBenchmark:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, note="runs as it is; make its networks smaller by overrides")
     add = parser.add_argument
-    add("--ranks", type=int, required=True, metavar="N", help="processes to start on this machine")
-    add("--timeout", type=float, default=600.0, metavar="S", dest="timeout_seconds", help="for all (default 600)")
+    add_number(parser, "--ranks", int, Range(1, 1_000), required=True, metavar="N",
+        help="processes to start on this machine")
+    add_number(parser, "--timeout", float, Range(above=0, high=1e6), default=600.0, metavar="S", dest="timeout_seconds",
+        help="for all (default 600)")
     add("--json", action="store_true", help="the result as JSON")
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..core.errors import DataError, UserError
 from ..core.packages import require
+from ..core.ranges import Range
 from ..data.description import ImageContent, LatentContent, file_sha256
 from ..data.latents import MEMBERS
 from ..data.shards import PackedShards, SampleError
@@ -33,7 +34,7 @@ from ..packing.writer import Packing
 from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import request_of
+from ..run.arguments import add_number, request_of
 
 _TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
 
@@ -59,11 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("out", type=Path, metavar="OUT")
     add("--vae", required=True, help="a folder that diffusers' AutoencoderKL loads, or a hub name")
     add("--name", help="what training calls the autoencoder (data.vae); by default the folder's name")
-    add("--scale", type=float, help="a latent is scale * sample (default: as the VAE says)")
-    add("--batch-size", type=int, default=32, help="images encoded at once by each rank")
+    add_number(parser, "--scale", float, Range(above=0, high=1e6),
+        help="a latent is scale * sample (default: as the VAE says)")
+    add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=32, help="images encoded at once by each rank")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--workers", type=int, help="processes of each rank that decode (4 with a GPU, else none)")
+    add_number(parser, "--workers", int, Range(0, 1_024),
+        help="processes of each rank that decode (4 with a GPU, else none)")
 
 
 def run(options: argparse.Namespace) -> int:

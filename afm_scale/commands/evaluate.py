@@ -16,6 +16,7 @@ from rich.table import Table
 from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
 from ..core.files import make_folder, refuse_to_replace
+from ..core.ranges import LARGEST_WHOLE, MANY, Range
 from ..core.run_folder import RunFolder
 from ..core.typed import build
 from ..core.types import Role
@@ -27,7 +28,7 @@ from ..evaluation.reference import Reference, holds_statistics, write_reference
 from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import LABELS_HELP, request_of
+from ..run.arguments import LABELS_HELP, add_number, request_of
 from ..run.arguments import labels as labels_of
 from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
@@ -75,14 +76,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="or all settings, as {kind: torchscript, file: ..., size: 224}")
     add("--weights", type=Path, metavar="PATH", help="the features' file, or a classifier's run")
     add("--write-reference", type=Path, metavar="FILE.npz", help="store the target's statistics")
-    add("--num", type=int, metavar="N", help=f"default: {NUM_DRAWN:,} drawn, or all there are")
+    add_number(parser, "--num", int, Range(1, MANY), metavar="N",
+        help=f"default: {NUM_DRAWN:,} drawn, or all there are")
     add("--labels", type=labels_of, metavar="balanced|random|0,1,2", help=LABELS_HELP)
-    add("--steps", type=int, metavar="K", help="network evaluations (default: the recipe's)")
-    add("--seed", type=int, help="of the samples (default: 0)")
-    add("--batch-size", type=int, default=64, help="images held at once; changes no figure")
+    add_number(parser, "--steps", int, Range(1, 100_000), metavar="K",
+        help="network evaluations (default: the recipe's)")
+    add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), help="of the samples (default: 0)")
+    add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=64,
+        help="images held at once; changes no figure")
     add("--vae", metavar="FOLDER", help="decodes latents (default: data.vae, if it is a folder here)")
-    add("--neighbours", type=int, default=3, metavar="K", help="k of precision and recall")
-    add("--members", type=int, metavar="M",
+    add_number(parser, "--neighbours", int, Range(1, 1_000), default=3, metavar="K", help="k of precision and recall")
+    add_number(parser, "--members", int, Range(1, 100_000_000), metavar="M",
         help="images for precision and recall (default: 50,000; of a reference, 10,000)")
     add("--json", action="store_true", dest="as_json")
     add("--device", choices=("auto", "cpu", "cuda"), help="default: the recipe's")

@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.errors import UserError
+from ..core.ranges import LARGEST_WHOLE, Range
 from ..core.typed import build
 from ..core.types import Batch, Role
 from ..data.toys.mixture2d import ClassMixture, Mixture2DConfig
 from ..evaluation.toys.mixture2d import ClassQuality, class_quality, data_samples, draw_classes
 from ..parallel.launch import Ranks
+from ..run.arguments import add_number
 from ..run.checkpoints import on_device, open_checkpoint
 
 
@@ -40,8 +42,10 @@ class GuidanceFigure:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", type=Path, metavar="OUT.png")
     parser.add_argument("runs", nargs="+", type=_panel, metavar="NAME=RUN[,RUN...]")
-    parser.add_argument("--samples", type=int, default=4500, metavar="N", help="of every run (default 4500)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of their noise (default 0)")
+    add_number(parser, "--samples", int, Range(100, 10_000_000), default=4500, metavar="N",
+        help="of every run (default 4500)")
+    add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), default=0, metavar="S",
+        help="of their noise (default 0)")
 
 
 def run(options: argparse.Namespace) -> int:

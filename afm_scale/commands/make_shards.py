@@ -10,9 +10,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from ..core.ranges import LARGEST_WHOLE, Range
 from ..data.description import DatasetDescription
 from ..packing.recode import Recode
 from ..packing.shards import DEFAULT_SHARD_MB, MakeShardsConfig, make_shards
+from ..run.arguments import add_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", type=Path, metavar="SOURCE",
         help="a folder of class folders, a tar or zip of one, a parquet file, or a folder of parquet files")
     add("out", type=Path, metavar="OUT", help="the folder to make")
-    add("--size", type=int, default=256, help="pixels of a side after the ADM crop (default 256)")
+    add_number(parser, "--size", int, Range(1, 65_536), default=256,
+        help="pixels of a side after the ADM crop (default 256)")
     add("--raw", action="store_true", help="keep the original bytes, uncropped; --size has no effect")
-    add("--jpeg-quality", type=int, metavar="Q", help="store JPEG 4:4:4 of this quality, not PNG")
-    add("--shards", type=int, metavar="N", help="how many shards")
-    add("--shard-mb", type=float, metavar="M", help=f"about how many megabytes of a shard (default {DEFAULT_SHARD_MB})")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="W",
+    add_number(parser, "--jpeg-quality", int, Range(1, 100), metavar="Q",
+        help="store JPEG 4:4:4 of this quality, not PNG")
+    add_number(parser, "--shards", int, Range(1, 1_000_000), metavar="N", help="how many shards")
+    add_number(parser, "--shard-mb", float, Range(above=0, high=1e9), metavar="M",
+        help=f"about how many megabytes of a shard (default {DEFAULT_SHARD_MB})")
+    add_number(parser, "--workers", int, Range(1, 1_024), default=len(os.sched_getaffinity(0)), metavar="W",
         help="processes that decode (default: one for each core)")
-    add("--seed", type=int, default=0, help="of the one shuffle (default 0)")
+    add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), default=0, help="of the one shuffle (default 0)")
     add("--convert", action="store_true",
         help="accept CMYK images, which become RGB, and images of another format than their names say")
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from ..core.errors import UserError
 from ..core.files import make_folder, refuse_to_replace
+from ..core.ranges import LARGEST_WHOLE, MANY, Range
 from ..core.types import Role
 from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import LABELS_HELP, labels, request_of
+from ..run.arguments import LABELS_HELP, add_number, labels, request_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..sampling.decoding import Decoder
 from ..sampling.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
@@ -54,11 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a checkpoint, or a run's folder (its newest one)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for 000000.png, ...")
-    add("--num", type=int, required=True, metavar="N")
+    add_number(parser, "--num", int, Range(1, MANY), required=True, metavar="N")
     add("--labels", type=labels, default="balanced", metavar="balanced|random|0,1,2", help=LABELS_HELP)
-    add("--steps", type=int, metavar="K", help="network evaluations (default: the recipe's)")
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=256, help="images held at once; changes no image")
+    add_number(parser, "--steps", int, Range(1, 100_000), metavar="K",
+        help="network evaluations (default: the recipe's)")
+    add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), default=0)
+    add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=256,
+        help="images held at once; changes no image")
     add("--grid", type=Path, metavar="FILE.png", help="one sheet, a row for each class")
     add("--npz", type=Path, metavar="FILE.npz", help="for ADM's evaluator: arr_0, shuffled; labels")
     add("--vae", metavar="FOLDER", help="decodes latents (default: data.vae, if it is a folder here)")

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 
 from ..core.errors import UserError
-from ..run.arguments import add_recipe
+from ..core.ranges import Range
+from ..run.arguments import add_number, add_recipe
 from ..run.check import check
 from ..run.config import RunConfig
 from ..run.left_open import left_open
@@ -18,7 +19,8 @@ from ..run.load import dump_yaml, load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="that it is to run on (default 1)")
+    add_number(parser, "--ranks", int, Range(1, 1_000_000), default=1, metavar="N",
+        help="that it is to run on (default 1)")
 
 
 def run(options: argparse.Namespace) -> int:

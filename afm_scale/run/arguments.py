@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ..core.errors import UserError
+from ..core.ranges import Range
 
 T = TypeVar("T")
 
@@ -40,6 +44,30 @@ class _Overrides(argparse.Action):
         if recipe is not None:
             words.remove(recipe)
         namespace.recipe, namespace.overrides = recipe, words
+
+
+class Number:
+    """The type of an option that takes a number of some range."""
+
+    def __init__(self, option: str, kind: type[int] | type[float], allowed: Range) -> None:
+        self.option, self.kind, self.allowed = option, kind, allowed
+
+    def __call__(self, text: str) -> float:
+        """Raises UserError, which names the option, for anything else."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if value not in self.allowed:
+            raise UserError(f"{self.option}: found {text}, wanted {self.allowed.wanted(whole=self.kind is int)}")
+        return value
+
+
+def add_number(
+    parser: argparse.ArgumentParser, option: str, kind: type[int] | type[float], allowed: Range, **details: Any
+) -> None:
+    """Gives the command an option that takes a number; `details` as argparse's."""
+    parser.add_argument(option, type=Number(option, kind, allowed), **details)
 
 
 def labels(text: str) -> str | tuple[int, ...]:

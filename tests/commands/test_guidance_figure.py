@@ -33,7 +33,7 @@ def test_the_tool_draws_a_panel_for_the_data_and_each_name_and_prints_the_mean_o
     small: dict[str, Path], tmp_path: Path
 ) -> None:
     picture = tmp_path / "new" / "figure.png"
-    words = [f"one={small['seed 0']}", f"two={small['seed 0']},{small['seed 1']}", "--samples", "90"]
+    words = [f"one={small['seed 0']}", f"two={small['seed 0']},{small['seed 1']}", "--samples", "100"]
     tool = [sys.executable, str(ROOT / "tools" / "guidance_figure.py"), str(picture), *words]
     ended = subprocess.run(tool, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

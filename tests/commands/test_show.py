@@ -32,7 +32,7 @@ def test_the_last_lines_say_what_was_left_open_and_yaml_passes_over_them(capsys:
 @pytest.mark.parametrize(("words", "message"), [
     (["--ranks", "3"], "data.global_batch 128 is not divisible by ranks 3"),
     (["parallel.fsdp2.replicas=2"], "parallel.fsdp2.replicas 2 does not divide the 1 rank(s)"),
-    (["--ranks", "0"], "--ranks 0: wanted 1 or more"),
+    (["--ranks", "0"], "--ranks: found 0, wanted a whole number from 1"),
     (["model.discriminator=null"], "model.discriminator"),
 ])
 def test_what_training_would_refuse_is_refused(
