@@ -65,11 +65,6 @@ class DataBenchmark:
     step_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if min(self.images, self.batch, self.windows) < 1 or self.seconds <= 0:
-            raise ConfigError(
-                f"images {self.images}, batch {self.batch} and windows {self.windows} must be at least 1, "
-                f"seconds {self.seconds} more than 0"
-            )
         available = len(os.sched_getaffinity(0))
         if self.cores is not None and not 1 <= self.cores <= available:
             raise ConfigError(f"--cores {self.cores}: this process may use 1 to {available}")
