@@ -43,7 +43,6 @@ from .penalty import PenaltyConfig, judge
 @dataclass(frozen=True, kw_only=True)
 class AFMConfig(GameOfOneConfig):
     """The adversarial flow model: a generator against a discriminator (arXiv 2511.22475, Algorithm 1)."""
-
     roles: ClassVar[tuple[Role, ...]] = (Role.GENERATOR, Role.DISCRIMINATOR)
     kind: Literal["afm"] = "afm"
     prediction: Prediction  # what the generator's output means
@@ -65,9 +64,8 @@ class AFMConfig(GameOfOneConfig):
 
     def resolved(self, precision: Precision) -> AFMConfig:
         """With blocks in less than float32 the penalties' slopes need a precise call of D."""
-        if self.penalty.precise is not None:
-            return self
-        return replace(self, penalty=replace(self.penalty, precise=block_dtype(precision) is not None))
+        precise = block_dtype(precision) is not None if self.penalty.precise is None else self.penalty.precise
+        return replace(self, penalty=replace(self.penalty, precise=precise))
 
 
 class _Pair(NamedTuple):
