@@ -16,8 +16,8 @@ from afm_scale.core.random import Positions
 from afm_scale.core.types import Batch
 from afm_scale.data.description import DESCRIPTION_NAME, INDEX_NAME, ImageContent
 from afm_scale.data.images import WebDatasetConfig
+from afm_scale.data.index import SampleIndex
 from afm_scale.data.order import EpochOrder
-from afm_scale.data.shards import SampleIndex
 from afm_scale.data.source import DataSource
 from afm_scale.data.table import build_source
 from afm_scale.packing.writer import Packing
@@ -136,10 +136,10 @@ IN_THE_BOOKS = [
     (in_description("content", {"kind": "sounds"}), [DESCRIPTION_NAME, "damaged", "sounds"]),
     (in_description("content", {"kind": "images"}), [DESCRIPTION_NAME, "damaged"]),
     (in_description("shards", None), [DESCRIPTION_NAME, "damaged"]),
-    (in_first_shard("name", "../x.tar"), [DESCRIPTION_NAME, "outside its folder", "'../x.tar'"]),
-    (in_first_shard("name", "/x.tar"), [DESCRIPTION_NAME, "outside its folder"]),
-    (in_first_shard("name", ".."), [DESCRIPTION_NAME, "outside its folder"]),
-    (in_first_shard("name", 7), [DESCRIPTION_NAME, "or no .tar", "'7'"]),
+    (in_first_shard("name", "../x.tar"), [DESCRIPTION_NAME, "shards[0].name", "in this folder", "'../x.tar'"]),
+    (in_first_shard("name", "/x.tar"), [DESCRIPTION_NAME, "in this folder"]),
+    (in_first_shard("name", ".."), [DESCRIPTION_NAME, "in this folder"]),
+    (in_first_shard("name", 7), [DESCRIPTION_NAME, "shards[0].name: found 7"]),
     (in_first_shard("num_samples", "4"), [DESCRIPTION_NAME, "damaged"]),
 ]
 

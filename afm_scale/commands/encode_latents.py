@@ -26,9 +26,10 @@ from ..core.errors import DataError, UserError
 from ..core.packages import require
 from ..core.ranges import Range
 from ..data.description import ImageContent, LatentContent, file_sha256
+from ..data.images import decoded_image
 from ..data.latents import MEMBERS
 from ..data.shards import PackedShards, SampleError
-from ..data.transforms import ImageError, decode_checked, to_pixels
+from ..data.transforms import ImageError, to_pixels
 from ..models.autoencoder import Autoencoder
 from ..packing.writer import Packing
 from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
@@ -248,7 +249,7 @@ class _Images(Dataset):
         pixels = torch.zeros((self.batch_size, 3, self.size, self.size), dtype=torch.uint8)
         for place, sample in zip(pixels, samples, strict=False):
             try:
-                place.copy_(to_pixels(decode_checked(self.shards.read(sample)), self.size))
+                place.copy_(to_pixels(decoded_image(self.shards, sample, self.shards.read(sample)), self.size))
             except (SampleError, ImageError) as error:
                 return DataError(f"{self.shards.place(sample)}: {error.reason}; restore the shard, or pack again")
         return pixels

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Protocol, runtime_checkable
@@ -47,6 +48,21 @@ class Range:
         bounded = [self.above is not None or self.low > -math.inf, self.below is not None or self.high < math.inf]
         words = [word for word, is_bound in zip((low, high), bounded, strict=True) if is_bound]
         return ", ".join(words) or "finite"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Texts of a length and a form, in the place of a `Range`."""
+
+    longest: int  # letters
+    form: str = r"(?s:.*)"  # a regular expression of the whole
+    words: str = "text"  # what has that form
+
+    def __contains__(self, text: str) -> bool:
+        return len(text) <= self.longest and re.fullmatch(self.form, text) is not None
+
+    def __str__(self) -> str:
+        return f"{self.words} of at most {self.longest} letters"
 
 
 MANY = 10**12  # steps of a run, samples of a data set

@@ -9,15 +9,17 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 from .kinds import OneOf
-from .ranges import Levels, Range
+from .ranges import Levels, Range, Text
 
 T = TypeVar("T")
+_LONGEST_KEY = 100  # letters of a key in a message
 Keys = tuple[str, ...]  # the way to a value: ("optimizer", "betas", "[1]") is optimizer.betas[1]
 
 
@@ -54,15 +56,20 @@ def build(wanted: Any, value: Any, keys: Keys = ()) -> Any:
         return value
     if kind is Annotated and isinstance(wanted.__metadata__[0], Range):
         return _within(wanted.__metadata__[0], build(arguments[0], value, keys), value, keys)
+    if kind is Annotated and isinstance(wanted.__metadata__[0], Text):
+        text, allowed = build(arguments[0], value, keys), wanted.__metadata__[0]
+        _require(text in allowed, value, str(allowed), keys)
+        return text
     if kind in (Union, UnionType, Annotated):
         return _build_union(_members(wanted), value, keys)
     if kind is Literal:
         return _choose({choice: choice for choice in arguments}, value, keys)
     if kind is tuple:
         return _build_tuple(arguments, value, keys)
-    if kind is dict:
+    if kind in (dict, Mapping):
         _require(isinstance(value, Mapping), value, "a mapping", keys)
-        return {build(str, k, (*keys, str(k))): build(arguments[1], v, (*keys, str(k))) for k, v in value.items()}
+        inner = {k: (*keys, str(k) if len(str(k)) <= _LONGEST_KEY else found(k)) for k in value}
+        return {build(arguments[0], k, inner[k]): build(arguments[1], v, inner[k]) for k, v in value.items()}
     if is_dataclass(kind):
         return _build_dataclass(kind, value, keys)
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -85,12 +92,17 @@ def _build_dataclass(cls: type, value: Any, keys: Keys) -> Any:
     required = [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]
     if missing := [name for name in required if name not in value]:
         raise Mistake(keys, f"missing {', '.join(map(repr, missing))}; there is no default")
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     values = {name: build(hints[name], value[name], (*keys, name)) for name in known if name in value}
     try:
         return cls(**values)
     except ConfigError as error:
         raise Mistake(keys, str(error)) from None
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)  # evaluates texts: a manifest has thousands of entries
 
 
 def _within(allowed: Range, built: Any, value: Any, keys: Keys) -> Any:

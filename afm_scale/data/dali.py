@@ -31,10 +31,10 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.random import Positions
-from .images import DaliConfig, ImageSource, read_or_substitute
+from .images import DaliConfig, ImageSource, decoded_image, read_or_substitute
 from .shards import SampleError
 from .source import Skipped
-from .transforms import ImageError, decode_checked, to_rgb
+from .transforms import ImageError, decode_checked, refuse_thin, stated_size, to_rgb
 
 _HALVINGS = 6  # in DALI's graph, which has no loops: for originals of up to 2**7 times the size
 _ONE_PIXEL = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)
@@ -131,11 +131,12 @@ class DaliSource(ImageSource):
 
     def _read(self, sample: int) -> bytes:
         """What DALI decodes to the pixels Pillow sees. Raises SampleError."""
-        data = self.shards.read(sample)
-        if _decodes_alike(data):
+        data, size = self.shards.read(sample), self.config.size
+        if _decodes_alike(data) and _is_safe(stated_size(data), size, crop=self._crop):
             return data
         try:
-            image = to_rgb(decode_checked(data))
+            image = to_rgb(decoded_image(self.shards, sample, data))
+            refuse_thin(*image.size, size)
         except ImageError as error:
             raise SampleError(self.shards.place(sample), error.reason) from None
         return f"P6 {image.width} {image.height} 255\n".encode() + image.tobytes()
@@ -214,6 +215,17 @@ def _decodes_alike(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8") or (
         data.startswith(b"\x89PNG\r\n\x1a\n") and bit_depth == b"\x08" and colour_type != b"\x03"
     )
+
+
+def _is_safe(found: tuple[int, int], size: int, *, crop: bool) -> bool:
+    """Whether DALI, which would ask for whatever memory an image claims to need, may decode one of this size."""
+    if not crop:
+        return found == (size, size)
+    try:
+        refuse_thin(*found, size)
+    except ImageError:
+        return False
+    return 0 < found[0] * found[1] <= (Image.MAX_IMAGE_PIXELS or 0)
 
 
 @pipeline_def(enable_conditionals=True)

@@ -9,26 +9,39 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..core.errors import DataError
-from ..core.files import open_regular, write_atomically
+from ..core.errors import ConfigError, DataError
+from ..core.files import open_regular, read_regular, write_atomically
+from ..core.ranges import Range, Text
+from ..core.strict_json import parse_json
+from ..core.typed import Mistake, build
 
 FORMAT = "afm_scale data set"
 FORMAT_VERSION = 1
 DESCRIPTION_NAME = "dataset.json"
 INDEX_NAME = "index.safetensors"
+BLOCK_BYTES = 512  # of a tar: every member begins with one that names it, and fills its last one up
+LARGEST_SAMPLE = 2**30  # bytes of one member
+
+_LONGEST = 2**28  # bytes of dataset.json; it lists every file that was refused
+_MOST = 2**40  # samples, or bytes of a shard in blocks
+_Sha256 = Annotated[str, Text(64, "[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")]
+_Name = Annotated[str, Text(4096)]  # of a class, an autoencoder or a file
+_ShardName = Annotated[str, Text(200, r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar", "the name of a .tar in this folder")]
+_Count = Annotated[int, Range(0, _MOST)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageContent:
     """One member a sample: an encoded RGB or grey image."""
 
-    size: int | None  # pixels of a side, cropped square; None: as large as the originals
+    size: Annotated[int, Range(1, 16_384)] | None  # pixels of a side, cropped square; None: as large as the originals
     encoding: Literal["png", "jpeg", "original"]  # original: the bytes of the source, untouched
     kind: Literal["images"] = "images"
 
@@ -41,24 +54,33 @@ class ImageContent:
 class LatentContent:
     """Two members a sample, of the image and of its mirror image: .npy float16 [2 (mean, deviation), C, H, W]."""
 
-    shape: tuple[int, int, int]  # C, H, W
-    vae: str  # the name it was given
-    vae_sha256: str  # of its weights
-    scale: float  # a training latent is scale * (mean + deviation * normal)
+    shape: Annotated[tuple[int, int, int], Range(1, 65_536)]  # C, H, W
+    vae: _Name  # the name it was given
+    vae_sha256: _Sha256  # of its weights
+    scale: Annotated[float, Range(above=0, high=1e6)]  # a training latent is scale * (mean + deviation * normal)
     kind: Literal["latents"] = "latents"
+
+    def __post_init__(self) -> None:
+        if self.num_bytes > LARGEST_SAMPLE:
+            raise ConfigError(f"latents of shape {list(self.shape)} have more than {LARGEST_SAMPLE >> 20} MiB each")
 
     @property
     def num_members(self) -> int:
         return 2
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the values of one member, without the header."""
+        return 2 * math.prod(self.shape) * 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    name: str  # "shard-000000.tar"
-    num_samples: int
-    num_bytes: int
-    sha256: str
-    idx_sha256: str
+    name: _ShardName  # "shard-000000.tar"
+    num_samples: _Count
+    num_bytes: Annotated[int, Range(2 * BLOCK_BYTES, _MOST * BLOCK_BYTES)]
+    sha256: _Sha256
+    idx_sha256: _Sha256
 
     @property
     def idx_name(self) -> str:
@@ -70,19 +92,36 @@ class Refused:
     """A file of the source that was left out."""
 
     name: str
-    reason: str
+    reason: str  # as the file's reader has it; of any length, as the name is
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
     content: ImageContent | LatentContent
-    num_samples: int
-    class_names: tuple[str, ...]
-    class_counts: tuple[int, ...]  # samples of each class
+    num_samples: Annotated[int, Range(1, _MOST)]
+    class_names: tuple[_Name, ...]
+    class_counts: tuple[_Count, ...]  # samples of each class
     shards: tuple[Shard, ...]
-    index_sha256: str
+    index_sha256: _Sha256
     made: Mapping[str, Any]  # the settings of the packing, for the reader's eye
     refused: tuple[Refused, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if its numbers contradict each other."""
+        held = sum(shard.num_samples for shard in self.shards)
+        if held != self.num_samples:
+            raise ConfigError(f"the shards hold {held} samples, num_samples is {self.num_samples}")
+        if len(self.class_counts) != len(self.class_names) or sum(self.class_counts) != self.num_samples:
+            raise ConfigError("class_counts do not add up to num_samples, or are not one for each class")
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise ConfigError("two shards have the same name")
+        for shard in self.shards:
+            # Of every sample a block that names each member, and two for its label; of the shard two at its end.
+            fewest = BLOCK_BYTES * (shard.num_samples * (self.content.num_members + 2) + 2)
+            if shard.num_bytes % BLOCK_BYTES or shard.num_bytes < fewest:
+                raise ConfigError(
+                    f"{shard.name} cannot have {shard.num_bytes} bytes and hold {shard.num_samples} samples"
+                )
 
     @property
     def num_classes(self) -> int:
@@ -103,28 +142,22 @@ def write_description(folder: Path, description: DatasetDescription) -> None:
 
 
 def read_description(folder: Path) -> DatasetDescription:
-    """Raises DataError if there is no complete data set of this version."""
+    """Raises DataError if there is no complete data set of this version, or if what it says cannot be."""
     path = folder / DESCRIPTION_NAME
     try:
-        plain = json.loads(path.read_bytes())
+        plain = parse_json(read_regular(path, _LONGEST), file_names=True)
     except FileNotFoundError:
         state = "the packing is unfinished: run it again" if folder.is_dir() else "no such folder"
         raise DataError(f"{path} is not there ({state}); pack a data set with tools/make_shards.py") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; restore it, or pack the data set again") from None
-    if not isinstance(plain, dict) or (plain.get("format"), plain.get("version")) != (FORMAT, FORMAT_VERSION):
+    about = [plain.pop(name, None) for name in ("format", "version")] if isinstance(plain, dict) else []
+    if repr(about) != repr([FORMAT, FORMAT_VERSION]):  # of values, == takes true and 1.0 for 1
         raise DataError(f"{path} is not of format '{FORMAT}', version {FORMAT_VERSION}; pack the data set again")
     try:
-        description = _from_plain(plain)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); pack the data set again") from None
-    names = [shard.name for shard in description.shards]
-    unsafe = [name for name in names if Path(name).name != name or not name.endswith(".tar")]
-    if unsafe:
-        raise DataError(
-            f"{path} names a shard outside its folder, or no .tar: {unsafe[0]!r}; pack the data set again"
-        )
-    return description
+        return build(DatasetDescription, plain)
+    except Mistake as mistake:
+        raise DataError(f"{path} is damaged: {mistake}; restore it, or pack the data set again") from None
 
 
 def read_content(folder: Path, kind: Literal["images", "latents"]) -> DatasetDescription:
@@ -140,31 +173,6 @@ def check_content(folder: Path, description: DatasetDescription, kind: Literal["
         raise DataError(
             f"{folder} holds {description.content.kind}, this source reads {kind}; change data.kind or data.folder"
         )
-
-
-def _from_plain(plain: Mapping[str, Any]) -> DatasetDescription:
-    content = dict(plain["content"])
-    if content["kind"] == "latents":
-        content["shape"] = tuple(content["shape"])
-    contents = {"images": ImageContent, "latents": LatentContent}
-    description = DatasetDescription(
-        content=contents[content["kind"]](**content),
-        num_samples=int(plain["num_samples"]),
-        class_names=tuple(map(str, plain["class_names"])),
-        class_counts=tuple(map(int, plain["class_counts"])),
-        shards=tuple(Shard(**{**shard, "name": str(shard["name"])}) for shard in plain["shards"]),
-        index_sha256=str(plain["index_sha256"]),
-        made=dict(plain["made"]),
-        refused=tuple(Refused(**refused) for refused in plain["refused"]),
-    )
-    if sum(shard.num_samples for shard in description.shards) != description.num_samples:
-        raise ValueError(f"the shards hold {sum(s.num_samples for s in description.shards)} samples, "
-                         f"num_samples is {description.num_samples}")
-    if sum(description.class_counts) != description.num_samples or len(description.class_counts) != len(
-        description.class_names
-    ):
-        raise ValueError("class_counts do not add up to num_samples, or are not one for each class")
-    return description
 
 
 def file_sha256(path: Path) -> str:

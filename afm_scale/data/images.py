@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
@@ -17,10 +18,11 @@ from ..core.random import KeyedDraws, Positions
 from ..core.ranges import Range
 from ..core.types import Batch
 from .affine import AffineConfig
-from .description import ImageContent, check_content, read_content
+from .description import DESCRIPTION_NAME, ImageContent, check_content, read_content
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
 from .source import Needs, Skipped, SourceConfig, filled
+from .transforms import ImageError, decode_checked
 
 T = TypeVar("T")
 _ATTEMPTS = 1000
@@ -142,6 +144,23 @@ def read_or_substitute(
         used = int.from_bytes(digest, "little") % shards.num_samples
     substitute = shards.place(used) if refused else ""
     return used, value, [Skipped(error.place, error.reason, substitute) for error in refused]
+
+
+def decoded_image(shards: PackedShards, sample: int, data: bytes) -> Image.Image:
+    """The image of a sample's bytes, decoded to its last pixel; of the size that the set has.
+
+    Raises SampleError.
+    """
+    size = shards.description.content.size
+    try:
+        image = decode_checked(data)
+    except ImageError as error:
+        raise SampleError(shards.place(sample), error.reason) from None
+    if size is not None and image.size != (size, size):
+        raise SampleError(
+            shards.place(sample), f"is of {image.width} x {image.height} pixels, {DESCRIPTION_NAME} says {size}"
+        )
+    return image
 
 
 def mirrored_at(positions: Positions, *, seed: int, device: torch.device | str = "cpu") -> Tensor:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from ..core.errors import DataError
+from ..core.files import open_descriptor, require_regular
 from .description import DESCRIPTION_NAME, INDEX_NAME, DatasetDescription, file_sha256, read_description
+from .index import SampleIndex
 
 _OPEN_FILES = 64
 
@@ -31,48 +27,20 @@ class SampleError(DataError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class SampleIndex:
-    """Where N samples of K members each lie, in the order of the shards; all int64 on the CPU."""
-
-    shard: Tensor  # [N] index into DatasetDescription.shards
-    key: Tensor  # [N] the sample's number, from which its members' names are made
-    label: Tensor  # [N]
-    offset: Tensor  # [N, K] bytes from the start of the shard
-    size: Tensor  # [N, K] bytes
-    crc32: Tensor  # [N, K]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def concatenate(cls, parts: list[SampleIndex]) -> SampleIndex:
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in cls.__slots__})
-
-    @classmethod
-    def read(cls, path: Path) -> SampleIndex:
-        """Raises DataError if the file is not an index."""
-        try:
-            return cls(**load_file(path))
-        except (OSError, SafetensorError, TypeError) as error:
-            raise DataError(f"{path} cannot be read as an index: {error}; pack the data set again") from None
-
-
 class PackedShards:
     """A data set packed by this project. Can be pickled: every process opens its own files."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads the description and the index. Raises DataError if they are missing or do not fit each other."""
+        """Reads the description and the index. Raises DataError if they are missing, damaged or contradict each other.
+
+        After that every sample lies within its shard, as long as the shard has the size that is described.
+        """
         self.folder = folder
         self.description: DatasetDescription = read_description(folder)
         self.index = SampleIndex.read(folder / INDEX_NAME)
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, least recently used first
-        found, wanted = tuple(self.index.offset.shape), (self.num_samples, self.description.content.num_members)
-        if found != wanted:
-            raise DataError(
-                f"{folder / INDEX_NAME} is of {found[0]} samples with {found[1:]} members, {DESCRIPTION_NAME} of "
-                f"{wanted[0]} with {wanted[1:]}; pack the data set again"
-            )
+        if problem := next(self.index.problems(self.description), None):
+            raise DataError(f"{folder / INDEX_NAME} {problem}; restore both, or pack the data set again")
 
     def __reduce__(self) -> tuple:
         return PackedShards, (self.folder,)
@@ -85,16 +53,11 @@ class PackedShards:
         """Shards that are missing, of another size, or beside another .idx file; one line each.
 
         Reads the small files whole and asks the sizes of the large ones: a second for a thousand shards. Raises
-        DataError if the index is not the one that was packed, or holds labels of no class.
+        DataError if the index is not the one that was packed.
         """
         index = self.folder / INDEX_NAME
         if file_sha256(index) != self.description.index_sha256:
             raise DataError(f"{index} is not the index that {DESCRIPTION_NAME} describes; restore it, or pack again")
-        low, high = int(self.index.label.min()), int(self.index.label.max())
-        if low < 0 or high >= self.description.num_classes:
-            raise DataError(
-                f"{index} holds labels from {low} to {high}; wanted 0 to {self.description.num_classes - 1}"
-            )
         return [problem for shard in range(len(self.description.shards)) for problem in self._shard_problems(shard)]
 
     def refuse_damage(self, advice: str) -> None:
@@ -108,6 +71,7 @@ class PackedShards:
         shard = self.description.shards[number]
         problems = []
         try:
+            require_regular(self.folder / shard.name)
             size = (self.folder / shard.name).stat().st_size
             if size != shard.num_bytes:
                 problems.append(f"{self.folder / shard.name} has {size} bytes, wanted {shard.num_bytes}")
@@ -147,7 +111,7 @@ class PackedShards:
         else:
             if len(self._files) == _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self.folder / self.description.shards[shard].name, os.O_RDONLY)
+            self._files[shard] = open_descriptor(self.folder / self.description.shards[shard].name)
         return self._files[shard]
 
     def close(self) -> None:

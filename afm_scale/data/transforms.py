@@ -22,6 +22,8 @@ _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyErr
                   MemoryError, struct.error, zlib.error)
 
 _ENDS = {"JPEG": (b"\xff\xd9", b"\xff\xda"), "PNG": (b"IEND\xaeB`\x82", b"IEND")}  # the last marker, and one before it
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG that say its size
+_MOST_SEGMENTS = 1000  # before them
 
 
 class ImageError(DataError):
@@ -30,6 +32,23 @@ class ImageError(DataError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def stated_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the header of a JPEG or PNG has it; (0, 0) if none is found. Nothing is decoded."""
+    if data.startswith(b"\x89PNG") and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return width, height
+    position = 2  # of the segments of a JPEG: a marker, a length, and what is passed over unless it is the frame's
+    for _ in range(_MOST_SEGMENTS):
+        if not data.startswith(b"\xff\xd8") or position + 9 > len(data) or data[position] != 0xFF:
+            break
+        marker = data[position + 1]
+        length, height, width = struct.unpack_from(">HxHH", data, position + 2)
+        if marker in _FRAMES:
+            return width, height
+        position += 2 + length
+    return (0, 0)
 
 
 @contextmanager
@@ -105,13 +124,24 @@ def adm_crop(image: Image.Image, size: int) -> Image.Image:
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    if width * height > max(Image.MAX_IMAGE_PIXELS or 0, size * size):
-        raise ImageError(f"is too long and thin: {image.width} x {image.height} would become {width} x {height}")
+    width, height = refuse_thin(*image.size, size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def refuse_thin(width: int, height: int, size: int) -> tuple[int, int]:
+    """The sides of an image whose shorter side is made `size` pixels long.
+
+    Raises ImageError if it would have to be blown up beyond all reason, or has no pixels.
+    """
+    if min(width, height) < 1:
+        raise ImageError("has no pixels")
+    scale = size / min(width, height)
+    wide, high = round(width * scale), round(height * scale)
+    if wide * high > max(Image.MAX_IMAGE_PIXELS or 0, size * size):
+        raise ImageError(f"is too long and thin: {width} x {height} would become {wide} x {high}")
+    return wide, high
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:

@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import DataError
 from .affine import Affine, AffineConfig, affines_at, moved
-from .images import ImageSource, read_or_substitute
+from .images import ImageSource, decoded_image, read_or_substitute
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
 from .source import Skipped
-from .transforms import ImageError, decode_checked, to_pixels, to_rgb
+from .transforms import ImageError, to_pixels, to_rgb
 
 Turn = tuple[Tensor, Tensor, Sequence[Skipped]]
 """Pixels uint8 [B, 3, S, S], labels int64 [B], what was skipped."""
@@ -192,9 +192,8 @@ class _Decoder(Dataset):
 
     def _read(self, sample: int, *, affine: Affine | None) -> Tensor:
         """uint8 [3, S, S]. Raises SampleError."""
-        data = self.shards.read(sample)
+        image = decoded_image(self.shards, sample, self.shards.read(sample))
         try:
-            image = decode_checked(data)
             if affine is not None:
                 image = moved(to_rgb(image), affine)
             return to_pixels(image, self.size)

@@ -17,10 +17,12 @@ from typing import BinaryIO
 import torch
 
 from ..core.errors import DataError
+from ..core.files import open_regular, read_regular
 from ..data.description import DESCRIPTION_NAME, INDEX_NAME, DatasetDescription, Shard, file_sha256, read_description
-from ..data.shards import SampleIndex
+from ..data.index import SampleIndex
 
 _BLOCK = 1 << 20
+_LONGEST_IDX_LINE = 1000  # bytes; a sample has a hundred
 _SHOWN = 10  # problems of one file; a shard that was overwritten has thousands
 _LATENT_EXTENSIONS = ("plain.npy", "mirrored.npy")
 _IMAGE_EXTENSIONS = {"png": "png", "jpeg": "jpg"}
@@ -48,7 +50,9 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda num_bytes: N
         yield from _first(INDEX_NAME, _index_problems(folder, description, index))
     except DataError as error:
         yield Problem(INDEX_NAME, str(error))
-    if index is not None and not _fits(description, index):
+    except OSError as error:
+        yield Problem(INDEX_NAME, f"cannot be read: {error.strerror}")
+    if index is not None and not index.fits(description):
         index = None  # what it says of single members would be noise
     for number, shard in enumerate(description.shards):
         yield from _shard_problems(folder, shard, _Rows.of(description, index, number), progress)
@@ -67,36 +71,11 @@ def _first(file: str, problems: Iterator[str]) -> Iterator[Problem]:
         yield Problem(file, f"and {more} more of these")
 
 
-def _fits(description: DatasetDescription, index: SampleIndex) -> bool:
-    samples, members = (description.num_samples,), (description.num_samples, description.content.num_members)
-    shapes = {"offset": members, "size": members, "crc32": members}
-    return all(
-        tensor.shape == shapes.get(name, samples) and tensor.dtype == torch.int64
-        for name, tensor in index.tensors().items()
-    )
-
-
 def _index_problems(folder: Path, description: DatasetDescription, index: SampleIndex) -> Iterator[str]:
     found = file_sha256(folder / INDEX_NAME)
     if found != description.index_sha256:
         yield f"has SHA-256 {found}, wanted {description.index_sha256}"
-    if not _fits(description, index):
-        yield (
-            f"holds tensors of {len(index.label)} samples, wanted int64 of {description.num_samples} samples with "
-            f"{description.content.num_members} members each"
-        )
-        return
-    low, high = min(index.label.tolist(), default=0), max(index.label.tolist(), default=0)
-    if low < 0 or high >= description.num_classes:
-        yield f"holds labels from {low} to {high}, wanted 0 to {description.num_classes - 1}"
-    else:
-        counts = torch.bincount(index.label, minlength=description.num_classes).tolist()
-        for name, count, wanted in zip(description.class_names, counts, description.class_counts, strict=True):
-            if count != wanted:
-                yield f"holds {count} samples of class {name}, {DESCRIPTION_NAME} says {wanted}"
-    wanted_shards = torch.repeat_interleave(torch.tensor([shard.num_samples for shard in description.shards]))
-    if not torch.equal(index.shard, wanted_shards):
-        yield f"places samples in other shards than {DESCRIPTION_NAME} says"
+    yield from index.problems(description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +175,8 @@ class _ShardReader:
             if header == b"\0" * tarfile.BLOCKSIZE:
                 return
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            if info.size < 0:
+                raise tarfile.ReadError(f"member {info.name!r} says that it has {info.size} bytes")
             offset, left, crc32, head = self.position, info.size, 0, b""
             while left:
                 block = self._read(min(left, _BLOCK))
@@ -224,7 +205,7 @@ def _shard_problems(
 ) -> Iterator[Problem]:
     idx: list[str] | None = None
     try:
-        with (folder / shard.name).open("rb") as file:
+        with open_regular(folder / shard.name) as file:
             reader = _ShardReader(file, progress)
             idx = []
             yield from _first(shard.name, _tar_problems(reader, rows, idx))
@@ -236,7 +217,7 @@ def _shard_problems(
     except OSError as error:
         yield Problem(shard.name, f"cannot be read: {error.strerror}")
     try:
-        text = (folder / shard.idx_name).read_bytes()
+        text = read_regular(folder / shard.idx_name, _LONGEST_IDX_LINE * (shard.num_samples + 1))
     except OSError as error:
         yield Problem(shard.idx_name, f"cannot be read: {error.strerror}")
         return
@@ -268,7 +249,11 @@ def _tar_problems(reader: _ShardReader, rows: _Rows | None, idx: list[str]) -> I
 
 
 def _idx_problems(text: bytes, wanted: list[str]) -> Iterator[str]:
-    found = text.decode("utf-8", "replace").splitlines()
-    for number, (here, there) in enumerate(zip_longest(found, wanted), start=1):
+    found = text.decode("utf-8", "surrogateescape").split("\n")
+    for number, (here, there) in enumerate(zip_longest(found, [*wanted, ""]), start=1):
         if here != there:
-            yield f"line {number} is {here!r}, the tar wants {there!r}"
+            yield f"line {number} is {_short(here)}, the tar wants {_short(there)}"
+
+
+def _short(line: str | None) -> str:
+    return "missing" if line is None else repr(line[:200])

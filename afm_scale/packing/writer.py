@@ -35,7 +35,7 @@ from ..data.description import (
     read_description,
     write_description,
 )
-from ..data.shards import SampleIndex
+from ..data.index import SampleIndex
 
 SETTINGS_NAME = "settings.json"
 _LABEL_BYTES = 4  # int32, little-endian: readers that want one dense tensor of labels (DALI) need a fixed width

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
 from afm_scale.core.strict_json import parse_json
@@ -14,7 +17,16 @@ def test_plain_values_are_read() -> None:
     (b"[NaN]", "NaN is no finite number"), (b"-Infinity", "-Infinity is no"), (b"1e999", "1e999 is no finite"),
     (b"9" * 5000, "digit"), (b"[" * 100_000, "nested too deeply"), (b'{"a":' * 100_000, "nested too deeply"),
     (b'{"a": 1, "b": 2, "a": 3}', "key 'a' twice"),
+    (b'{"a": ' * 200 + b"1" + b"}" * 200, "nested too deeply"), (b'["\\ud800"]', "a text in it is none"),
+    (b'["\\udcff"]', "a text in it is none"),
 ])
 def test_whatever_is_wrong_is_one_kind_of_error(content: bytes, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         parse_json(content)
+
+
+def test_names_of_files_may_hold_bytes_that_are_no_text() -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    assert parse_json(json.dumps([name]), file_names=True) == [name]
+    with pytest.raises(ValueError, match="a text in it is none"):
+        parse_json(b'["\\ud800"]', file_names=True)

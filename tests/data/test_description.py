@@ -21,14 +21,15 @@ from afm_scale.data.description import (
 )
 
 SHARDS = (
-    Shard(name="shard-000000.tar", num_samples=2, num_bytes=10, sha256="a", idx_sha256="b"),
-    Shard(name="shard-000001.tar", num_samples=1, num_bytes=9, sha256="c", idx_sha256="d"),
+    Shard(name="shard-000000.tar", num_samples=2, num_bytes=9216, sha256="a" * 64, idx_sha256="b" * 64),
+    Shard(name="shard-000001.tar", num_samples=1, num_bytes=4096, sha256="c" * 64, idx_sha256="d" * 64),
 )
 DESCRIPTION = DatasetDescription(
     content=ImageContent(size=16, encoding="png"), num_samples=3, class_names=("cat", "größer"), class_counts=(1, 2),
-    shards=SHARDS, index_sha256="e", made={"seed": 0}, refused=(Refused(name="bad\udcff.jpg", reason="is empty"),),
+    shards=SHARDS, index_sha256="e" * 64, made={"seed": 0},
+    refused=(Refused(name="bad\udcff.jpg", reason="is empty"),),
 )
-LATENTS = LatentContent(shape=(4, 2, 2), vae="tiny", vae_sha256="f", scale=0.18)
+LATENTS = LatentContent(shape=(4, 2, 2), vae="tiny", vae_sha256="f" * 64, scale=0.18)
 
 
 @pytest.mark.parametrize("content", [DESCRIPTION.content, LATENTS, ImageContent(size=None, encoding="original")])
@@ -63,7 +64,7 @@ def test_a_description_that_contradicts_itself_is_refused(tmp_path, changes, mes
 def test_a_shard_outside_the_folder_is_refused(tmp_path, name):
     shards = json.loads(json.dumps([vars(shard) for shard in SHARDS]))
     shards[1]["name"] = name
-    with pytest.raises(DataError, match="names a shard outside its folder"):
+    with pytest.raises(DataError, match=r"shards\[1\].name: found .*, wanted the name of a .tar in this folder"):
         read_description(edited(tmp_path, shards=shards))
 
 

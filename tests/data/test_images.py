@@ -131,11 +131,11 @@ def test_a_data_set_that_does_not_fit_the_recipe_is_refused(folder: Path, change
 
 
 def test_latents_are_not_taken_for_images(tmp_path: Path) -> None:
-    content = LatentContent(shape=(1, 2, 2), vae="some", vae_sha256="", scale=1.0)
+    content = LatentContent(shape=(1, 2, 2), vae="some", vae_sha256="0" * 64, scale=1.0)
     packing = Packing(tmp_path / "latents", {}, content)
     packing.begin()
     with packing.shard(0) as writer:
-        writer.add(0, 0, {"plain.npy": b"0", "mirrored.npy": b"1"})
+        writer.add(0, 0, {"plain.npy": b"0" * 80, "mirrored.npy": b"1" * 80})
     packing.finish(1, ["one"])
     with pytest.raises(DataError, match="holds latents, this source reads images; change data.kind or data.folder"):
         source(tmp_path / "latents", num_classes=1)

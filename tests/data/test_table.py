@@ -68,7 +68,7 @@ def test_images_to_be_encoded_say_their_size_and_classes(packed: Path) -> None:
 
 
 def test_encoded_latents_say_all_that_a_recipe_may_leave_out(tmp_path: Path) -> None:
-    content = LatentContent(shape=(2, 3, 4), vae="some", vae_sha256="", scale=0.5)
+    content = LatentContent(shape=(2, 3, 4), vae="some", vae_sha256="0" * 64, scale=0.5)
     packing = Packing(tmp_path, {"seed": 0}, content)
     packing.begin()
     with packing.shard(0) as writer:

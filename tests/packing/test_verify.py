@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, EXIT_USER_ERROR, DataError
 from afm_scale.data.description import INDEX_NAME, LatentContent, file_sha256, read_description, write_description
-from afm_scale.data.shards import SampleIndex
+from afm_scale.data.index import SampleIndex
 from afm_scale.packing.verify import Problem, verify
 from afm_scale.packing.writer import Packing
 from tests.data.small import packed_images
@@ -160,7 +160,8 @@ def test_an_index_of_another_packing_is_found(whole, tmp_path):
     (tmp_path / "other" / INDEX_NAME).replace(whole / INDEX_NAME)
     problems = found(whole)
     assert problems.keys() == {INDEX_NAME}
-    assert "SHA-256" in problems[INDEX_NAME] and "9 samples, wanted int64 of 12" in problems[INDEX_NAME]
+    assert "SHA-256" in problems[INDEX_NAME]
+    assert "is of 9 samples with 1 members each, dataset.json of 12" in problems[INDEX_NAME]
 
 
 def test_an_index_that_is_none_is_found(whole):
@@ -171,7 +172,7 @@ def test_an_index_that_is_none_is_found(whole):
 @pytest.mark.parametrize(("column", "value", "file", "words"), [
     ("label", 3, INDEX_NAME, "labels from 0 to 3, wanted 0 to 2"),
     ("label", -1, INDEX_NAME, "labels from -1 to 2"),
-    ("label", 0, INDEX_NAME, "holds 5 samples of class class_0, dataset.json says 4"),
+    ("label", 0, INDEX_NAME, "holds 5 samples of class 'class_0', dataset.json says 4"),
     ("label", 0, SHARD, "'000000005.cls' holds label 2, index.safetensors says 0"),
     ("shard", 2, INDEX_NAME, "other shards"),
     ("key", 99, SHARD, "'000000005.png' that is not in index.safetensors; "),

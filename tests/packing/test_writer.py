@@ -140,11 +140,12 @@ def test_a_packing_of_nothing_is_refused_with_the_reasons(tmp_path):
 
 
 def test_both_members_of_a_latent_are_indexed(tmp_path):
-    packing = Packing(tmp_path, {}, LatentContent(shape=(4, 2, 2), vae="tiny", vae_sha256="", scale=1.0))
+    packing = Packing(tmp_path, {}, LatentContent(shape=(4, 2, 2), vae="tiny", vae_sha256="0" * 64, scale=1.0))
     packing.begin()
+    first, second = b"first" * 20, b"second one" * 11  # a header, and 64 bytes of values
     with packing.shard(0) as writer:
-        writer.add(0, 0, {"plain.npy": b"first", "mirrored.npy": b"second one"})
+        writer.add(0, 0, {"plain.npy": first, "mirrored.npy": second})
     packing.finish(1, ["cat"])
     shards = PackedShards(tmp_path)
-    assert (shards.read(0, 0), shards.read(0, 1)) == (b"first", b"second one")
+    assert (shards.read(0, 0), shards.read(0, 1)) == (first, second)
     shards.close()
