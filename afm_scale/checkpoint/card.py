@@ -8,20 +8,17 @@ cards get theirs from the few keys of their configuration that matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, ConfigError
+from ..core.ranges import Range
+from ..core.typed import build, found
 from ..core.types import Role
 from .manifest import Manifest, read_manifest
 
-T = TypeVar("T")
-
 VERSION = 1
-PREDICTIONS = ("x", "v")
-OPS = ("auto", "torch", "triton", "apex")
-PRECISIONS = ("fp32", "tf32", "bf16", "fp8", "fp64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +26,38 @@ class Latents:
     """What the samples of a latent model are: `scale` times an autoencoder's latents. None: the run did not say."""
 
     vae: str | None
-    scale: float | None
+    scale: Annotated[float, Range(0)] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a checkpoint holds."""
+    """What a checkpoint holds. Raises ConfigError for a card that contradicts itself."""
 
     version: int = VERSION
     learner: Role  # whom the run was for: its weights are averaged
     objective: str  # its kind
     networks: Mapping[Role, Mapping[str, Any]]  # kind and settings of each player's network
-    shape: tuple[int, int, int]  # [C, H, W] of one sample
-    num_classes: int
-    prediction: str | None  # what the generator's output means: x or v; None for a classifier
-    class_dropout: float  # share of the samples that were shown without their class
-    num_steps: int  # network evaluations of one sample, unless told otherwise
-    precision: str  # parallel.precision
+    shape: Annotated[tuple[int, int, int], Range(1, 2**16)]  # [C, H, W] of one sample
+    num_classes: Annotated[int, Range(1, 10**7)]
+    prediction: Literal["x", "v"] | None  # what the generator's output means; None for a classifier
+    class_dropout: Annotated[float, Range(0, 1)]  # share of the samples that were shown without their class
+    num_steps: Annotated[int, Range(1, 100_000)]  # network evaluations of one sample, unless told otherwise
+    precision: Literal["fp32", "tf32", "bf16", "fp8", "fp64"]  # parallel.precision
     data: Mapping[str, Any]  # kind and settings of the data
     latents: Latents | None  # None: samples are pixels, in [-1, 1]
-    device: str  # parallel.device
-    ops: str = "auto"  # parallel.ops
+    device: Literal["auto", "cpu", "cuda"]  # parallel.device
+    ops: Literal["auto", "torch", "triton", "apex"] = "auto"  # parallel.ops
     deterministic: bool = False  # parallel.deterministic
+
+    def __post_init__(self) -> None:
+        described = {role.value: settings for role, settings in self.networks.items()} | {"data": self.data}
+        for name, settings in described.items():
+            if not isinstance(settings.get("kind"), str):
+                raise ConfigError(f"the 'kind' of {name} is {found(settings.get('kind'))}, wanted text")
+        if self.learner not in self.networks:
+            raise ConfigError(f"no network of the learner {self.learner.value!r}")
+        if (self.learner is Role.GENERATOR) != (self.prediction is not None):
+            raise ConfigError(f"a {self.learner.value} with prediction {found(self.prediction)}")
 
 
 def card_of(path: Path) -> Card:
@@ -71,14 +78,15 @@ def card_in(path: Path, manifest: Manifest) -> Card:
         raise CheckpointError(f"{path} does not say how it was made; wanted a checkpoint written by train")
     if manifest.card is not None and plain.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has a card of version {plain.get('version')!r}, this program reads version {VERSION}; use the "
-            "version of the program that wrote it"
+            f"{path} has a card of version {found(plain.get('version'))}, this program reads version {VERSION}; use "
+            "the version of the program that wrote it"
         )
     try:
         return read(plain)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except ConfigError as error:
         raise CheckpointError(
-            f"{path} is damaged: its description of what it holds cannot be read ({error!r}); use an older checkpoint"
+            f"{path} is damaged: its description of what it holds cannot be read ({str(error):.300}); use an older "
+            "checkpoint"
         ) from error
 
 
@@ -89,41 +97,27 @@ def to_plain(card: Card) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> Card:
-    """Raises KeyError, TypeError or ValueError for what is no card of this version."""
-    networks = {Role(role): _settings(settings) for role, settings in _mapping(plain["networks"]).items()}
-    latents = plain["latents"]
-    card = Card(
-        version=_number(plain["version"], int),
-        learner=Role(plain["learner"]),
-        objective=_text(plain["objective"]),
-        networks=networks,
-        shape=_shape(plain["shape"]),
-        num_classes=_number(plain["num_classes"], int, least=1),
-        prediction=None if plain["prediction"] is None else _one_of(plain["prediction"], PREDICTIONS),
-        class_dropout=_number(plain["class_dropout"], float),
-        num_steps=_number(plain["num_steps"], int, least=1),
-        precision=_one_of(plain["precision"], PRECISIONS),
-        device=_one_of(plain["device"], ("auto", "cpu", "cuda")),
-        ops=_one_of(plain["ops"], OPS),
-        deterministic=_one_of(plain["deterministic"], (True, False)),
-        data=_settings(plain["data"]),
-        latents=None if latents is None else _latents(_mapping(latents)),
-    )
-    if card.learner not in networks:
-        raise ValueError(f"no network of the learner {card.learner.value!r}")
-    if (card.learner is Role.GENERATOR) != (card.prediction is not None):
-        raise ValueError(f"a {card.learner.value} with prediction {card.prediction!r}")
-    return card
+    """Raises ConfigError for what is no card of this version: without any of its entries, or with others."""
+    if missing := [field.name for field in fields(Card) if field.name not in plain]:
+        raise ConfigError(f"missing {', '.join(map(repr, missing))}")  # defaults are for those who make a card
+    return build(Card, plain)
 
 
 def _from_configuration(config: Mapping[str, Any]) -> Card:
     """The card of a checkpoint from before there were cards (format 1, until 2026-11): of a run's resolved recipe."""
-    model, data, objective = _mapping(config["model"]), _settings(config["data"]), _settings(config["objective"])
+    try:
+        return from_plain(_told_by(config))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"its configuration has no {error}") from error
+
+
+def _told_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    model, data, objective = config["model"], config["data"], config["objective"]
     learner = Role.CLASSIFIER if objective["kind"] == "classification" else Role.GENERATOR
     players = (learner, Role.DISCRIMINATOR) if model.get("discriminator") is not None else (learner,)
     shape, num_classes = _CONTENTS[data["kind"]](data)
     draws_latents = data["kind"] in ("latents", "images_to_latents", "synthetic")
-    return from_plain({
+    return {
         "version": VERSION,
         "learner": learner.value,
         "objective": objective["kind"],
@@ -139,7 +133,7 @@ def _from_configuration(config: Mapping[str, Any]) -> Card:
         "deterministic": config["parallel"].get("deterministic", False),
         "data": data,
         "latents": {"vae": data.get("vae"), "scale": data.get("scale")} if draws_latents else None,
-    })
+    }
 
 
 def _as_said(data: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -158,45 +152,3 @@ _CONTENTS: dict[str, Callable[[Mapping[str, Any]], tuple[Any, Any]]] = {
     "synthetic": _as_said, "latents": _as_said, "images_to_latents": _as_said,
     "webdataset": _pixels, "dali": _pixels,
 }
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"found {value!r:.60}, wanted a mapping")
-    return value
-
-
-def _settings(value: Any) -> Mapping[str, Any]:
-    """A mapping with a `kind`."""
-    _text(_mapping(value)["kind"])
-    return dict(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"found {value!r:.60}, wanted text")
-    return value
-
-
-def _number(value: Any, kind: type, *, least: float = 0) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not least <= value < float("inf"):
-        raise ValueError(f"found {value!r:.60}, wanted a number of at least {least}")
-    return kind(value)
-
-
-def _one_of(value: T, choices: tuple[T, ...]) -> T:
-    if not isinstance(value, type(choices[0])) or value not in choices:
-        raise ValueError(f"found {value!r:.60}, wanted one of {', '.join(map(str, choices))}")
-    return value
-
-
-def _shape(value: Any) -> tuple[int, int, int]:
-    channels, height, width = (_number(size, int, least=1) for size in value)
-    return channels, height, width
-
-
-def _latents(value: Mapping[str, Any]) -> Latents:
-    vae, scale = value["vae"], value["scale"]
-    return Latents(
-        vae=None if vae is None else _text(vae), scale=None if scale is None else _number(scale, float),
-    )

@@ -17,20 +17,30 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError, TornError
 from ..core.files import read_regular
+from ..core.ranges import LARGEST_WHOLE, MANY, Range, Text
 from ..core.run_folder import RunFolder
+from ..core.strict_json import parse_json
+from ..core.typed import Mistake, build, found
+from .dtypes import DTYPES
 
 FORMAT = "afm_scale checkpoint"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SUMS_NAME = "SHA256SUMS"
 METADATA_NAME = ".metadata"
+_MOST_SHOWN = 300  # letters of what is wrong
+_MOST_ELEMENTS = 2**53  # of a tensor
+
+TensorName = Annotated[str, Text(longest=1000, form=r"[^\x00-\x1f\x7f]+", words="a name")]
+FileName = Annotated[str, Text(longest=255, form=r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+", words="the name of a file there")]
+Sha256 = Annotated[str, Text(longest=64, form="[0-9a-f]{64}", words="a SHA-256 in hex")]
 
 OnTorn = Callable[[Path, str], None]
 """Called with each visible folder that was passed over, and why."""
@@ -42,8 +52,8 @@ def ignore_torn(path: Path, reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    shape: tuple[int, ...]  # of the whole tensor, not of a shard
-    dtype: str  # "float32"
+    shape: Annotated[tuple[int, ...], Range(0, _MOST_ELEMENTS)]  # of the whole tensor, not of a shard
+    dtype: Literal[tuple(DTYPES)]  # "float32"
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorEntry:
@@ -54,7 +64,7 @@ class TensorEntry:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        return DTYPES[self.dtype]
 
     @property
     def num_bytes(self) -> int:
@@ -63,15 +73,15 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    step: int  # completed updates of the learner: the generator, or the classifier that is trained
-    created: str  # ISO 8601, UTC
-    world_size: int  # ranks that wrote it
+    step: Annotated[int, Range(0, MANY)]  # completed updates of the learner: the generator, or the classifier
+    created: Annotated[str, Text(longest=100)]  # ISO 8601, UTC
+    world_size: Annotated[int, Range(1, MANY)]  # ranks that wrote it
     scalars: Mapping[str, Any]  # the part of the state that is not tensors
-    tensors: Mapping[str, TensorEntry]
-    files: Mapping[str, int]  # name -> bytes, without the manifest itself
+    tensors: Mapping[TensorName, TensorEntry]
+    files: Mapping[FileName, Annotated[int, Range(0, LARGEST_WHOLE)]]  # -> bytes, without the manifest itself
     description: Mapping[str, Any]  # where it comes from (resolved configuration, versions); for people
     card: Mapping[str, Any] | None = None  # what it holds (`card.Card`); None in those from before there were cards
-    sha256: Mapping[str, str] | None = None  # hex, of every one of `files`; None in those from before there were sums
+    sha256: Mapping[FileName, Sha256] | None = None  # of each of `files`; None in those from before there were sums
 
 
 def folder_name(step: int) -> str:
@@ -173,32 +183,49 @@ def sync_folder(path: Path) -> None:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a complete checkpoint, compared with its own sum; its files are checked by size alone.
 
-    Raises CheckpointError if there is none, if it was written by something else or by a newer version, or if a file
-    it lists is missing or has another size.
+    Raises CheckpointError if there is none, if it was written by something else or by a newer version, if it says what
+    cannot be, or if a file it lists is missing or has another size.
     """
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder; name a checkpoint such as RUN/checkpoints/{folder_name(1000)}")
+    file = path / MANIFEST_NAME
     try:
-        text = read_regular(path / MANIFEST_NAME)
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path} is not a folder; name a checkpoint such as RUN/checkpoints/{folder_name(1000)}"
+            )
+        text = read_regular(file)
         sums = _read_sums(path, text)
-        content = json.loads(text)
+        content = parse_json(text)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} holds no {MANIFEST_NAME}: it is torn, or not a checkpoint of this program; name a complete one"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path / MANIFEST_NAME} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}; use an older checkpoint") from error
     except ValueError as error:
-        raise CheckpointError(f"{path / MANIFEST_NAME} is damaged ({error}); use an older checkpoint") from error
+        raise damaged(file, error) from error
     manifest = _parse(path, content)
     _check_sums(path, text, manifest, sums)
     for name, expected in manifest.files.items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
+        size = _size_of(path / name)
         if size != expected:
-            found = "missing" if size is None else f"{size} bytes long"
-            raise CheckpointError(f"{path} is torn: {name} is {found}, not {expected} bytes; use an older checkpoint")
+            state = "missing" if size is None else f"{size} bytes long"
+            raise CheckpointError(f"{path} is torn: {name} is {state}, not {expected} bytes; use an older checkpoint")
     return manifest
+
+
+def damaged(file: Path, error: Exception) -> TornError:
+    """What to raise for a file that says of itself what cannot be."""
+    reason = str(error)
+    shown = reason if len(reason) <= _MOST_SHOWN else f"{reason[:_MOST_SHOWN]}..."
+    return TornError(f"{file} is damaged ({shown}); use an older checkpoint")
+
+
+def _size_of(file: Path) -> int | None:
+    """Bytes of a regular file; None if there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except OSError:
+        return None
 
 
 def _read_sums(path: Path, manifest: bytes) -> bytes | None:
@@ -230,19 +257,18 @@ def _parse(path: Path, content: Any) -> Manifest:
             "name a checkpoint of one of its runs"
         )
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {version}, this program reads format {FORMAT_VERSION}; "
+            f"{path} has checkpoint format {found(version)}, this program reads format {FORMAT_VERSION}; "
             "use the version of the program that wrote it"
         )
     try:
-        entries = {
-            name: TensorEntry(tuple(entry["shape"]), entry["dtype"]) for name, entry in content["tensors"].items()
-        }
-        return Manifest(
-            step=content["step"], created=content["created"], world_size=content["world_size"],
-            scalars=content["scalars"], tensors=entries, files=content["files"], description=content["description"],
-            card=content.get("card"), sha256=content.get("sha256"),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / MANIFEST_NAME} is damaged ({error!r}); use an older checkpoint") from error
+        manifest = build(Manifest, {key: content[key] for key in content.keys() - {"format", "format_version"}})
+    except Mistake as error:
+        raise damaged(path / MANIFEST_NAME, error) from error
+    claimed, there = sum(entry.num_bytes for entry in manifest.tensors.values()), sum(manifest.files.values())
+    if claimed > there:  # before memory is asked for
+        raise damaged(path / MANIFEST_NAME, ValueError(
+            f"its tensors have {claimed:,} bytes, its files {there:,}, and nothing in them is compressed"
+        ))
+    return manifest

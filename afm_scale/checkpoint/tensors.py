@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from ..core.errors import CheckpointError, TornError
-from .manifest import METADATA_NAME, Manifest, TensorEntry, read_manifest, whole_manifest
+from ..core.typed import Mistake
+from .manifest import MANIFEST_NAME, METADATA_NAME, Manifest, TensorEntry, damaged, read_manifest, whole_manifest
+from .reader import Reader
 from .sums import compare, comparing, share_of
 
 T = TypeVar("T")
@@ -26,29 +28,47 @@ _MISMATCHES_SHOWN = 3
 _DIGEST_CHUNK_BYTES = 256 * 2**20  # of tensors held in memory at once
 
 
-def load_into(path: Path, tensors: Mapping[str, Tensor], *, spare: str | None = None) -> Mapping[str, Any]:
+def load_into(
+    path: Path, tensors: Mapping[str, Tensor], *, spare: str | None = None,
+    scalars: Callable[[Manifest], T] = lambda manifest: manifest.scalars,
+) -> T:
     """Fills the tensors in place and returns the scalars saved with them.
 
     The tensors may be plain or DTensors, over any number of ranks. Collective if there is a process group; the ranks
     share the work of comparing the files with their sums. Raises on all ranks alike: TornError if the checkpoint is not
     whole, which may leave some of its values in the tensors; CheckpointError, before anything is touched, if the names,
     shapes and dtypes are not exactly those of the checkpoint. Names that end in `spare` may be left unread.
+
+    Args:
+        scalars: makes the result of the manifest; a Mistake means that it is damaged, before anything is touched.
     """
 
-    def look() -> Manifest:
+    def look() -> tuple[Manifest, Reader, T]:
         manifest = whole_manifest(path)
-        compare(path, _sums_of(manifest, [METADATA_NAME]))
+        reader = _opened(path, manifest)
         _check_fits(path, manifest, tensors, spare)
-        return manifest
+        return manifest, reader, _scalars(path, manifest, scalars)
 
     def read() -> None:
         with comparing(path, _sums_of(manifest, share_of(manifest.files, rank, world_size))):
-            _load(path, tensors, alone=not dist.is_initialized())
+            _load(path, reader, tensors, alone=not dist.is_initialized())
 
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    manifest = _on_all_alike(path, look, lambda manifest: manifest.created)
+    manifest, reader, found = _on_all_alike(path, look, lambda seen: seen[0].created)
     _on_all_alike(path, read)
-    return manifest.scalars
+    return found
+
+
+def _opened(path: Path, manifest: Manifest) -> Reader:
+    compare(path, _sums_of(manifest, [METADATA_NAME]))
+    return Reader(path, manifest)
+
+
+def _scalars(path: Path, manifest: Manifest, scalars: Callable[[Manifest], T]) -> T:
+    try:
+        return scalars(manifest)
+    except Mistake as error:
+        raise damaged(path / MANIFEST_NAME, error) from error
 
 
 def compare_on_all(path: Path) -> None:
@@ -64,9 +84,9 @@ def read_tensors(path: Path, prefix: str = "", *, is_compared: bool = False) -> 
     All files are compared with their sums meanwhile, unless that has been done. Raises TornError if it is not whole.
     """
     manifest = whole_manifest(path)
-    compare(path, _sums_of(manifest, [METADATA_NAME]))
+    reader = _opened(path, manifest)
     with comparing(path, {} if is_compared else _sums_of(manifest)):
-        return _read(path, manifest, (name for name in manifest.tensors if name.startswith(prefix)))
+        return _read(path, manifest, reader, (name for name in manifest.tensors if name.startswith(prefix)))
 
 
 def digest(path: Path, prefix: str = "") -> str:
@@ -75,11 +95,11 @@ def digest(path: Path, prefix: str = "") -> str:
     It depends neither on how the tensors were sharded nor on the scalars.
     """
     manifest = whole_manifest(path)
-    compare(path, _sums_of(manifest, [METADATA_NAME]))
+    reader = _opened(path, manifest)
     sha = hashlib.sha256()
     with comparing(path, _sums_of(manifest)):
         for names in _chunks(manifest, (name for name in manifest.tensors if name.startswith(prefix))):
-            for name, tensor in _read(path, manifest, names).items():
+            for name, tensor in _read(path, manifest, reader, names).items():
                 entry = manifest.tensors[name]
                 sha.update(json.dumps([name, entry.dtype, entry.shape]).encode() + b"\n")
                 sha.update(tensor.flatten().view(torch.uint8).numpy())
@@ -92,9 +112,10 @@ def first_difference(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
     Needs no other rank: of a DTensor it compares this rank's part. Raises CheckpointError if they cannot be read.
     """
     manifest = read_manifest(path)
+    reader = Reader(path, manifest)
     for names in _chunks(manifest, tensors):
         found = {name: torch.empty_like(tensors[name]) for name in names}
-        _load(path, found, alone=True)
+        _load(path, reader, found, alone=True)
         for name in names:
             if not torch.equal(_bits(found[name]), _bits(tensors[name])):
                 return name
@@ -135,18 +156,18 @@ def _sums_of(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str
     return {name: sha256[name] for name in (sha256 if names is None else names) if name in sha256}
 
 
-def _read(path: Path, manifest: Manifest, names: Iterable[str]) -> dict[str, Tensor]:
+def _read(path: Path, manifest: Manifest, reader: Reader, names: Iterable[str]) -> dict[str, Tensor]:
     entries = {name: manifest.tensors[name] for name in names}
     tensors = {name: torch.empty(entry.shape, dtype=entry.torch_dtype) for name, entry in entries.items()}
-    _load(path, tensors, alone=True)
+    _load(path, reader, tensors, alone=True)
     return tensors
 
 
-def _load(path: Path, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
+def _load(path: Path, reader: Reader, tensors: Mapping[str, Tensor], *, alone: bool) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=alone)
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=alone)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         raise TornError(

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..core.batch_size import microbatch_size
 from ..core.errors import CheckpointError
 from ..core.random import Positions, permutation
+from ..core.typed import Mistake, build, found
 from ..core.types import Batch
-from .source import Skipped
+from .source import Position, Skipped
 
 
 class EpochOrder:
@@ -73,13 +74,14 @@ class StreamCursor:
         return {"consumed": self.consumed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Raises CheckpointError if the state is not a count."""
-        if set(state) != {"consumed"} or type(state["consumed"]) is not int or state["consumed"] < 0:
+        """Raises CheckpointError if the state is no `Position`."""
+        try:
+            self.consumed = build(Position, state).consumed
+        except Mistake as error:
             raise CheckpointError(
-                f"the state of the data source is {dict(state)!r}; wanted {{'consumed': an integer of at least 0}}; "
-                "resume from a checkpoint of this version"
-            )
-        self.consumed = state["consumed"]
+                f"the state of the data source is {found(dict(state))} ({error}); resume from a checkpoint of this "
+                "version"
+            ) from error
 
 
 class HeldOut(NamedTuple):

@@ -24,6 +24,13 @@ class Needs(NamedTuple):
     extra: str  # of afm_scale, which installs it
 
 
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a stream is, as checkpoints keep it: what `DataSource.state_dict` returns and `load_state_dict` takes."""
+
+    consumed: Annotated[int, Range(0, 2**62)]  # samples handed out so far over all ranks
+
+
 class Encoding(NamedTuple):
     """How pixels became the latents that a source draws."""
 
@@ -96,7 +103,7 @@ class DataSource(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, int]:
-        """{"consumed": samples handed out so far over all ranks}."""
+        """The `Position`, as plain values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...

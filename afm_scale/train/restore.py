@@ -6,22 +6,19 @@ from pathlib import Path
 
 from ..checkpoint.names import FIRST_MOMENT, of_average, of_role, under
 from ..checkpoint.tensors import compare_on_all, first_mismatch, load_into, read_tensors
-from ..core.errors import CheckpointError, TornError
+from ..core.errors import CheckpointError
 from ..core.types import PUBLISHED
 from ..parallel.agreement import agreed
 from ..parallel.plan import ParallelPlan
-from .state import TrainState
+from .state import TrainState, scalars_in
 
 
 def restore(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
     """The run goes on as if it had never stopped. Raises TornError, or CheckpointError if it does not fit."""
     tensors = state.tensors(plan)
-    scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT)
+    scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT, scalars=scalars_in)
     state.take(plan, tensors)
-    try:
-        state.load_scalars(scalars)
-    except (KeyError, TypeError, CheckpointError) as error:
-        raise TornError(f"{checkpoint} is damaged: its scalars cannot be read ({error}); use an older one") from error
+    state.load_scalars(scalars)
 
 
 def restore_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:

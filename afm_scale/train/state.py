@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
+from ..checkpoint.manifest import Manifest
 from ..checkpoint.names import OBJECTIVE, of_average, of_optimizer, of_role, under, with_prefix
+from ..core.ranges import MANY, Range
+from ..core.typed import Mistake, build, to_mapping
 from ..core.types import PUBLISHED, Networks, Role, networks_of
-from ..data.source import DataSource
+from ..data.source import DataSource, Position
 from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan, Player
 from ..sampling.subject import Subject
 from .average import Average
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalars:
+    """What a checkpoint keeps of a state beside its tensors."""
+
+    step: Annotated[int, Range(0, MANY)]
+    images_seen: Annotated[int, Range(0, 2**62)]
+    data: Position
+
+
+def scalars_in(manifest: Manifest) -> Scalars:
+    """Raises Mistake for what is not the state of a run at the manifest's step."""
+    scalars = build(Scalars, manifest.scalars, ("scalars",))
+    if scalars.step != manifest.step:
+        raise Mistake(("scalars", "step"), f"found {scalars.step}, wanted the {manifest.step} of the manifest itself")
+    return scalars
 
 
 @dataclass
@@ -68,7 +88,7 @@ class TrainState:
         """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""
         return {"step": self.step, "images_seen": self.images_seen, "data": dict(self.data.state_dict())}
 
-    def load_scalars(self, scalars: Mapping[str, Any]) -> None:
-        self.step = scalars["step"]
-        self.images_seen = scalars["images_seen"]
-        self.data.load_state_dict(scalars["data"])
+    def load_scalars(self, scalars: Scalars) -> None:
+        self.step = scalars.step
+        self.images_seen = scalars.images_seen
+        self.data.load_state_dict(to_mapping(scalars.data))

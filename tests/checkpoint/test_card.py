@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -88,22 +89,32 @@ def test_settings_that_are_no_more_do_not_make_an_old_checkpoint_unreadable(tmp_
 
 @pytest.mark.parametrize("changes, message", [
     ({"version": 2}, "has a card of version 2, this program reads version 1"),
-    ({"version": None}, "has a card of version None"),
-    ({"learner": "judge"}, "'judge' is not a valid Role"),
+    ({"version": None}, "has a card of version null"),
+    ({"version": True}, "version: found true"),
+    ({"learner": "judge"}, "learner: found 'judge', wanted one of"),
     ({"learner": "classifier"}, "no network of the learner 'classifier'"),
-    ({"prediction": None}, "a generator with prediction None"),
-    ({"prediction": "noise"}, "wanted one of x, v"),
-    ({"networks": []}, "wanted a mapping"),
-    ({"networks": {"generator": {"hidden_size": 8}}}, "'kind'"),
-    ({"networks": {"generator": {"kind": ["dit"]}}}, "wanted text"),
-    ({"shape": [4, 32]}, "not enough values"),
-    ({"shape": [4, 32, -1]}, "wanted a number of at least 1"),
-    ({"shape": 7}, "not iterable"),
-    ({"num_classes": True}, "wanted a number"),
-    ({"num_classes": 1e400}, "wanted a number"),
-    ({"precision": "int4"}, "wanted one of fp32"),
-    ({"data": {"kind": None}}, "wanted text"),
-    ({"latents": {"vae": 3, "scale": 1.0}}, "wanted text"),
+    ({"prediction": None}, "a generator with prediction null"),
+    ({"prediction": "noise"}, "wanted one of 'x', 'v'"),
+    ({"networks": []}, "networks: found [], wanted a mapping"),
+    ({"networks": {"judge": {"kind": "mlp"}}}, "networks.judge: found 'judge', wanted one of"),
+    ({"networks": {"generator": {"hidden_size": 8}}}, "the 'kind' of generator is null"),
+    ({"networks": {"generator": {"kind": ["dit"]}}}, "the 'kind' of generator is ['dit']"),
+    ({"shape": [4, 32]}, "shape: found [4, 32] of 2, wanted a list of 3"),
+    ({"shape": [4, 32, -1]}, "shape[2]: found -1, wanted a whole number from 1 to"),
+    ({"shape": [4, 10**15, 10**15]}, "shape[1]: found 1000000000000000, wanted"),
+    ({"shape": 7}, "shape: found 7, wanted a list"),
+    ({"num_classes": True}, "num_classes: found true, wanted a whole number"),
+    ({"num_classes": 10**400}, "num_classes: found 1000"),
+    ({"num_classes": math.inf}, "Infinity is no finite number"),
+    ({"num_steps": 10**9}, "num_steps: found 1000000000, wanted"),
+    ({"class_dropout": math.nan}, "NaN is no finite number"),
+    ({"class_dropout": 1.5}, "class_dropout: found 1.5, wanted a number from 0 to 1"),
+    ({"precision": "int4"}, "wanted one of 'fp32'"),
+    ({"deterministic": 1}, "deterministic: found 1, wanted true or false"),
+    ({"data": {"kind": None}}, "the 'kind' of data is null"),
+    ({"latents": {"vae": 3, "scale": 1.0}}, "latents.vae: found 3, wanted text"),
+    ({"latents": {"vae": None}}, "missing 'scale'"),
+    ({"shapes": [1, 1, 1]}, "unknown key"),
 ])
 def test_a_damaged_card_is_refused_with_what_is_wrong(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, CARD)

@@ -16,6 +16,7 @@ def test_plain_values_are_read() -> None:
     (b"", "Expecting value"), (b"{", "Expecting property name"), (b"\xff\xfe\x00", "no text"), (b'"\xc3"', "no text"),
     (b"[NaN]", "NaN is no finite number"), (b"-Infinity", "-Infinity is no"), (b"1e999", "1e999 is no finite"),
     (b"9" * 5000, "digit"), (b"[" * 100_000, "nested too deeply"), (b'{"a":' * 100_000, "nested too deeply"),
+    (b"[" * 102 + b"]" * 102, "nested too deeply"), (b'{"a": "\\ud800"}', "a text in it is none"),
     (b'{"a": 1, "b": 2, "a": 3}', "key 'a' twice"),
     (b'{"a": ' * 200 + b"1" + b"}" * 200, "nested too deeply"), (b'["\\ud800"]', "a text in it is none"),
     (b'["\\udcff"]', "a text in it is none"),
