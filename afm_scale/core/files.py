@@ -20,6 +20,8 @@ from .errors import UserError
 
 TEXT_LIMIT = 2**26
 """Bytes of the longest text that is read whole: recipes, descriptions, manifests."""
+LOG_LIMIT = 2**31
+"""Bytes of the longest log that is read whole: a row of metrics for each of some million steps."""
 _NO_LIMIT = 2**62
 _KINDS = [
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),

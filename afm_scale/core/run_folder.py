@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
-from .files import read_regular
+from .files import LOG_LIMIT, read_regular
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class RunFolder:
 
 def _lines(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
     try:
-        lines = read_regular(path, None).splitlines(keepends=True)
+        lines = read_regular(path, LOG_LIMIT).splitlines(keepends=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; name the folder of a run") from error
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # torn
                 return
             raise DataError(f"{path}, line {number} is not JSON ({error}); restore the file") from error

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.files import write_atomically
+from ..core.ranges import Range
+from ..core.strict_json import parse_json
+from ..core.typed import build
 from ..data.npz import Npz
 from .features.extractor import Extractor
 from .images.sets import IMAGES, NpzImages
@@ -30,6 +33,21 @@ FORMAT_VERSION = 1
 _MEAN, _COVARIANCE = "mu", "sigma"  # ADM's and pytorch-fid's names
 _SPATIAL_MEAN, _SPATIAL_COVARIANCE = "mu_s", "sigma_s"  # ADM's
 _MEMBERS, _ABOUT = "members", "about"
+_LONGEST_ABOUT = 2**22  # bytes: a million characters
+_LARGEST = {_MEAN: 1e15, _SPATIAL_MEAN: 1e15, _COVARIANCE: 1e30, _SPATIAL_COVARIANCE: 1e30, _MEMBERS: 1e15}
+"""No feature is larger, and no figure of smaller ones overflows."""
+_ROUNDING = 1e-6  # of the trace, by which eigenvalues of a covariance stored in float32 may be off
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What a file of ours says of itself."""
+
+    format: Literal["afm_scale reference"]
+    version: Literal[1]
+    features: str
+    count: Annotated[int | None, Range(2)]
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,35 +125,28 @@ def read_reference(
 
 def _read_ours(npz: Npz, extractor: Extractor) -> Reference:
     header = _header(npz)
-    features, count = header["features"], header["count"]
-    if features != extractor.name:
+    if header.features != extractor.name:
         raise DataError(
-            f"{npz.path} is a reference of other features: it has {features!r}, wanted {extractor.name!r}; build a "
-            "reference of the same images with these features"
+            f"{npz.path} is a reference of other features: it has {header.features[:300]!r}, wanted "
+            f"{extractor.name!r}; build a reference of the same images with these features"
         )
-    pool, spatial = _statistics(npz, count)
+    pool, spatial = _statistics(npz, header.count)
     members = _floats(npz, _MEMBERS, (None, len(pool.mean))) if _MEMBERS in npz.members else None
-    return Reference(features, pool, spatial, None if members is None else members.astype(np.float32), header["about"])
+    members = None if members is None else members.astype(np.float32)
+    return Reference(header.features, pool, spatial, members, header.about)
 
 
-def _header(npz: Npz) -> Mapping[str, Any]:
-    refusal = DataError(
-        f"{npz.path}, array {_ABOUT!r} is not a description of format {FORMAT!r}, version {FORMAT_VERSION}; "
-        "build the reference again"
-    )
-    found = npz.member(_ABOUT)
-    if found.dtype.kind != "U" or found.shape != ():
-        raise refusal
+def _header(npz: Npz) -> _Header:
+    member = npz.member(_ABOUT)
     try:
-        header = json.loads(str(npz.read(_ABOUT)))
-    except ValueError:  # no JSON, or no Unicode
-        raise refusal from None
-    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, FORMAT_VERSION):
-        raise refusal
-    features, count, about = (header.get(name) for name in ("features", "count", "about"))
-    if not (isinstance(features, str) and isinstance(count, int | None) and isinstance(about, dict)):
-        raise refusal
-    return header
+        if member.dtype.kind != "U" or member.shape != () or member.dtype.itemsize > _LONGEST_ABOUT:
+            raise ValueError(f"it is {member}")
+        return build(_Header, parse_json(str(npz.read(_ABOUT))))
+    except (ValueError, ConfigError) as error:  # no Unicode, no JSON, or of another kind
+        raise DataError(
+            f"{npz.path}, array {_ABOUT!r} is not a description of format {FORMAT!r}, version {FORMAT_VERSION}: "
+            f"{error}; build the reference again"
+        ) from None
 
 
 def _statistics(npz: Npz, count: int | None) -> tuple[Gaussian, Gaussian | None]:
@@ -148,8 +159,7 @@ def _statistics(npz: Npz, count: int | None) -> tuple[Gaussian, Gaussian | None]
 def _gaussian(npz: Npz, mean_name: str, covariance_name: str, count: int | None) -> Gaussian:
     mean = _floats(npz, mean_name, (None,)).astype(np.float64)
     covariance = _floats(npz, covariance_name, (len(mean), len(mean))).astype(np.float64)
-    largest = np.abs(covariance).max()
-    if np.abs(covariance - covariance.T).max() > 1e-6 * largest or covariance.diagonal().min() < -1e-6 * largest:
+    if not _is_covariance(covariance):
         raise DataError(
             f"{npz.path}, array {covariance_name!r} is not the covariance of anything: it is not symmetric, or has "
             "negative variances; build the reference again"
@@ -157,21 +167,38 @@ def _gaussian(npz: Npz, mean_name: str, covariance_name: str, count: int | None)
     return Gaussian(count, mean, covariance)
 
 
+def _is_covariance(values: NDArray[np.float64]) -> bool:
+    """Whether a matrix is symmetric and no direction has a negative variance, but for rounding."""
+    largest, trace = np.abs(values).max(), float(values.trace())
+    if np.abs(values - values.T).max() > 1e-6 * largest or values.diagonal().min() < -1e-6 * largest:
+        return False
+    if trace == 0:  # of images that are all the same
+        return bool(largest == 0)
+    try:
+        np.linalg.cholesky(values / trace + _ROUNDING * np.eye(len(values)))  # much quicker than eigenvalues
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
 def _floats(npz: Npz, name: str, shape: tuple[int | None, ...]) -> NDArray[np.floating[Any]]:
     """A finite array; None in the shape: any length but 0."""
-    found = npz.member(name)
-    fits = len(found.shape) == len(shape) and all(
-        length == wanted or (wanted is None and length > 0) for length, wanted in zip(found.shape, shape, strict=True)
+    member = npz.member(name)
+    fits = len(member.shape) == len(shape) and all(
+        length == wanted or (wanted is None and length > 0) for length, wanted in zip(member.shape, shape, strict=True)
     )
-    if found.dtype.kind != "f" or found.dtype.itemsize < 4 or not fits:
+    if member.dtype.kind != "f" or member.dtype.itemsize not in (4, 8) or not fits:
         wanted_shape = ", ".join("any" if length is None else str(length) for length in shape)
         raise DataError(
-            f"{npz.path}, array {name!r} is {found}; wanted float32 or float64 [{wanted_shape}]: "
+            f"{npz.path}, array {name!r} is {member}; wanted float32 or float64 [{wanted_shape}]: "
             "it is no reference, or a damaged one"
         )
     values = npz.read(name)
-    if not np.isfinite(values).all():
-        raise DataError(f"{npz.path}, array {name!r} holds values that are not finite; build the reference again")
+    if not (np.abs(values) <= _LARGEST[name]).all():
+        raise DataError(
+            f"{npz.path}, array {name!r} holds values that are not finite, or above {_LARGEST[name]:g}; build the "
+            "reference again"
+        )
     return values
 
 

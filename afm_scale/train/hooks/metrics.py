@@ -13,7 +13,8 @@ from typing import BinaryIO, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ...core.files import append_regular, explained_write, read_regular, write_atomically
+from ...core.errors import UserError
+from ...core.files import LOG_LIMIT, append_regular, explained_write, read_regular, write_atomically
 from ...core.ranges import Count
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
@@ -172,16 +173,27 @@ class JsonLines:
 
 
 def forget_later_lines(path: Path, step: int) -> None:
-    """Leaves the JSON lines of steps up to `step` in a file, or an empty file. Raises UserError if it cannot."""
+    """Leaves the JSON lines of steps up to `step` in a file, or an empty file; a last line may be torn.
+
+    Raises UserError if it cannot, or if another line is none of these: then it is another program's file.
+    """
     with explained_write(path):
-        lines = read_regular(path, None).splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if _step_of(line) <= step]
+        lines = read_regular(path, LOG_LIMIT).splitlines(keepends=True) if path.exists() else []
+    steps = [_step_of(line) for line in lines]
+    if math.inf in steps[:-1]:
+        raise UserError(
+            f"{path}, line {steps.index(math.inf) + 1} is no row with a step: the file is not of a run, or damaged; "
+            "move it away, or choose another run.folder"
+        )
+    kept = [line for line, its in zip(lines, steps, strict=True) if its <= step]
     write_atomically(path, lambda file: file.writelines(kept))
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a row; infinity for one that a kill tore."""
+    """The step of a row; infinity for one that a kill tore, and for what is no row."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return math.inf
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else math.inf

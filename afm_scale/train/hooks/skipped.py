@@ -28,7 +28,8 @@ class SkippedHook(QuietHook):
         """Forgets the lines of steps that will be taken again, those of ranks that are no more too."""
         with self._failures.kept():
             for path in self._folder.glob("rank_*.jsonl"):
-                if int(path.stem.removeprefix("rank_")) % self._world_size == self._rank:
+                number = path.stem.removeprefix("rank_")
+                if number.isdecimal() and int(number) % self._world_size == self._rank:
                     forget_later_lines(path, state.step)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from afm_scale.core.errors import ConfigError, UserError
 from afm_scale.train.failures import Failures
-from afm_scale.train.hooks.metrics import JsonLines, MetricsConfig, MetricsHook, Row
+from afm_scale.train.hooks.metrics import JsonLines, MetricsConfig, MetricsHook, Row, forget_later_lines
 from afm_scale.train.hooks.stop import StopHook
 from tests.ranks import run_ranks
 from tests.train.hooks.small import report, run, small_plan, small_state, stop_for
@@ -95,6 +95,16 @@ def test_a_run_that_fails_closes_its_writers_and_writes_no_further_row() -> None
     hook.after_step(state, report(1))
     hook.on_end(state, RuntimeError())
     assert (writer.rows, writer.closed) == ([], 1)
+
+
+@pytest.mark.parametrize("line", [b"somebody's list", b"[" * 9000, b'{"loss": 1}', b"[1]", b'{"step": "1"}'])
+def test_a_file_that_is_no_log_of_a_run_is_not_emptied(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 1}\n')
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="metrics.jsonl, line 2 is no row with a step: .*move it away"):
+        forget_later_lines(path, 9)
+    assert path.read_bytes() == before
 
 
 def test_a_resumed_run_forgets_later_rows_and_a_torn_one(tmp_path: Path) -> None:
