@@ -292,13 +292,13 @@ def test_random_labels_depend_on_seed_and_number_alone(trained: Path, tmp_path: 
 def test_the_output_says_how_labels_were_chosen(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(word) for word in ("sample", trained, "--out", tmp_path, "--num", 1)]
-    for labels, told in [
+    for number, (labels, told) in enumerate([
         ([], "class-balanced (worth about 0.1 FID against random labels)"), (["--labels", "random"], "random"),
         (["--labels", "3,1"], "3, 1 in turn"),
-    ]:
+    ]):
         capfd.readouterr()
-        assert main([*words, *labels]) == EXIT_DONE
+        words = ("sample", trained, "--out", tmp_path / str(number), "--num", 1, *labels)
+        assert main([*map(str, words)]) == EXIT_DONE
         assert f"labels: {told}" in capfd.readouterr().out
 
 

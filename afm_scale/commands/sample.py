@@ -20,6 +20,8 @@ from ..core.errors import UserError
 from ..core.files import make_folder, refuse_to_replace
 from ..core.ranges import LARGEST_WHOLE, MANY, Range
 from ..core.types import Role
+from ..evaluation.images.encoded import image_files
+from ..evaluation.images.stamp import Stamp, check_replaceable, claim_folder, name_of
 from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
 from ..run.arguments import LABELS_HELP, add_number, labels, request_of
@@ -87,7 +89,8 @@ def sample_command(request: SampleRequest) -> int:
                 seed=request.seed, labels=classes, num_steps=request.steps, random_labels=request.labels == "random"
             )
             drawing = subject.drawing(stream, decoder)
-            sheets = _make_folders(request, ranks, drawing)
+            stamp = _stamp(request, checkpoint, drawing)
+            sheets = _claim(request, ranks, drawing, stamp)
         _draw(request, drawing, ranks, sheets)
         with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
             for written in sheets.write() if sheets else ():
@@ -109,6 +112,11 @@ def _check(request: SampleRequest) -> None:
     if request.latents and (request.vae is not None or request.npz is not None):
         other = "--vae" if request.vae is not None else "--npz"
         raise UserError(f"--latents shows latents in false colour, which does not go with {other}; leave one out")
+    if request.grid is not None and request.grid.resolve().is_relative_to(request.out.resolve()):
+        raise UserError(
+            f"--grid {request.grid} would lie among the images of --out {request.out}, and be measured as one; choose "
+            "another folder"
+        )
 
 
 def _decoder(checkpoint: Checkpoint, request: SampleRequest, ranks: Ranks) -> Decoder | None:
@@ -116,16 +124,34 @@ def _decoder(checkpoint: Checkpoint, request: SampleRequest, ranks: Ranks) -> De
     return checkpoint.decoder(request.vae, ranks.device, setting="--vae", otherwise=otherwise)
 
 
-def _make_folders(request: SampleRequest, ranks: Ranks, drawing: Drawing) -> Sheets | None:
-    """Returns what gathers the images for the grid and the npz: on rank 0, if they are asked for."""
+def _stamp(request: SampleRequest, checkpoint: Checkpoint, drawing: Drawing) -> Stamp:
+    shown = "false colour" if request.latents else None
+    return Stamp(
+        checkpoint=checkpoint.identity, step=checkpoint.step, seed=request.seed, num=request.num,
+        labels=request.labels if isinstance(request.labels, str) else ",".join(map(str, request.labels)),
+        num_steps=drawing.stream.num_steps, shape=drawing.shape,
+        decoded_by=shown if drawing.decoder is None else drawing.decoder.name,
+    )
+
+
+def _claim(request: SampleRequest, ranks: Ranks, drawing: Drawing, stamp: Stamp) -> Sheets | None:
+    """Makes the folders, and stamps that of the images, unless other images are there.
+
+    Returns what gathers the images for the grid and the npz: on rank 0, if they are asked for.
+    """
+    if ranks.rank != 0:
+        return None
+    if request.npz is not None:
+        check_replaceable(request.npz, stamp)
     for folder in (request.out, *(file.parent for file in (request.grid, request.npz) if file)):
         make_folder(folder)
     for file in (request.grid, request.npz):  # before anything is drawn
         if file is not None:
             refuse_to_replace(file)
-    if ranks.rank != 0 or not (request.grid or request.npz):
+    claim_folder(request.out, stamp, image_files(request.out)[0])
+    if not (request.grid or request.npz):
         return None
-    return Sheets(request.num, drawing.shape, grid=request.grid, npz=request.npz)
+    return Sheets(request.num, drawing.shape, grid=request.grid, npz=request.npz, stamp=stamp.to_bytes())
 
 
 def _draw(request: SampleRequest, drawing: Drawing, ranks: Ranks, sheets: Sheets | None) -> None:
@@ -145,7 +171,7 @@ def _write_pictures(tiles: list[Tile], out: Path) -> list[Tile]:
     written = [Tile(tile.indices, to_uint8(tile.images).cpu(), tile.labels) for tile in tiles]
     with ThreadPoolExecutor(min(_WRITERS, len(os.sched_getaffinity(0)))) as writers:  # disks and zlib let others run
         numbered = [pair for tile in written for pair in zip(tile.indices.tolist(), tile.images, strict=True)]
-        done = writers.map(lambda pair: save_png(_picture(pair[1]), out / f"{pair[0]:06d}.png"), numbered)
+        done = writers.map(lambda pair: save_png(_picture(pair[1]), out / name_of(pair[0])), numbered)
         deque(done, maxlen=0)  # raises the first error
     return written
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from ..checkpoint.card import Card, Latents, card_in
 from ..checkpoint.falling_back import candidates, of_newest_whole
-from ..checkpoint.manifest import whole_manifest, without_sums
+from ..checkpoint.manifest import MANIFEST_NAME, whole_manifest, without_sums
 from ..checkpoint.names import AVERAGE, under
 from ..checkpoint.tensors import first_mismatch, read_tensors
 from ..core.errors import CheckpointError, ConfigError, TornError
+from ..core.files import read_regular
 from ..core.place import rank_of
 from ..core.typed import build, to_mapping
 from ..core.types import Role
@@ -48,6 +50,11 @@ class Checkpoint:
     card: Card
     step: int  # completed updates of the learner
     _read: list[dict[str, Tensor]]  # the weights of its average, until they are asked for; empty if they were not read
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the manifest, which lists all that lies beside it: the same wherever the checkpoint lies."""
+        return sha256(read_regular(self.path / MANIFEST_NAME)).hexdigest()
 
     @property
     def parallel(self) -> ParallelConfig:

@@ -15,6 +15,7 @@ from .pictures import BACKGROUND, image_grid, save_png
 from .sampler import Tile
 
 GRID_ROWS, GRID_COLUMNS = 40, 10
+STAMP = "stamp"  # the array of an npz that says which images it holds
 _WIDTH_OF_SMALL_IMAGES = 64  # that they are enlarged to
 
 
@@ -24,8 +25,10 @@ class Sheets:
     The grid has a row for each of the first classes, in the order of their numbers, with its first images.
     """
 
-    def __init__(self, num: int, shape: tuple[int, int, int], *, grid: Path | None, npz: Path | None) -> None:
-        self._grid, self._npz = grid, npz
+    def __init__(
+        self, num: int, shape: tuple[int, int, int], *, grid: Path | None, npz: Path | None, stamp: bytes
+    ) -> None:
+        self._grid, self._npz, self._stamp = grid, npz, stamp
         self._num = num
         self._shape = shape
         self._rows: dict[int, dict[int, Tensor]] = {}  # class -> number -> image
@@ -64,7 +67,8 @@ class Sheets:
             ), self._grid)
             yield f"{self._grid}: a row for each of {len(self._rows)} classes, its first images (at most {columns})"
         if self._npz is not None:
-            arrays = {"arr_0": self._images, "labels": self._labels}
+            stamp = np.frombuffer(self._stamp, np.uint8)
+            arrays = {"arr_0": self._images, "labels": self._labels, STAMP: stamp}
             write_atomically(self._npz, lambda file: np.savez(file, **arrays))
             yield f"{self._npz}: arr_0 uint8 {list(self._images.shape)}, shuffled, and the labels in the same order"
 

@@ -21,10 +21,12 @@ from torch import Tensor
 from ...core.errors import DataError
 from ...core.files import read_regular
 from ...core.random import permutation
+from ...core.typed import to_mapping
 from ...data.description import DESCRIPTION_NAME, ImageContent
 from ...data.shards import PackedShards, SampleError
 from ...data.transforms import ImageError, decode_in_thread, decoding_warnings
 from ...packing.originals import SUFFIXES
+from .stamp import check_complete
 
 _CHANNELS = {"L": 1, "RGB": 3}
 _FORMAT_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
@@ -111,14 +113,15 @@ class FolderImages(EncodedImages):
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
-        """Raises DataError if there is no image, or files are of several formats by their names."""
+        """Raises DataError if there is no image, files are of several formats, or a stamp speaks of other images."""
         self.folder = folder
-        names, self._num_others = _image_files(folder)
+        names, self._num_others = image_files(folder)
         if not names:
             raise DataError(
                 f"{folder} holds no image, among {self._num_others} files; wanted names that end in one of "
                 f"{' '.join(sorted(_FORMAT_OF))}, or a data set packed by tools/make_shards.py"
             )
+        self._stamp = check_complete(folder, names)
         by_format = {_format_of(name): name for name in names}
         if len(by_format) > 1:
             found = ", ".join(f"{kind} ({folder / name})" for kind, name in sorted(by_format.items()))
@@ -147,6 +150,7 @@ class FolderImages(EncodedImages):
             "shape": list(self.shape), "format": self._look.format, "other_files": self._num_others,
             "order": "shuffled, because of several folders" if self._shuffled else "by name",
             "sha256_of_names_and_sizes": digest.hexdigest(),
+            **({} if self._stamp is None else {"stamp": to_mapping(self._stamp)}),
         }
 
 
@@ -154,7 +158,7 @@ def _format_of(name: str) -> str | None:
     return _FORMAT_OF.get(os.path.splitext(name)[1].lower())
 
 
-def _image_files(folder: Path) -> tuple[list[str], int]:
+def image_files(folder: Path) -> tuple[list[str], int]:
     """The names of all image files under a folder, sorted, and how many other files there are."""
     names, num_others = [], 0
     seen: set[tuple[int, int]] = set()

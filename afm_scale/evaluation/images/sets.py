@@ -19,6 +19,7 @@ from ...core.errors import DataError, UserError
 from ...data.description import DESCRIPTION_NAME
 from ...data.npz import Npz
 from .encoded import FolderImages, PackedImages, channels_first
+from .stamp import stamp_in
 
 IMAGES = "arr_0"
 _LABELS = ("labels", "arr_1")  # ours, and ADM's sampling script's
@@ -75,6 +76,11 @@ class NpzImages:
                 "255 and C = 1 or 3, the channels last"
             )
         self._num_all, height, width, channels = images.shape
+        stamp = stamp_in(self._npz)
+        if stamp is not None and stamp.num != self._num_all:
+            raise DataError(
+                f"{path} holds {self._num_all} images where its stamp says {stamp.num}: it was changed; draw it anew"
+            )
         self.num_images = min(self._num_all, limit or self._num_all)
         self.shape = (channels, height, width)
         self.labels = self._read_labels()
