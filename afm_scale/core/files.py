@@ -129,10 +129,17 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` with a file of a temporary name, then fsyncs and renames it to `path`; makes the folder.
+    """Calls `write` with the file of `written_atomically`."""
+    with written_atomically(path) as file:
+        write(file)
 
-    Raises UserError if the file system refuses, or if a folder, a link, a pipe, a device or a socket has the name; then
-    `path` is as it was.
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file of a temporary name, which is fsynced and renamed to `path` when the block ends; makes the folder.
+
+    Raises UserError if the file system refuses, or if a folder, a link, a pipe, a device or a socket has the name. Then
+    `path` is as it was, and so it is if the block raises.
     """
     temporary = path.with_name(f".{path.name}.part")
     with explained_write(path):
@@ -142,7 +149,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-                write(file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             _refuse_to_write(path)

@@ -133,7 +133,7 @@ def _misfit(cls: type, found: dict) -> str | None:
         return f"{others[0]} is {found[others[0]].get_dtype()}, wanted int64"
     shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
     members = shapes["offset"]
-    if len(members) != 2 or min(members) < 1:
+    if len(members) != 2 or members[1] < 1:
         return f"offset is of shape {list(members)}, wanted [samples, members]"
     for name, shape in shapes.items():
         needed = members if name in ("size", "crc32") else members[:1] if name != "offset" else members

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..core.errors import DataError
-from ..core.files import write_atomically
+from ..core.files import open_regular, require_regular, write_atomically
 from ..data.description import Refused
 from ..data.transforms import ImageError
 from .originals import Found, Listing, Original, changed, listing, refuse_path
@@ -38,7 +38,7 @@ class SpanReader:
     def read(self, original: Original) -> bytes:
         try:
             if self._file is None:
-                self._file = self._path.open("rb")
+                self._file = open_regular(self._path)
             data = os.pread(self._file.fileno(), original.size, original.place)
         except OSError as error:
             raise changed(self._path, error.strerror or str(error)) from None
@@ -60,7 +60,8 @@ class ZipReader:
     def read(self, original: Original) -> bytes:
         try:
             if self._zip is None:
-                self._zip = zipfile.ZipFile(self._path)
+                require_regular(self._path)
+                self._zip = zipfile.ZipFile(self._path)  # which closes the file when it goes
             with self._zip.open(self._zip.infolist()[original.place]) as member:
                 data = member.read(original.size + 1)
         except FileNotFoundError as error:
@@ -77,7 +78,7 @@ def list_tar(path: Path) -> Listing:
     found: list[Found] = []
     refused: list[Refused] = []
     try:
-        with tarfile.open(path, "r:", errorlevel=1) as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:", errorlevel=1) as tar:
             for member in tar:
                 if reason := refuse_path(member.name) or _not_a_tar_file(member):
                     refused.append(Refused(name=member.name, reason=reason))
@@ -102,7 +103,7 @@ def _not_a_tar_file(member: tarfile.TarInfo) -> str | None:
 
 def _check_end(path: Path, end: int) -> None:
     """tarfile takes a damaged header for the end of the tar; the end itself is zeros."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
@@ -116,7 +117,7 @@ def list_zip(path: Path) -> Listing:
     found: list[Found] = []
     refused: list[Refused] = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path} is not a whole zip file: {error}; get it again") from None
@@ -142,7 +143,7 @@ def _not_a_zip_file(member: zipfile.ZipInfo) -> str | None:
 def compression(path: Path) -> Callable[..., BinaryIO] | None:
     """What opens a compressed file, by its first bytes. Raises DataError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(8)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -163,7 +164,7 @@ def spool(source: Path, opener: Callable[..., BinaryIO], scratch: Path) -> Path:
         return plain
 
     def unpack(target: BinaryIO) -> None:
-        with opener(source, "rb") as packed:
+        with open_regular(source) as file, opener(file, "rb") as packed:
             while block := _unpack(source, packed):
                 target.write(block)
 

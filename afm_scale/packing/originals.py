@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..core.errors import DataError
+from ..core.files import open_regular
 from ..data.description import Refused
 from ..data.transforms import ImageError
 
@@ -141,7 +142,7 @@ class FolderReader:
 
     def read(self, original: Original) -> bytes:
         try:
-            with (self.folder / original.name).open("rb") as file:
+            with open_regular(self.folder / original.name) as file:
                 data = file.read(original.size + 1)
         except PermissionError as error:
             raise ImageError(f"cannot be read: {error.strerror}") from None

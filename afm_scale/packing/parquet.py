@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
 
 from ..core.errors import DataError
-from ..core.files import write_atomically
+from ..core.files import read_regular, require_regular, write_atomically
+from ..core.ranges import Range
+from ..core.strict_json import parse_json
+from ..core.typed import Mistake, build
 from ..data.description import Refused
 from .archives import SpanReader, scratch_path
 from .originals import Listing, Original
@@ -29,6 +32,16 @@ class _Columns:
     image: str
     nested: bool  # struct of bytes and path
     class_names: tuple[str, ...] | None  # where the file knows them
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What a parquet file holds, its image bytes apart; kept in the scratch folder."""
+
+    class_names: tuple[str, ...] | None
+    rows: tuple[tuple[str, int | None, Annotated[int, Range(0)], Annotated[int, Range(0)]], ...]  # label, size, place
+    refused: tuple[tuple[str, str], ...]  # name, reason
+    num_bytes: Annotated[int, Range(0)]
 
 
 def list_parquet(files: Sequence[Path], scratch: Path) -> Listing:
@@ -80,7 +93,10 @@ def _spooled(path: Path, scratch: Path) -> dict:
     """What the parquet file holds, once its image bytes lie one after the other in the scratch folder."""
     listed = scratch_path(path, scratch, ".json")
     if listed.exists():
-        return json.loads(listed.read_bytes())
+        try:
+            return vars(build(_Content, parse_json(read_regular(listed, None), file_names=True)))
+        except (OSError, ValueError, Mistake) as error:
+            raise DataError(f"{listed} is damaged: {error}; remove the folder {scratch}, and pack again") from None
     images = scratch_path(path, scratch, ".images")
     content: dict = {}
     write_atomically(images, lambda target: content.update(_copy(path, target)))
@@ -111,6 +127,7 @@ def _copy(path: Path, target: BinaryIO) -> dict:
 
 def _read(path: Path) -> tuple[_Columns, Iterator[tuple]]:
     try:
+        require_regular(path)
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole parquet file: {error}; get it again") from None

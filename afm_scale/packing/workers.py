@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.errors import EXIT_STOPPED_BY_SIGNAL, DataError, RunError
-from ..core.files import explained_write
+from ..core.files import append_regular, explained_write, open_regular
 from ..data.transforms import ImageError
 from .originals import Original, Reader
 from .recode import Recode
@@ -38,7 +38,7 @@ def one_packing_alone(out: Path) -> Iterator[None]:
     path = _lock_path(out)
     with explained_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
+        file = append_regular(path)
     with file:
         until = time.monotonic() + _LOCK_SECONDS
         while not _locked(file.fileno(), fcntl.LOCK_EX):
@@ -155,7 +155,7 @@ def _start_worker(packing: Packing, reader: Reader, recode: Recode, packed: Any,
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # no orphans write shards
-    held = lock.open("rb")
+    held = open_regular(lock)
     _locked(held.fileno(), fcntl.LOCK_SH)
 
     def advance() -> None:

@@ -12,17 +12,19 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from ..core.errors import DataError
-from ..core.files import explained_write, write_atomically
+from ..core.files import read_regular, require_regular, write_atomically, written_atomically
+from ..core.strict_json import parse_json
+from ..core.typed import Mistake, build
 from ..data.description import (
     DESCRIPTION_NAME,
     INDEX_NAME,
@@ -31,7 +33,6 @@ from ..data.description import (
     LatentContent,
     Refused,
     Shard,
-    file_sha256,
     read_description,
     write_description,
 )
@@ -127,6 +128,14 @@ class ShardWriter:
         self._num_bytes += len(data)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What the record of a shard says beside its part of the index."""
+
+    shard: Shard
+    refused: tuple[Refused, ...]
+
+
 class Packing:
     """A data set in the making. Can be pickled: several processes may write different shards of it."""
 
@@ -152,7 +161,7 @@ class Packing:
             return done
         path = self._records / SETTINGS_NAME
         if path.exists():
-            self._refuse_others(wanted, json.loads(path.read_bytes()))
+            self._refuse_others(wanted, self._settings_of(path))
         else:
             refuse_other_contents(self.out)
             text = json.dumps(wanted, indent=1)
@@ -169,6 +178,19 @@ class Packing:
                         "use the same settings, or another folder"
                     )
 
+    def _settings_of(self, path: Path) -> Mapping[str, Any]:
+        """The settings of the packing that is being made here. Raises DataError if the file is damaged."""
+        try:
+            found = build(dict[str, dict[str, Any]], parse_json(read_regular(path), file_names=True))
+            if found.keys() == {"content", "settings"}:
+                return found
+            reason = f"it holds {', '.join(map(repr, sorted(found)))[:200]}"
+        except OSError as error:
+            reason = error.strerror
+        except (ValueError, Mistake) as error:
+            reason = str(error)
+        raise _damaged(path, reason)
+
     def is_written(self, number: int) -> bool:
         return self._record(number).exists()
 
@@ -176,13 +198,10 @@ class Packing:
     def shard(self, number: int) -> Iterator[ShardWriter]:
         """Fill the writer inside the block; the shard is there when the block ends. Raises UserError on a full disk."""
         path = self.out / shard_name(number)
-        temporary = path.with_name(f".{path.name}.part")
-        with explained_write(path), temporary.open("wb") as file:
+        with written_atomically(path) as file:
             writer = ShardWriter(file)
             yield writer
             writer.end()
-        with explained_write(path):
-            temporary.replace(path)
         write_atomically(path.with_suffix(".idx"), lambda file: file.write(writer.idx()))
         about = {"shard": asdict(writer.shard(number)), "refused": [asdict(refused) for refused in writer.refused]}
         tensors = writer.index(number, self._content.num_members).tensors()
@@ -194,33 +213,55 @@ class Packing:
     ) -> DatasetDescription:
         """Joins the records of all shards. `refused` is what was left out before any shard was written."""
         records = [self._record(number) for number in range(num_shards)]
-        abouts = []
-        for record in records:
-            with safe_open(record, framework="pt") as file:
-                abouts.append(json.loads(file.metadata()["about"]))
-        index = SampleIndex.concatenate([SampleIndex(**load_file(record)) for record in records])
+        abouts = [_about(record) for record in records]
+        parts = [SampleIndex.read(record) for record in records]
+        for record, about, part in zip(records, abouts, parts, strict=True):
+            # Of the same packing, so that they can be joined and counted; the whole is looked at below.
+            if part.offset.shape != (about.shard.num_samples, self._content.num_members):
+                raise _damaged(record, f"it holds members of shape {list(part.offset.shape)}")
+            if bool(((part.label < 0) | (part.label >= len(class_names))).any()):
+                raise _damaged(record, f"it holds labels of none of {len(class_names)} classes")
+        index = SampleIndex.concatenate(parts)
         if len(index.label) == 0:
             raise DataError(f"no sample is left to pack: {self._why(abouts, refused)}")
-        write_atomically(self.out / INDEX_NAME, lambda file: file.write(save(index.tensors())))
+        content = save(index.tensors())
         description = DatasetDescription(
             content=self._content,
             num_samples=len(index.label),
             class_names=tuple(class_names),
             class_counts=tuple(torch.bincount(index.label, minlength=len(class_names)).tolist()),
-            shards=tuple(Shard(**about["shard"]) for about in abouts),
-            index_sha256=file_sha256(self.out / INDEX_NAME),
+            shards=tuple(about.shard for about in abouts),
+            index_sha256=sha256(content).hexdigest(),
             made=self._settings,
-            refused=(*refused, *(Refused(**one) for about in abouts for one in about["refused"])),
+            refused=(*refused, *(one for about in abouts for one in about.refused)),
         )
+        if problem := next(index.problems(description), None):
+            raise _damaged(self._records, f"the index of its records {problem}")
+        write_atomically(self.out / INDEX_NAME, lambda file: file.write(content))
         write_description(self.out, description)
         shutil.rmtree(self._records)
         return description
 
     @staticmethod
-    def _why(abouts: list[dict], refused: Sequence[Refused]) -> str:
-        reasons = [f"{one.name}: {one.reason}" for one in refused]
-        reasons += [f"{one['name']}: {one['reason']}" for about in abouts for one in about["refused"]]
+    def _why(abouts: list[_About], refused: Sequence[Refused]) -> str:
+        left_out = [*refused, *(one for about in abouts for one in about.refused)]
+        reasons = [f"{one.name}: {one.reason}" for one in left_out]
         return "; ".join(reasons[:3]) or "the source is empty"
 
     def _record(self, number: int) -> Path:
         return self._records / f"shard-{number:06d}.safetensors"
+
+
+def _about(record: Path) -> _About:
+    """Raises DataError if the record of a shard is damaged."""
+    try:
+        require_regular(record)
+        with safe_open(record, framework="pt") as file:
+            text = (file.metadata() or {}).get("about", "")
+        return build(_About, parse_json(text, file_names=True))
+    except (OSError, SafetensorError, ValueError, Mistake) as error:
+        raise _damaged(record, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} is damaged: {reason}; remove the folder {path.parent}, and pack again from the beginning")

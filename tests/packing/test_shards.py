@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 from afm_scale.commands.make_shards import summary
-from afm_scale.core.errors import ConfigError, DataError, RunError
+from afm_scale.core.errors import ConfigError, DataError, RunError, UserError
 from afm_scale.data.description import DatasetDescription, read_description
 from afm_scale.data.shards import PackedShards
 from afm_scale.data.transforms import adm_crop, decode_checked
@@ -384,6 +385,36 @@ def test_sources_and_folders_that_cannot_be_used_are_refused_and_left_as_they_ar
     with pytest.raises(DataError, match=message):
         pack(tmp_path / source, tmp_path / out)
     assert bytes_of(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def listening(path: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(os.path.relpath(path))  # such names are short
+    return path
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.zip", "images.parquet", "parquets/a.parquet", "images"])
+@pytest.mark.parametrize("make", [pipe, listening, lambda path: path.symlink_to("/dev/full") or path])
+def test_a_pipe_a_socket_or_a_device_is_no_source_and_is_not_opened(tmp_path, monkeypatch, make, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parquets").mkdir()
+    make(tmp_path / name)
+    source = tmp_path / name if name != "parquets/a.parquet" else tmp_path / "parquets"
+    with pytest.raises(DataError, match="is neither a file nor a folder|it is a (named pipe|socket|device), wanted"):
+        pack(source, tmp_path / "packed")
+
+
+def test_a_lock_that_is_no_regular_file_is_not_opened(tmp_path, folder):
+    scratch = tmp_path / "packed" / ".packing"
+    scratch.mkdir(parents=True)
+    pipe(scratch / "lock")
+    with pytest.raises(UserError, match="could not write .*lock: it is a named pipe"):
+        pack(folder, tmp_path / "packed")
 
 
 @pytest.mark.parametrize("arguments", [("absent", "out"), ("absent", "out", "--shards", 2, "--shard-mb", 1)])

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import asdict
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from afm_scale.core.errors import DataError
+from afm_scale.core.errors import DataError, UserError
 from afm_scale.data.description import ImageContent, LatentContent, read_description
 from afm_scale.data.shards import PackedShards
 from afm_scale.packing.writer import Packing
@@ -149,3 +155,72 @@ def test_both_members_of_a_latent_are_indexed(tmp_path):
     shards = PackedShards(tmp_path)
     assert (shards.read(0, 0), shards.read(0, 1)) == (first, second)
     shards.close()
+
+
+def record_with(**tensors):
+    """Puts other columns into the record of shard 1, which a packing that was killed has left."""
+    def change(scratch):
+        path = scratch / "shard-000001.safetensors"
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+        save_file(load_file(path) | tensors, path, about)
+    return change
+
+
+def about_with(value):
+    def change(scratch):
+        path = scratch / "shard-000001.safetensors"
+        save_file(load_file(path), path, value)
+    return change
+
+
+def put(name, content):
+    return lambda scratch: (scratch / name).write_bytes(content)
+
+
+def pipe(name):
+    def change(scratch):
+        (scratch / name).unlink()
+        os.mkfifo(scratch / name)
+    return change
+
+
+@pytest.mark.parametrize("damage", [
+    put("settings.json", b"["), put("settings.json", b"[" * 100_000), put("settings.json", b"null"),
+    put("settings.json", b'{"content": 1, "settings": {}}'), put("settings.json", b"{}"), pipe("settings.json"),
+    put("shard-000001.safetensors", b"none"), pipe("shard-000001.safetensors"), about_with(None),
+    about_with({"about": "{}"}), about_with({"about": "[" * 100_000}), about_with({"about": "NaN"}),
+    record_with(label=torch.tensor([0, 2**62])), record_with(label=torch.tensor([0.0, 1.0])),
+    record_with(shard=torch.tensor([1, 50])), record_with(size=torch.tensor([[2**62], [1]])),
+    record_with(crc32=torch.tensor([[1, 2], [3, 4]])), record_with(more=torch.tensor([1])),
+], ids=str)
+def test_what_a_killed_packing_left_is_checked_before_it_is_gone_on_with(tmp_path, damage):
+    pack(tmp_path, finish=False)
+    damage(tmp_path / ".packing")
+    with pytest.raises(DataError, match=r"\.packing.*again"):
+        pack(tmp_path, shards=())
+    assert not (tmp_path / "dataset.json").exists()
+
+
+def test_a_shard_is_written_through_no_link_and_over_no_device(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".packing").mkdir()
+    (out / ".packing" / "settings.json").write_text(json.dumps({"content": asdict(CONTENT), "settings": {"seed": 0}}))
+    (out / ".shard-000000.tar.part").symlink_to(other)  # where one would be made
+    pack(out)
+    assert other.read_text() == "precious"
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    (again / "dataset.json").unlink()
+    (again / ".packing").mkdir()
+    (again / ".packing" / "settings.json").write_text(json.dumps({"content": asdict(CONTENT), "settings": {"seed": 0}}))
+    for name, target in (("shard-000000.tar", other), ("shard-000000.idx", "/dev/full")):
+        (again / name).unlink()
+        (again / name).symlink_to(target)
+        with pytest.raises(UserError, match=f"could not write .*{name}: it is a link"):
+            pack(again)
+        (again / name).unlink()
+    assert other.read_text() == "precious"
