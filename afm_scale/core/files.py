@@ -23,6 +23,7 @@ TEXT_LIMIT = 2**26
 LOG_LIMIT = 2**31
 """Bytes of the longest log that is read whole: a row of metrics for each of some million steps."""
 _NO_LIMIT = 2**62
+_BLOCK = 2**20
 _KINDS = [
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
     (stat.S_ISLNK, "a link"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
@@ -66,7 +67,10 @@ def read_regular(path: Path, limit_bytes: int | None = TEXT_LIMIT) -> bytes:
     limit = _NO_LIMIT if limit_bytes is None else limit_bytes
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > limit else file.read() if limit_bytes is None else file.read(limit + 1)
+        blocks: list[bytes] = []  # a read lays out as much as it asks for, so it must not ask for the limit
+        while size <= limit and (not blocks or blocks[-1]) and sum(map(len, blocks)) <= limit:
+            blocks.append(file.read(_BLOCK if blocks else size + 1))  # a file may say that it is empty, and go on
+    content = b"".join(filter(None, blocks))
     if max(size, len(content)) > limit:
         raise NotRegular(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return content

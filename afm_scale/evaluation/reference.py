@@ -141,12 +141,18 @@ def _header(npz: Npz) -> _Header:
     try:
         if member.dtype.kind != "U" or member.shape != () or member.dtype.itemsize > _LONGEST_ABOUT:
             raise ValueError(f"it is {member}")
-        return build(_Header, parse_json(str(npz.read(_ABOUT))))
+        return build(_Header, parse_json(_text(npz.read(_ABOUT))))
     except (ValueError, ConfigError) as error:  # no Unicode, no JSON, or of another kind
         raise DataError(
             f"{npz.path}, array {_ABOUT!r} is not a description of format {FORMAT!r}, version {FORMAT_VERSION}: "
             f"{error}; build the reference again"
         ) from None
+
+
+def _text(array: NDArray[np.str_]) -> str:
+    """The text of an array that is one. Raises ValueError if it is no Unicode, where numpy has an error of its own."""
+    order = "utf-32-be" if array.dtype.str.startswith(">") else "utf-32-le"
+    return array.tobytes().decode(order).rstrip("\0")
 
 
 def _statistics(npz: Npz, count: int | None) -> tuple[Gaussian, Gaussian | None]:

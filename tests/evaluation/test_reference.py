@@ -257,6 +257,7 @@ def test_arrays_of_the_wrong_type_shape_or_content_are_refused(change, match, tm
 @pytest.mark.parametrize("about", [
     np.zeros(3), np.array("no JSON"), np.array("[1]"), np.array(json.dumps({"format": "other", "version": 1})),
     np.array(json.dumps({"format": "afm_scale reference", "version": 2})),
+    np.frombuffer(b"\xff\xff\xff\x7f", "<U1").reshape(()),  # no letter
     np.array(json.dumps({"format": "afm_scale reference", "version": 1, "features": 3, "count": 4, "about": {}})),
     np.array(json.dumps({"format": "afm_scale reference", "version": 1, "features": "corners", "about": []})),
 ])
