@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from afm_scale.__main__ import main
-from afm_scale.core.errors import EXIT_DONE, EXIT_USER_ERROR, DataError
+from afm_scale.core.errors import EXIT_DONE, EXIT_USER_ERROR, DataError, UserError
 from afm_scale.evaluation.images.sets import open_images
-from afm_scale.evaluation.images.stamp import STAMP_NAME, read_stamp
+from afm_scale.evaluation.images.stamp import STAMP_NAME, Stamp, claim_folder, read_stamp
 from tests.data.small import encoded, picture
 from tests.program import SMALL_AFM
 
@@ -132,3 +134,23 @@ def test_an_npz_is_replaced_by_the_same_set_alone(trained: Path, tmp_path: Path,
     np.savez(npz, arr_0=kept["arr_0"])
     assert open_images(npz).num_images == 4
     assert "does not say what it holds" in told(tmp_path, trained, tmp_path / "c", "--npz", npz)
+
+
+def test_of_two_sets_that_are_drawn_at_once_one_gets_the_folder(tmp_path: Path) -> None:
+    stamps = [
+        Stamp(checkpoint="0" * 64, step=1, seed=seed, labels="random", num_steps=1, shape=(1, 8, 8), num=1)
+        for seed in range(6)
+    ]
+    gate = threading.Barrier(len(stamps))
+
+    def claim(stamp: Stamp) -> bool:
+        gate.wait()
+        try:
+            claim_folder(tmp_path, stamp, ())
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(stamps)) as pool:
+        (winner,) = [stamp for stamp, won in zip(stamps, pool.map(claim, stamps), strict=True) if won]
+    assert read_stamp(tmp_path) == winner

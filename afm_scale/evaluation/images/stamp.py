@@ -10,6 +10,7 @@ Folders without one are measured as they are: real images, or samples of another
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
@@ -19,7 +20,7 @@ from typing import Annotated
 import numpy as np
 
 from ...core.errors import DataError, UserError
-from ...core.files import read_regular, refuse_to_replace, write_atomically
+from ...core.files import explained_write, open_in_place, read_regular, refuse_to_replace, write_atomically
 from ...core.ranges import Range
 from ...core.strict_json import parse_json
 from ...core.typed import Mistake, build, to_mapping
@@ -145,7 +146,24 @@ def claim_folder(folder: Path, stamp: Stamp, names: Collection[str]) -> None:
         others = found.others(names)
         if others:
             raise UserError(f"--out {folder} holds images of another set, such as {others[0]}; choose another folder")
-    write_atomically(folder / STAMP_NAME, lambda file: file.write(stamp.to_bytes()))
+    if found is not None:
+        write_atomically(folder / STAMP_NAME, lambda file: file.write(stamp.to_bytes()))
+    elif not _create(folder / STAMP_NAME, stamp.to_bytes()):
+        raise UserError(f"--out {folder} was taken by another sample command just now; choose another folder")
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Writes a file where there is none; of several processes that do so at once, one is told that it did."""
+    with explained_write(path):
+        try:
+            descriptor = open_in_place(path, os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return False
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+    return True
 
 
 def check_replaceable(path: Path, stamp: Stamp) -> None:
