@@ -274,7 +274,7 @@ def place_for(reader: Reader, folder: Path, autoencoder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", READERS)
 def test_nothing_else_is_taken_executed_or_waited_for(kind: str, here: Path, autoencoder: Path) -> None:
-    reader = READERS[kind]
+    reader, words = READERS[kind], {"a pipe": "a named pipe", "a device": "a device"}
     for number, (what, make) in enumerate([*CONTENTS.items(), *PLACES.items()]):
         if what == "a folder" and reader.takes_folders:
             continue
@@ -284,6 +284,7 @@ def test_nothing_else_is_taken_executed_or_waited_for(kind: str, here: Path, aut
         path.write_bytes(make) if isinstance(make, bytes) else make(path)
         told = outcome(lambda path=path: reader.read(path))
         assert told != "done" or (kind, what) in TAKEN, f"{kind} was read from {what}"
+        assert what not in ("a pipe", "a device") or f"it is {words[what]}, wanted a regular file" in told, told
         assert not (here / "executed").exists(), f"{kind}: {what} was executed"
 
 

@@ -57,7 +57,7 @@ def open_images(path: Path, *, limit: int | None = None) -> ImageSet:
     if path.is_dir():
         packed = (path / DESCRIPTION_NAME).exists()
         return PackedImages(path, limit) if packed else FolderImages(path, limit)
-    if path.is_file():
+    if path.exists():
         return NpzImages(path, limit)
     raise DataError(f"{path} is not there; wanted a folder of images, a packed data set or an npz")
 

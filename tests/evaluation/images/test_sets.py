@@ -337,7 +337,7 @@ def test_latents_and_originals_of_many_sizes_are_refused(tmp_path):
         packing = Packing(tmp_path / name, {}, content)
         packing.begin()
         with packing.shard(0) as writer:
-            members = {"png": b"x"} if name == "originals" else {"a.npy": b"x", "b.npy": b"y"}
+            members = {"png": b"x"} if name == "originals" else {"a.npy": bytes(100), "b.npy": bytes(100)}
             writer.add(0, 0, members)
         packing.finish(1, ["only"])
     refuse(tmp_path / "latents", "holds latents; wanted images")

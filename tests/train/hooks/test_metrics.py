@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError, UserError
+from afm_scale.core.typed import build
 from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.metrics import JsonLines, MetricsConfig, MetricsHook, Row, forget_later_lines
 from afm_scale.train.hooks.stop import StopHook
@@ -126,8 +127,8 @@ def test_every_row_is_on_the_disk_at_once_and_is_strict_json(tmp_path: Path) -> 
 
 
 def test_an_interval_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="every_steps must be at least 1, found 0"):
-        MetricsConfig(every_steps=0)
+    with pytest.raises(ConfigError, match="every_steps: found 0, wanted a whole number from 1"):
+        build(MetricsConfig, {"every_steps": 0})
 
 
 def _means_over_ranks() -> list[tuple[float, float]]:
