@@ -51,15 +51,20 @@ def _print(facts: dict[str, Any], problems: list[Problem]) -> None:
     for name in ("samples", "classes", "shards", "bytes", "refused when packed"):
         values[name] = f"{values[name]:,}"
     for name, value in values.items():
-        table.add_row(name, value)
+        table.add_row(name, _shown(value))
     by_reason = list(refused["by reason"].items())
     for reason, count in by_reason[:_REASONS]:
-        table.add_row("", f"{count:,}: {reason}")
+        table.add_row("", _shown(f"{count:,}: {reason}"))
     if len(by_reason) > _REASONS:
         table.add_row("", f"and {len(by_reason) - _REASONS} more reasons: --json lists them all")
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(table)
     for problem in problems:
-        console.print(f"{'note: ' if problem.harmless else ''}{problem.file}: {problem.what}")
+        console.print(_shown(f"{'note: ' if problem.harmless else ''}{problem.file}: {problem.what}"))
     if all(problem.harmless for problem in problems):
         console.print("whole: every byte is what was packed")
+
+
+def _shown(text: str) -> str:
+    """With escapes for what no terminal shows: a file's name need not be text."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

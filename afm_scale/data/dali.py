@@ -207,13 +207,16 @@ def crop_decoded(image: np.ndarray, size: int) -> Tensor:
 
 
 def _decodes_alike(data: bytes) -> bool:
-    """JPEG, and PNG of 8 bits without a palette. DALI reads other kinds otherwise than Pillow (16 bits), or not (GIF).
+    """JPEG, and PNG of 8 bits without a palette, with their ends.
+
+    DALI reads other kinds otherwise than Pillow (16 bits), or not (GIF).
 
     Those few are decoded by Pillow, in the callback.
     """
     bit_depth, colour_type = data[24:25], data[25:26]  # of a PNG's header
-    return data.startswith(b"\xff\xd8") or (
+    return (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")) or (
         data.startswith(b"\x89PNG\r\n\x1a\n") and bit_depth == b"\x08" and colour_type != b"\x03"
+        and data.endswith(b"IEND\xaeB`\x82")
     )
 
 

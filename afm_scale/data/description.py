@@ -32,7 +32,8 @@ LARGEST_SAMPLE = 2**30  # bytes of one member
 _LONGEST = 2**28  # bytes of dataset.json; it lists every file that was refused
 _MOST = 2**40  # samples, or bytes of a shard in blocks
 _Sha256 = Annotated[str, Text(64, "[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")]
-_Name = Annotated[str, Text(4096)]  # of a class, an autoencoder or a file
+_Name = Annotated[str, Text(4096)]  # of a class: of a folder or a file
+_Printed = Annotated[str, Text(4096, r"[^\x00-\x1f\x7f\ud800-\udfff]+", "printable text")]
 _ShardName = Annotated[str, Text(200, r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar", "the name of a .tar in this folder")]
 _Count = Annotated[int, Range(0, _MOST)]
 
@@ -55,7 +56,7 @@ class LatentContent:
     """Two members a sample, of the image and of its mirror image: .npy float16 [2 (mean, deviation), C, H, W]."""
 
     shape: Annotated[tuple[int, int, int], Range(1, 65_536)]  # C, H, W
-    vae: _Name  # the name it was given
+    vae: _Printed  # the name it was given
     vae_sha256: _Sha256  # of its weights
     scale: Annotated[float, Range(above=0, high=1e6)]  # a training latent is scale * (mean + deviation * normal)
     kind: Literal["latents"] = "latents"

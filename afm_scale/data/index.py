@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.files import require_regular
 from .description import BLOCK_BYTES, DESCRIPTION_NAME, LARGEST_SAMPLE, DatasetDescription, LatentContent
 
-_HEADERS = (10, 2**16 + 10)  # bytes of the header of an .npy record, at least and at most
+NPY_HEADERS = (10, 2**16 + 10)  # bytes of the header of an .npy record of a latent, at least and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class SampleIndex:
         content = description.content
         low, high = 0, LARGEST_SAMPLE
         if isinstance(content, LatentContent):
-            low, high = (content.num_bytes + header for header in _HEADERS)
+            low, high = (content.num_bytes + header for header in NPY_HEADERS)
         if not _all_within(self.size, low, high):
             smallest, largest = (int(number) for number in torch.aminmax(self.size))
             yield f"has members of {smallest} to {largest} bytes, wanted {low} to {high} of {content.kind}"

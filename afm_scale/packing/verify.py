@@ -19,7 +19,8 @@ import torch
 from ..core.errors import DataError
 from ..core.files import open_regular, read_regular
 from ..data.description import DESCRIPTION_NAME, INDEX_NAME, DatasetDescription, Shard, file_sha256, read_description
-from ..data.index import SampleIndex
+from ..data.index import NPY_HEADERS, SampleIndex
+from ..data.latents import Records
 
 _BLOCK = 1 << 20
 _LONGEST_IDX_LINE = 1000  # bytes; a sample has a hundred
@@ -86,6 +87,7 @@ class _Rows:
     label: list[int]
     places: list[list[tuple[int, int, int]]]  # per sample, per member: offset, size, CRC-32
     extensions: tuple[str | None, ...]  # of the members; None: any
+    records: Records | None  # of latents: takes their members apart
     met: set[tuple[int, int]] = field(default_factory=set)  # row and member; the label comes after the members
 
     @classmethod
@@ -97,14 +99,22 @@ class _Rows:
         places = torch.stack((index.offset[own], index.size[own], index.crc32[own]), dim=-1).tolist()
         if content.kind == "latents":
             extensions: tuple[str | None, ...] = _LATENT_EXTENSIONS
+            records = Records((2, *content.shape))
         else:
+            records = None
             extensions = (_IMAGE_EXTENSIONS.get(content.encoding),)
         return cls(
             row_of={f"{key:09d}": row for row, key in enumerate(index.key[own].tolist())},
             label=index.label[own].tolist(),
             places=[[tuple(place) for place in sample] for sample in places],
             extensions=extensions,
+            records=records,
         )
+
+    @property
+    def start_bytes(self) -> int:
+        """How much of a member's start it wants to see: a label, or the whole of a latent."""
+        return 4 if self.records is None else self.records.num_bytes + NPY_HEADERS[1]
 
     def problem(self, member: _Member) -> str | None:
         stem, _, extension = member.name.partition(".")
@@ -116,7 +126,7 @@ class _Rows:
             return f"has member {member.name!r} twice"
         self.met.add((row, slot))
         if slot == len(self.extensions):
-            label = int.from_bytes(member.head, "little", signed=True)
+            label = int.from_bytes(member.start[:4], "little", signed=True)
             if member.size != 4 or label != self.label[row]:
                 return f"member {member.name!r} holds label {label}, {INDEX_NAME} says {self.label[row]}"
             return None
@@ -124,6 +134,11 @@ class _Rows:
         for what, here, wanted in zip(("byte", "size", "CRC-32"), found, self.places[row][slot], strict=True):
             if here != wanted:
                 return f"member {member.name!r} has {what} {here}, {INDEX_NAME} says {wanted}"
+        try:
+            if self.records is not None:
+                self.records.values(member.start)
+        except ValueError as error:
+            return f"member {member.name!r}: {error}"
         return None
 
     def _slot(self, extension: str) -> int | None:
@@ -148,7 +163,7 @@ class _Member:
     offset: int
     size: int
     crc32: int
-    head: bytes  # its first bytes, enough for a label
+    start: bytes  # its first bytes, as many as were asked for
 
     def unsafe(self) -> str | None:
         path = PurePosixPath(self.name.replace("\\", "/"))
@@ -162,8 +177,9 @@ class _Member:
 class _ShardReader:
     """Reads a tar forwards, once, and sums all that passes."""
 
-    def __init__(self, file: BinaryIO, progress: Callable[[int], object]) -> None:
+    def __init__(self, file: BinaryIO, progress: Callable[[int], object], start_bytes: int) -> None:
         self._file = file
+        self._start_bytes = start_bytes
         self._progress = progress
         self._digest = sha256()
         self.position = 0
@@ -177,14 +193,15 @@ class _ShardReader:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             if info.size < 0:
                 raise tarfile.ReadError(f"member {info.name!r} says that it has {info.size} bytes")
-            offset, left, crc32, head = self.position, info.size, 0, b""
+            offset, left, crc32, start = self.position, info.size, 0, b""
             while left:
                 block = self._read(min(left, _BLOCK))
                 if not block:
                     raise tarfile.ReadError(f"it ends inside member {info.name!r}")
-                left, crc32, head = left - len(block), zlib.crc32(block, crc32), head or block[:4]
+                left, crc32 = left - len(block), zlib.crc32(block, crc32)
+                start += block[:self._start_bytes - len(start)]
             self._read(-info.size % tarfile.BLOCKSIZE)
-            yield _Member(info.name, info.type, offset, info.size, crc32, head)
+            yield _Member(info.name, info.type, offset, info.size, crc32, start)
 
     def finish(self) -> tuple[int, str]:
         """Reads what is left: (bytes, SHA-256) of the whole file."""
@@ -206,7 +223,7 @@ def _shard_problems(
     idx: list[str] | None = None
     try:
         with open_regular(folder / shard.name) as file:
-            reader = _ShardReader(file, progress)
+            reader = _ShardReader(file, progress, 4 if rows is None else rows.start_bytes)
             idx = []
             yield from _first(shard.name, _tar_problems(reader, rows, idx))
             num_bytes, digest = reader.finish()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from afm_scale.data.description import DatasetDescription, ImageContent
+from afm_scale.data.description import DatasetDescription, ImageContent, LatentContent
 from afm_scale.packing.writer import Packing
 
 
@@ -49,6 +50,25 @@ def packed_images(
                 image = picture(number, width=size, height=size)
                 writer.add(number, number % num_classes, {"png": encoded(image)})
     return packing.finish(num_shards, [f"class_{label}" for label in range(num_classes)])
+
+
+def npy(array: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def packed_latents(out: Path, members: Sequence[bytes] = (), *, num_shards: int = 3) -> DatasetDescription:
+    """Latents of shape [1, 2, 2] and three classes: sample n is `members[n]` twice, or of twelve full of n."""
+    content = LatentContent(shape=(1, 2, 2), vae="some", vae_sha256="0" * 64, scale=0.5)
+    given = members or [npy(np.full((2, 1, 2, 2), number, np.float16)) for number in range(12)]
+    packing = Packing(out, {"seed": 0}, content)
+    packing.begin()
+    for shard in range(num_shards):
+        with packing.shard(shard) as writer:
+            for number in range(shard * len(given) // num_shards, (shard + 1) * len(given) // num_shards):
+                writer.add(number, number % 3, {f"{name}.npy": given[number] for name in ("plain", "mirrored")})
+    return packing.finish(num_shards, [f"class_{label}" for label in range(3)])
 
 
 def mnist_file(path: Path, *, count: int = 200, seed: int = 0) -> Path:
