@@ -53,6 +53,7 @@ ALLOWED = {
     ("benchmarks.traffic", "(folder / f'traffic_{rank}').write_text"): "in a folder that was made for it",
     ("benchmarks.traffic", "(folder / f'error_{rank}').write_text"): "in a folder that was made for it",
     ("benchmarks.traffic", "error.read_text"): "in a folder that was made for it",
+    ("benchmarks.checkpoint", "dcp.FileSystemReader"): "of what it has just written, to compare with",
     **{
         (module, "figure.savefig"): "into the file of write_atomically"
         for module in ("evaluation.accuracy", "evaluation.toys.mixture2d", "evaluation.toys.mixture1d")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from ..core.files import open_descriptor
 
-_WORTH_A_THREAD = 2**16  # bytes
+_PIECE_BYTES = 2**24
+_PIECES_BEHIND = 16  # in memory at once
 
 
 class Writer(dcp.FileSystemWriter):
@@ -62,7 +64,7 @@ class _SummingFileSystem(FileSystem):
         with super().create_stream(path, mode) as file:
             summed = _Summed(file, self._beside)
             yield summed
-            self.sums[Path(path).name] = summed.sha.hexdigest()
+            self.sums[Path(path).name] = summed.sum()
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)
@@ -70,23 +72,33 @@ class _SummingFileSystem(FileSystem):
 
 
 class _Summed:
-    """A file that is written from its beginning to its end."""
+    """A file that is written from its beginning to its end.
+
+    Its sum is taken of copies, so that it may fall behind the writing and catch up while the disk is waited for.
+    """
 
     def __init__(self, file: BinaryIO, beside: Executor) -> None:
         self._file = file
         self._beside = beside
-        self.sha = hashlib.sha256()
+        self._behind: deque[Future[None]] = deque()
+        self._sha = hashlib.sha256()
         self.tell, self.flush, self.fileno, self.close = file.tell, file.flush, file.fileno, file.close
 
     def write(self, content: Any) -> int:
-        if memoryview(content).nbytes < _WORTH_A_THREAD:
-            self.sha.update(content)
-            return self._file.write(content)
-        summing = self._beside.submit(self.sha.update, content)  # neither this nor the writing holds the interpreter
-        try:
-            return self._file.write(content)
-        finally:
-            summing.result()  # torch may free the memory
+        with memoryview(content).cast("B") as whole:
+            for start in range(0, len(whole), _PIECE_BYTES):
+                piece = whole[start:start + _PIECE_BYTES]
+                if len(self._behind) >= _PIECES_BEHIND:
+                    self._behind.popleft().result()
+                self._behind.append(self._beside.submit(self._sha.update, bytes(piece)))
+                self._file.write(piece)
+            return len(whole)
+
+    def sum(self) -> str:
+        """SHA-256, in hex, of all that was written."""
+        while self._behind:
+            self._behind.popleft().result()
+        return self._sha.hexdigest()
 
 
 def system_error(error: BaseException | None) -> OSError | None:

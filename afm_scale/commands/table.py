@@ -132,11 +132,19 @@ def _benchmark_evaluation() -> Command:
     return evaluation
 
 
+def _benchmark_checkpoint() -> Command:
+    """saving and loading a checkpoint, and what sums and reading back cost"""
+    from ..benchmarks import checkpoint
+
+    return checkpoint
+
+
 BENCHMARKS = {
     "data": _benchmark_data,
     "step": _benchmark_step,
     "traffic": _benchmark_traffic,
     "evaluation": _benchmark_evaluation,
+    "checkpoint": _benchmark_checkpoint,
 }
 
 COMMANDS = {
