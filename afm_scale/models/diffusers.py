@@ -40,7 +40,7 @@ class AutoencoderSettings:
     latent_channels: Annotated[int, Range(1, 1024)] = 4
     norm_num_groups: Annotated[int, Range(1, 1024)] = 32
     sample_size: Annotated[int, Range(1, 2**16)] = 32
-    scaling_factor: Annotated[float, Range(above=0)] = 0.18215
+    scaling_factor: Annotated[float, Range(above=0, high=2**20)] = 0.18215
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None

@@ -382,7 +382,7 @@ def autoencoders() -> Iterator[Case]:
     chosen = list(of_safetensors(weights))
     found: list[tuple[str, Harm, str]] = [(f"weights: {name}", harm, wants) for name, harm, wants in chosen[::2]]
     for key, values in {
-        "scaling_factor": (None, "1", -1.0, 0, float("nan"), HUGE * HUGE, [1]),
+        "scaling_factor": (None, "one", -1.0, 0, float("nan"), HUGE * HUGE, [1]),
         "block_out_channels": ([], None, [8], [-8, 16], [10**9, 16], "88", [8, 16, 16], [8.5, 16]),
         "latent_channels": (0, -4, None, 10**9, 5, "4"), "norm_num_groups": (0, 3, None),
         "down_block_types": ([], ["DownEncoderBlock2D", "os.system"], None, 5), "_class_name": ("UNet2DModel", None, 5),

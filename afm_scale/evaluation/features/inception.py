@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 import textwrap
+import warnings
 from importlib.util import find_spec, module_from_spec
 from typing import Any, Literal
 
@@ -83,7 +85,14 @@ def _network(file: WeightsFile) -> FeatureExtractorInceptionV3:
 
 def _read_weights(file: WeightsFile) -> dict[str, Tensor]:
     try:
-        weights: Any = torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, of a protocol that it did not write: it is an error
+            weights: Any = torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text has advice to load it all the same
+        raise ConfigError(
+            f"{file.path} cannot be read as weights: it holds something else than tensors, which is never loaded, or "
+            "is torn; fetch it again"
+        ) from error
     except Exception as error:  # a parser of foreign bytes may raise anything
         raise ConfigError(
             f"{file.path} cannot be read as weights ({textwrap.shorten(str(error), 200)}); is it torn? Fetch it again"
