@@ -62,6 +62,8 @@ def read_metadata(path: Path, manifest: Manifest) -> Metadata:
     and once, within the manifest's files.
     """
     file = path / METADATA_NAME
+    if METADATA_NAME not in manifest.files:
+        raise TornError(f"{path} is damaged: its manifest lists no {METADATA_NAME}; use an older checkpoint")
     limit = min(_MOST_BYTES, 2**16 + _MOST_BYTES_OF_A_CHUNK * len(manifest.tensors) * len(manifest.files))
     try:
         return _translated(read_pickle(read_regular(file, limit), _NAMES), manifest)

@@ -6,8 +6,10 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.falling_back import candidates, of_newest_whole
 from ..checkpoint.manifest import Manifest, whole_manifest
@@ -51,8 +53,8 @@ def describe(path: Path, manifest: Manifest) -> str:
         f"files       {len(manifest.files)}, {sum(manifest.files.values()):,} bytes",
         f"checksums   {'no checksums (older checkpoint)' if manifest.sha256 is None else 'SHA-256, all compared'}",
         f"scalars     {json.dumps(manifest.scalars)}",
-        f"run         {manifest.description.get('config', {}).get('run', {}).get('folder', 'not said')}",
-        f"versions    {json.dumps(manifest.description.get('versions', {}))}",
+        f"run         {_said(manifest, 'config', 'run', 'folder')}",
+        f"versions    {_said(manifest, 'versions')}",
         "",
         f"{'tensors':32} {'count':>7} {'elements':>16} {'bytes':>16}",
     ]
@@ -61,3 +63,11 @@ def describe(path: Path, manifest: Manifest) -> str:
         elements, num_bytes = sum(math.prod(entry.shape) for entry in entries), sum(e.num_bytes for e in entries)
         lines.append(f"{group:32} {len(entries):>7} {elements:>16,} {num_bytes:>16,}")
     return "\n".join(lines)
+
+
+def _said(manifest: Manifest, *keys: str) -> str:
+    """What its description, which is for people and holds anything, has there."""
+    value: Any = manifest.description
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "not said" if value is None else value if isinstance(value, str) else json.dumps(value)
