@@ -15,6 +15,7 @@ from ..run.check import check
 from ..run.config import RunConfig
 from ..run.left_open import left_open
 from ..run.load import dump_yaml, load
+from ..run.ready import check_ready
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,4 +38,5 @@ def show_command(recipe: str, overrides: Sequence[str], num_ranks: int = 1) -> i
     print(f"# On {num_ranks} rank(s), on this machine:")
     for setting, value in left_open(config, num_ranks).items():
         print(f"#   {setting}: {value}")
+    check_ready(config, may_be_open=True)  # last: a recipe for another machine is seen all the same
     return 0

@@ -32,6 +32,7 @@ from ..run.config import RunConfig
 from ..run.hooks import build_observers
 from ..run.load import dump_yaml, load
 from ..run.origin import origin_of, write_records
+from ..run.ready import check_ready
 from ..run.start import start
 from ..train.loop import train
 from ..train.state import TrainState
@@ -51,6 +52,8 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
     with ExitStack() as afterwards, launch(config.parallel) as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
         check(config, ranks.world_size)
+        with agreed():
+            check_ready(config)
         held: Held | None = None
         with agreed():  # before anything in the folder is looked at, written or cleared away
             if ranks.rank == 0:

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -54,6 +54,10 @@ class AccuracyConfig:
     def check(self, data: AnySource, setting: str) -> None:
         """Raises ConfigError if the accuracy of a classifier of `data` cannot be measured on the samples chosen."""
         check_samples(self, data, setting)
+
+    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+        if self.held_out is not None:
+            self.held_out.fingerprint()
 
 
 @dataclass(frozen=True, kw_only=True)

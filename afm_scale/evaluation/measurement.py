@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ..core.errors import ConfigError
 from ..core.place import Place
 from ..core.types import Role
 from ..data.source import SourceConfig
@@ -36,6 +37,13 @@ class Measurement(Protocol):
         """Raises ConfigError, which begins with `setting`, if what is trained on these data cannot be measured so."""
         ...
 
+    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+        """Raises UserError if what it will read is not here. `check_extractor` tells it of a configuration of features.
+
+        Before a run is built: nothing is read but descriptions.
+        """
+        ...
+
 
 class Report(Measurement, Protocol):
     """The last word of a run, chosen by `report` in its recipe."""
@@ -55,6 +63,20 @@ class OfGenerator:
 
     def check(self, data: SourceConfig, setting: str) -> None:
         """Any data will do."""
+
+    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+        """It reads nothing."""
+
+
+def check_shape(data: SourceConfig, shape: tuple[int, int, int], num_classes: int, setting: str, kind: str) -> None:
+    """Raises ConfigError if a report is about samples of another shape or other classes than these data have."""
+    for name, wanted in (("shape", shape), ("num_classes", num_classes)):
+        found = getattr(data, name)
+        if found != wanted:
+            raise ConfigError(
+                f"{setting}.kind {kind!r} measures samples of {name} {wanted}, but data of kind {data.kind!r} have "
+                f"{found}; set another {setting}, or {setting}=null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

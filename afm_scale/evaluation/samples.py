@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..core.errors import ConfigError
 from ..core.ranges import Count, Range, Seed
@@ -13,6 +14,7 @@ from ..sampling.decoding import Decoder
 from ..sampling.drawing import DrawnImages
 from ..sampling.subject import Subject
 from .features.extractor import Extractor, FeaturesConfig, InceptionConfig
+from .images.sets import absent
 from .measure import compare_on_rank_0, measure, read_reference_on_all, rehearse
 from .measurement import OfGenerator, Tools
 from .reference import Reference
@@ -40,6 +42,11 @@ class SampleEvaluationConfig(OfGenerator):
                 f"num_samples {self.num_samples} and members {self.members} are too few for "
                 f"precision and recall with {self.neighbours} neighbours; use more samples, or members: 0"
             )
+
+    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+        if not self.reference.exists():
+            raise absent(self.reference)
+        check_extractor(self.features)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 
 from ..core.arithmetic import Precision
+from ..core.packages import require
 from ..core.ranges import Range
 from ..ops.choice import Setting
 from .kinds.kind import Described, PlanKind
@@ -73,6 +74,12 @@ class ParallelConfig(_WithEachPlan):
     def data_ranks(self, world_size: int) -> int:
         """How many shares the global batch is cut into: ranks that split a block's work see the same samples."""
         return self.of_plan.data_ranks(world_size)
+
+    def check_packages(self) -> None:
+        """Raises ConfigError, with what to install, if a package is missing that the plan or the precision needs."""
+        if self.precision == "fp8":
+            require("torchao", "parallel.precision 'fp8'", "fp8")
+        self.of_plan.check_packages()
 
     def check(self, world_size: int, described: Described) -> None:
         """Raises ConfigError, naming the settings, if so many ranks cannot train what is described in this way."""

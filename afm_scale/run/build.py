@@ -7,7 +7,6 @@ import torch
 from .. import __version__
 from ..checkpoint.manager import CheckpointManager
 from ..core.batch_size import microbatch_size
-from ..core.packages import require
 from ..core.run_folder import RunFolder
 from ..core.schedules import AverageConfig
 from ..core.typed import to_mapping
@@ -32,8 +31,7 @@ from .origin import Origin
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
     """Raises ConfigError if the plan needs a package that is not installed."""
-    if config.parallel.precision == "fp8":
-        require("torchao", "parallel.precision 'fp8'", "fp8")
+    config.parallel.check_packages()
     kind, accumulation = config.parallel.of_plan, config.loop.accumulation
     microbatch = microbatch_size(config.data.global_batch, kind.data_ranks(ranks.world_size), accumulation)
     return kind.build(ranks, config.parallel, Turn(microbatch=microbatch, accumulation=accumulation))

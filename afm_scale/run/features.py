@@ -12,6 +12,7 @@ from ..core.types import Role
 from ..core.weights import first_misfit
 from ..evaluation.features.classifier import ClassifierFeatures, FeatureClassifier
 from ..evaluation.features.extractor import (
+    PUBLISHED,
     ClassifierFeaturesConfig,
     Extractor,
     FeaturesConfig,
@@ -22,6 +23,7 @@ from ..evaluation.features.extractor import (
 )
 from ..evaluation.features.tiles import Tiled
 from ..evaluation.features.torchscript import TorchScriptFeatures, TorchScriptInception
+from ..evaluation.features.weights_file import check_published_there, check_there
 from .checkpoints import open_checkpoint
 
 
@@ -37,13 +39,29 @@ def build_extractor(config: FeaturesConfig, device: torch.device | str) -> Extra
     return Tiled(_inception(config, device))
 
 
-def _inception(config: InceptionConfig, device: torch.device) -> Extractor:
-    if config.route == "torchscript":
-        return TorchScriptInception(config, device)
+def check_extractor(config: FeaturesConfig) -> None:
+    """Raises ConfigError or CheckpointError for what `build_extractor` would find missing, by names alone."""
+    if isinstance(config, TorchScriptConfig):
+        check_there(config.file, setting="file")
+    elif isinstance(config, ClassifierFeaturesConfig):
+        open_checkpoint(config.checkpoint, holds=Role.CLASSIFIER)
+    elif isinstance(config, InceptionConfig):
+        if config.route != "torchscript":
+            _require_torch_fidelity()
+        check_published_there(config.weights, PUBLISHED[config.route])
+
+
+def _require_torch_fidelity() -> None:
     require(
         "torch_fidelity", "features.kind 'inception' via torch-fidelity", "evaluation",
         command="pip install --no-deps torch-fidelity",
     )
+
+
+def _inception(config: InceptionConfig, device: torch.device) -> Extractor:
+    if config.route == "torchscript":
+        return TorchScriptInception(config, device)
+    _require_torch_fidelity()
     from ..evaluation.features.inception import Inception
 
     return Inception(config, device)

@@ -28,6 +28,23 @@ def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Modul
     return {name: _laid_out(*_with_weights(config, name), config, plan) for name in _names(config)}
 
 
+def check_frozen(config: RunConfig, *, may_be_open: bool = False) -> None:
+    """Raises ConfigError for what `frozen_networks` would find missing or of another run, by cards and names alone.
+
+    `may_be_open`: a recipe that leaves the classifier's weights to its user may do so.
+    """
+    for name in _names(config):
+        if _is_described(config, name):
+            build_network(config, Role.CLASSIFIER)
+            if may_be_open and config.model.classifier.weights is None:
+                continue
+            weights = _named_weights(config)
+            if weights.is_dir():
+                _check_description(weights, _classifier_run(weights, config, card_alone=True), config)
+        else:
+            _run_of(config, name, card_alone=True).network()
+
+
 def frozen_modules(config: RunConfig) -> dict[str, nn.Module]:
     """The same on the meta device: shapes without storage. Of a run's checkpoint its card alone is read."""
     return {
@@ -65,14 +82,27 @@ def _with_weights(config: RunConfig, name: str) -> tuple[nn.Module, Mapping[str,
 
 
 def _guiding_classifier(config: RunConfig) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    classifier = build_network(config, Role.CLASSIFIER)
+    return build_network(config, Role.CLASSIFIER), _classifier_weights(_named_weights(config), config)
+
+
+def _named_weights(config: RunConfig) -> Path:
+    """The guiding classifier's. Raises ConfigError if none are named, or nothing is there."""
     weights = config.model.classifier.weights
     if weights is None:
         raise ConfigError(
             "model.classifier.weights is null: guidance needs a trained classifier; set model.classifier.weights to a "
             "safetensors file, or to the folder of a run of objective 'classification'"
         )
-    return classifier, _classifier_weights(weights, config)
+    if not weights.exists():
+        raise ConfigError(
+            f"model.classifier.weights {weights}: no such file; give a safetensors file, or the folder of a run"
+        )
+    return weights
+
+
+def _classifier_run(folder: Path, config: RunConfig, *, card_alone: bool = False) -> Checkpoint:
+    wanted = FrozenNetwork(weights=folder, role=Role.CLASSIFIER, objective="classification")
+    return _checkpoint_of(wanted, "model.classifier.weights", config, card_alone=card_alone)
 
 
 def _run_of(config: RunConfig, name: str, *, card_alone: bool = False) -> Checkpoint:
@@ -101,14 +131,9 @@ def _laid_out(guide: nn.Module, weights: Mapping[str, Tensor], config: RunConfig
 
 def _classifier_weights(path: Path, config: RunConfig) -> Mapping[str, Tensor]:
     if path.is_dir():
-        wanted = FrozenNetwork(weights=path, role=Role.CLASSIFIER, objective="classification")
-        theirs = _checkpoint_of(wanted, "model.classifier.weights", config)
+        theirs = _classifier_run(path, config)
         _check_description(path, theirs, config)
         return theirs.average()[1]
-    if not path.exists():
-        raise ConfigError(
-            f"model.classifier.weights {path}: no such file; give a safetensors file, or the folder of a run"
-        )
     try:
         return read_safetensors(path)
     except ValueError as error:

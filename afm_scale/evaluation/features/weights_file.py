@@ -35,12 +35,31 @@ class WeightsFile:
         return self.sha256[:16]
 
 
+def check_there(path: Path, *, setting: str) -> None:
+    """Raises ConfigError, naming the setting, if there is no such file."""
+    if not path.exists():
+        raise _not_there(path, setting)
+
+
+def _not_there(path: Path, setting: str) -> ConfigError:
+    return ConfigError(f"{path} is not there; name a file with the setting {setting}")
+
+
+def check_published_there(path: Path, published: PublishedFile) -> None:
+    """Raises ConfigError, which says what it is and where to put it, if there is no such file."""
+    if not path.exists():
+        raise ConfigError(
+            f"{path} is not there. Inception features need {published.name} ({published.origin}; SHA-256 "
+            f"{published.sha256}): put it there, or name the file you have with the setting weights (--weights FILE)"
+        )
+
+
 def read_weights_file(path: Path, *, setting: str) -> WeightsFile:
     """Raises ConfigError, naming the setting, if the file is missing or cannot be read."""
     try:
         content = read_regular(path, _LARGEST)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is not there; name a file with the setting {setting}") from None
+        raise _not_there(path, setting) from None
     except NotRegular as error:
         raise ConfigError(f"{path} cannot be used: {error.strerror}; name a file with the setting {setting}") from None
     except OSError as error:
@@ -53,11 +72,7 @@ def read_published_file(path: Path, published: PublishedFile, expected_sha256: s
 
     Raises ConfigError if it is missing, which says what it is and where to put it, or if it is another file.
     """
-    if not path.exists():
-        raise ConfigError(
-            f"{path} is not there. Inception features need {published.name} ({published.origin}; SHA-256 "
-            f"{published.sha256}): put it there, or name the file you have with the setting weights (--weights FILE)"
-        )
+    check_published_there(path, published)
     file = read_weights_file(path, setting="weights (--weights FILE)")
     if expected_sha256 not in (None, file.sha256):
         whose = f" ({published.name}, {published.origin})" if expected_sha256 == published.sha256 else ""

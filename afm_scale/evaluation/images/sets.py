@@ -59,7 +59,12 @@ def open_images(path: Path, *, limit: int | None = None) -> ImageSet:
         return PackedImages(path, limit) if packed else FolderImages(path, limit)
     if path.exists():
         return NpzImages(path, limit)
-    raise DataError(f"{path} is not there; wanted a folder of images, a packed data set or an npz")
+    raise absent(path)
+
+
+def absent(path: Path) -> DataError:
+    """What to raise where nothing is at a path that should lead to images."""
+    return DataError(f"{path} is not there; wanted a folder of images, a packed data set or an npz")
 
 
 class NpzImages:

@@ -15,10 +15,11 @@ from torch import Tensor
 from ...core.errors import DivergenceError
 from ...core.ranges import Range, Seed
 from ...core.types import Batch
-from ...data.toys.digits import held_out_digits, training_digits
+from ...data.source import SourceConfig
+from ...data.toys.digits import DigitsConfig, held_out_digits, training_digits
 from ...sampling.pictures import image_grid, save_png
 from ...sampling.subject import Subject
-from ..measurement import Findings, OfGenerator
+from ..measurement import Findings, OfGenerator, check_shape
 from ..statistics import Array, frechet_distance, gaussian_statistics, mean_pairwise_distance, precision_recall
 
 NUM_NEIGHBOURS = 3
@@ -117,6 +118,9 @@ class DigitsReport(OfGenerator):
     num_samples: Annotated[int, Range(100, 1_000_000)] = 1440
     seed: Seed = 0  # of the noises
     upscale: Annotated[int, Range(1, 64)] = 6  # of the picture: pixels per pixel
+
+    def check(self, data: SourceConfig, setting: str) -> None:
+        check_shape(data, DigitsConfig.shape, DigitsConfig.num_classes, setting, self.kind)
 
     def __call__(self, subject: Subject, picture: Path) -> Findings:
         """Collective: every rank must call it, and rank 0 draws `picture`."""

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ...core.errors import DivergenceError
 from ...core.files import write_atomically
-from ...data.toys.mixture1d import GaussianMixture
+from ...data.source import SourceConfig
+from ...data.toys.mixture1d import GaussianMixture, Mixture1DConfig
 from ...sampling.sampler import trajectory
 from ...sampling.subject import Subject
-from ..measurement import Findings, OfGenerator
+from ..measurement import Findings, OfGenerator, check_shape
 from ..statistics import Array, wasserstein1
 
 NUM_LINES = 20
@@ -127,6 +128,9 @@ class MixtureReport(OfGenerator):
 
     kind: Literal["mixture1d"] = "mixture1d"
     distribution: GaussianMixture = GaussianMixture()  # of the data
+
+    def check(self, data: SourceConfig, setting: str) -> None:
+        check_shape(data, Mixture1DConfig.shape, Mixture1DConfig.num_classes, setting, self.kind)
 
     def __call__(self, subject: Subject, picture: Path) -> Findings:
         """Collective: every rank must call it, and rank 0 draws `picture`."""

@@ -19,9 +19,10 @@ from ...core.files import write_atomically
 from ...core.random import Positions
 from ...core.ranges import Range, Seed
 from ...core.types import Batch
+from ...data.source import SourceConfig
 from ...data.toys.mixture2d import ClassMixture, Mixture2DConfig, Mixture2DSource
 from ...sampling.subject import Subject
-from ..measurement import Findings, OfGenerator
+from ..measurement import Findings, OfGenerator, check_shape
 
 _INK, _CENTRE, _NUM_DRAWN = "#1c2833", "#000000", 1800
 
@@ -100,6 +101,9 @@ class Mixture2DReport(OfGenerator):
     distribution: ClassMixture = ClassMixture()  # of the data
     num_samples: Annotated[int, Range(100, 10_000_000)] = 4500  # balanced over the classes
     seed: Seed = 0  # of the noises
+
+    def check(self, data: SourceConfig, setting: str) -> None:
+        check_shape(data, Mixture2DConfig.shape, len(self.distribution.centres), setting, self.kind)
 
     def __call__(self, subject: Subject, picture: Path) -> Findings:
         """Collective: every rank must call it, and rank 0 draws `picture`."""

@@ -51,8 +51,10 @@ class DeepSpeedConfig(PlanKind):
             return "the hooks of parallel.deepspeed.stage 3 have none; set parallel.deepspeed.stage=2"
         return None
 
-    def build(self, ranks: Ranks, config: ParallelConfig, turn: Turn) -> ParallelPlan:
+    def check_packages(self) -> None:
         require("deepspeed", "parallel.plan 'deepspeed'", "deepspeed")
+
+    def build(self, ranks: Ranks, config: ParallelConfig, turn: Turn) -> ParallelPlan:
         os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)  # read by deepspeed when it is imported
         from ..deepspeed import DeepSpeedPlan
 

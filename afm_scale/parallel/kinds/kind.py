@@ -59,8 +59,11 @@ class PlanKind:
 
     compiles_blocks: ClassVar[bool] = True  # whether blocks may be compiled: not with hooks inside of them
 
+    def check_packages(self) -> None:
+        """Raises ConfigError, with what to install, if a package that the plan needs is missing."""
+
     def build(self, ranks: Ranks, config: ParallelConfig, turn: Turn) -> ParallelPlan:
-        """Imports the plan and builds it. Raises ConfigError if a package that it needs is not installed."""
+        """Imports the plan and builds it."""
         raise NotImplementedError
 
     def data_ranks(self, world_size: int) -> int:

@@ -39,8 +39,10 @@ class MegatronConfig(PlanKind):
     def no_forward_derivative(self) -> str | None:
         return "the layers of parallel.plan 'megatron' have none; set parallel.plan to ddp or fsdp2"
 
-    def build(self, ranks: Ranks, config: ParallelConfig, turn: Turn) -> ParallelPlan:
+    def check_packages(self) -> None:
         require("megatron.core", "parallel.plan 'megatron'", "megatron")
+
+    def build(self, ranks: Ranks, config: ParallelConfig, turn: Turn) -> ParallelPlan:
         with warnings.catch_warnings():
             for about in _MEGATRON_WARNS_OF:
                 warnings.filterwarnings("ignore", message=about)
