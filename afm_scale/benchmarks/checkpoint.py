@@ -26,7 +26,8 @@ from ..checkpoint.manifest import folder_name
 from ..checkpoint.tensors import load_into, read_tensors
 from ..core.errors import UserError
 from ..core.random import tensor_generator
-from ..run.arguments import request_of
+from ..core.ranges import Range
+from ..run.arguments import add_number, request_of
 
 NUM_TENSORS = 64
 
@@ -55,8 +56,9 @@ class _Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--mib", type=int, default=1024, metavar="N", help="of the tensors (default 1024)")
-    add("--repeats", type=int, default=7, metavar="N", help="of everything, in turns; the median is told (default 7)")
+    add_number(parser, "--mib", int, Range(1, 1_000_000), default=1024, metavar="N", help="of the tensors (default 1024)")
+    add_number(parser, "--repeats", int, Range(1, 1_000), default=7, metavar="N",
+        help="of everything, in turns; the median is told (default 7)")
     add("--folder", type=Path, metavar="DIR", help="on the disk that is meant (default: that of temporary files)")
     add("--json", action="store_true", help="the result as JSON")
 

@@ -11,6 +11,7 @@ import pytest
 
 from afm_scale.__main__ import main
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, ConfigError
+from afm_scale.core.typed import build
 from afm_scale.evaluation.features.extractor import PixelFeatures
 from afm_scale.evaluation.reference import read_reference
 from afm_scale.evaluation.samples import SampleEvaluationConfig
@@ -145,9 +146,9 @@ def test_samples_that_are_not_finite_end_the_run(
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"every_steps": 0}, "every_steps must be at least 1"), ({"num_samples": 1, "members": 0}, "too few"),
-    ({"members": 3}, "3 neighbours"), ({"members": -1}, "too few"), ({"neighbours": 0}, "neighbours must be"),
+    ({"every_steps": 0}, "every_steps: found 0"), ({"num_samples": 1, "members": 0}, "num_samples: found 1"),
+    ({"members": 3}, "3 neighbours"), ({"members": -1}, "members: found -1"), ({"neighbours": 0}, "neighbours: found 0"),
 ])
 def test_settings_that_allow_no_figures_are_refused(changes: dict[str, int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        SampleEvaluationConfig(**{"every_steps": 1, "reference": Path("unused.npz"), **changes})
+        build(SampleEvaluationConfig, {"every_steps": 1, "reference": "unused.npz", **changes})
