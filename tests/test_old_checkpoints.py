@@ -59,7 +59,7 @@ def test_training_goes_on_as_it_went_on(name: str, tmp_path: Path) -> None:
     assert {f"step_5.{key}" for key in average} - recorded.keys() == {"step_5.average.pos_embed"}
     for key, value in recorded.items():
         if key.startswith("step_5."):
-            # AdamW divides by the root of the second moment: of a gradient that is rounding alone (that of a key's bias)
+            # AdamW divides by the root of the second moment: of a gradient that is rounding alone (of a key's bias)
             # it makes a step of its own, which is another one on a processor with other kernels (2e-5 was seen).
             torch.testing.assert_close(average[key.removeprefix("step_5.")], value, rtol=0, atol=5e-5)
 

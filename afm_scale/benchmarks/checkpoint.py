@@ -56,7 +56,8 @@ class _Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add_number(parser, "--mib", int, Range(1, 1_000_000), default=1024, metavar="N", help="of the tensors (default 1024)")
+    add_number(parser, "--mib", int, Range(1, 1_000_000), default=1024, metavar="N",
+        help="of the tensors (default 1024)")
     add_number(parser, "--repeats", int, Range(1, 1_000), default=7, metavar="N",
         help="of everything, in turns; the median is told (default 7)")
     add("--folder", type=Path, metavar="DIR", help="on the disk that is meant (default: that of temporary files)")

@@ -147,7 +147,8 @@ def test_samples_that_are_not_finite_end_the_run(
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"every_steps": 0}, "every_steps: found 0"), ({"num_samples": 1, "members": 0}, "num_samples: found 1"),
-    ({"members": 3}, "3 neighbours"), ({"members": -1}, "members: found -1"), ({"neighbours": 0}, "neighbours: found 0"),
+    ({"members": 3}, "3 neighbours"), ({"members": -1}, "members: found -1"),
+    ({"neighbours": 0}, "neighbours: found 0"),
 ])
 def test_settings_that_allow_no_figures_are_refused(changes: dict[str, int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
