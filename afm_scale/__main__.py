@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .commands.ending import leave, run
+from .commands import ending
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command, by default that of the command line, and returns its exit code."""
-    return run(sys.argv[1:] if arguments is None else arguments)
+    return ending.run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":
-    leave(main())
+    ending.main()

@@ -262,10 +262,29 @@ def switches_of_tf32(sources: Sources) -> list[str]:
     ]
 
 
+def words_past_the_screen(sources: Sources) -> list[str]:
+    """What does not go through core/screen.py can end a run by an error of the screen's, or read text as markup."""
+    screen, tables = f"{PACKAGE}.core.screen", f"{PACKAGE}.run.tables"
+    found = []
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if name == "print" and module != screen or name.endswith("Console") and module != tables:
+                found.append(f"{module}:{node.lineno} calls {name}")
+            if isinstance(node, ast.Attribute) and module != screen:
+                if ast.unparse(node) in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
+                    found.append(f"{module}:{node.lineno} uses {ast.unparse(node)}")
+        found += [
+            f"{module}:{line} imports {target}" for target, line in imports(module, sources)
+            if target.split(".")[0] == "rich" and module != tables
+        ]
+    return found
+
+
 CHECKS = [
     arrows_that_point_up, commands_that_import_each_other, circles, rooms_in_circles, names_of_later_pythons,
     ranks_where_none_are_known, foreign_packages_in_core, optional_packages_out_of_place, import_errors_caught,
-    refused_calls, files_too_long, switches_of_tf32,
+    refused_calls, files_too_long, switches_of_tf32, words_past_the_screen,
 ]
 
 
@@ -321,6 +340,9 @@ VIOLATIONS = [
     (files_too_long, {"afm_scale.data.a": "\n" * 301}),
     (files_too_long, {"afm_scale.train.loop": "\n" * 151}),
     (files_too_long, {"afm_scale.objectives.afm": "\n" * 181}),
+    (words_past_the_screen, {"afm_scale.run.build": "print('x')"}),
+    (words_past_the_screen, {"afm_scale.data.a": "import sys\nsys.stderr.write('x')"}),
+    (words_past_the_screen, {"afm_scale.commands.a": "from rich import console\nconsole.Console().rule()"}),
     (switches_of_tf32, {"afm_scale.run.build": "import torch\ntorch.backends.cudnn.allow_tf32 = True"}),
     (switches_of_tf32, {"afm_scale.evaluation.a": "def f(kernel):\n    kernel.fp32_precision = 'ieee'"}),
     (switches_of_tf32, {"afm_scale.models.dit": "import torch\ntorch.set_float32_matmul_precision('high')"}),
@@ -345,6 +367,7 @@ def test_a_violation_is_found(check, sources):
     (optional_packages_out_of_place, {"afm_scale.data.a": "import webdataset"}),
     (import_errors_caught, {"afm_scale.ops.norm": "try:\n    import apex\nexcept ImportError:\n    pass"}),
     (refused_calls, {"afm_scale.train.state": "model.eval()"}),
+    (words_past_the_screen, {"afm_scale.core.screen": "import sys\nprint('x', file=sys.stderr)"}),
     (switches_of_tf32, {"afm_scale.core.arithmetic": "import torch\ntorch.backends.cudnn.allow_tf32 = True"}),
     (files_too_long, {"afm_scale.objectives.afm": "\n" * 180, "afm_scale.train.loop": "\n" * 150}),
 ])

@@ -26,6 +26,7 @@ ALLOWED = {
     ("checkpoint.manifest", "open"): "for writing, in a folder that this process has made under a name of its own",
     ("checkpoint.manifest", "os.open"): "a folder, to put its names on the disk",
     ("checkpoint.stored", "zipfile.ZipFile"): "a part of a file that open_regular has opened",
+    ("core.screen", "os.open"): "nothing, in the place of a descriptor that was closed",
     ("data.transforms", "Image.open"): "bytes in memory",
     ("data.index", "safe_open"): "safetensors maps the file itself, after require_regular",
     ("packing.writer", "safe_open"): "safetensors maps the file itself, after require_regular",

@@ -27,6 +27,7 @@ from ..checkpoint.tensors import load_into, read_tensors
 from ..core.errors import UserError
 from ..core.random import tensor_generator
 from ..core.ranges import Range
+from ..core.screen import say
 from ..run.arguments import add_number, request_of
 
 NUM_TENSORS = 64
@@ -130,10 +131,10 @@ def _print(request: CheckpointBenchmark, rows: list[_Row], as_json: bool) -> Non
     middle = {row.name: median(row.seconds) for row in rows}
     if as_json:
         told = [{**asdict(row), "median": middle[row.name]} for row in rows]
-        print(json.dumps({"machine": machine, "request": {**asdict(request), "folder": str(request.folder)},
+        say(json.dumps({"machine": machine, "request": {**asdict(request), "folder": str(request.folder)},
                           "rows": told}, indent=1))
         return
-    print(f"{request.mib:,} MiB in {NUM_TENSORS} tensors, {request.repeats} turns; {machine['cores']} core(s)")
+    say(f"{request.mib:,} MiB in {NUM_TENSORS} tensors, {request.repeats} turns; {machine['cores']} core(s)")
     for row in rows:
         ratio = f"   x {middle[row.name] / middle[row.of]:.2f}" if row.of else ""
-        print(f"{row.name:20} {middle[row.name]:7.2f} s ({min(row.seconds):.2f} to {max(row.seconds):.2f}){ratio}")
+        say(f"{row.name:20} {middle[row.name]:7.2f} s ({min(row.seconds):.2f} to {max(row.seconds):.2f}){ratio}")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ..core.errors import ConfigError
 from ..core.packages import require
 from ..core.ranges import Range
+from ..core.screen import say
 from ..data.images import DaliConfig, WebDatasetConfig
 from ..data.latents import LatentsConfig
 from ..data.source import SourceConfig
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
 def benchmark_data_command(options: DataBenchmark, *, as_json: bool) -> int:
     result = measure(options)
-    print(json.dumps(result, indent=1) if as_json else describe(result))
+    say(json.dumps(result, indent=1) if as_json else describe(result))
     return 0
 
 

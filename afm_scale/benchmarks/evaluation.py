@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.random import tensor_generator
 from ..core.ranges import Range
+from ..core.screen import say
 from ..evaluation.running import Gaussian, RunningGaussian
 from ..evaluation.statistics import frechet_distance, precision_recall
 from ..run.arguments import add_number, request_of
@@ -101,9 +102,9 @@ def _print(request: EvaluationBenchmark, rows: list[_Row], features_mib: float, 
     if as_json:
         found = {"machine": machine, "request": asdict(request), "features_mib": features_mib,
                  "rows": [asdict(row) for row in rows]}
-        print(json.dumps(found, indent=1))
+        say(json.dumps(found, indent=1))
         return
-    print(f"{request.samples:,} samples x {request.dim:,} features, {request.members:,} members on either side; "
+    say(f"{request.samples:,} samples x {request.dim:,} features, {request.members:,} members on either side; "
           f"{machine['threads']} thread(s), {machine['cpu']}; the features alone: {features_mib:,.0f} MiB")
     for row in rows:
-        print(f"{row.name:22} {row.seconds:8.1f} s   peak memory so far {row.peak_mib:,.0f} MiB")
+        say(f"{row.name:22} {row.seconds:8.1f} s   peak memory so far {row.peak_mib:,.0f} MiB")

@@ -16,6 +16,7 @@ from .. import __version__
 from ..core.errors import ConfigError, RunError
 from ..core.files import refuse_to_replace
 from ..core.ranges import Range
+from ..core.screen import say
 from ..estimate.flops import PEAK_TFLOPS, known_gpu
 from ..parallel.agreement import check_same_on_all_ranks
 from ..parallel.launch import Ranks, launch
@@ -170,7 +171,7 @@ def _row(name: str, timing: Timing, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(answer: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps(answer, indent=1) if as_json else describe(answer))
+    say(json.dumps(answer, indent=1) if as_json else describe(answer))
 
 
 def describe(answer: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from ..core.errors import ConfigError, RunError, UserError
 from ..core.ranges import Range
+from ..core.screen import say
 from ..parallel.launch import Ranks
 from ..run.arguments import add_number, add_recipe, request_of
 from ..run.build import build_plan, build_state
@@ -167,14 +168,14 @@ def _print(request: TrafficBenchmark, config: RunConfig, found: Sequence[Traffic
             "plan": config.parallel.plan, "torch": torch.__version__, "step": "the first",
             "rows": [asdict(row) for row in found], "totals": [asdict(row) for row in totals],
         }
-        print(json.dumps(answer, indent=1))
+        say(json.dumps(answer, indent=1))
         return
     words = " ".join((request.recipe, *request.overrides))
-    print(f"{words}: first step on {request.ranks} rank(s) of gloo, plan {config.parallel.plan}, as one rank issues it")
-    print(f"{'turn':14} {'phase':9} {'of':14} {'kind':15} {'count':>6} {'bytes':>15}")
+    say(f"{words}: first step on {request.ranks} rank(s) of gloo, plan {config.parallel.plan}, as one rank issues it")
+    say(f"{'turn':14} {'phase':9} {'of':14} {'kind':15} {'count':>6} {'bytes':>15}")
     for row in (*found, *totals):
-        print(f"{row.turn:14} {row.phase:9} {row.network:14} {row.kind:15} {row.count:6,} {row.bytes:15,}")
-    print("bytes: of the whole tensor, as all-gathers leave it and as reductions take it")
+        say(f"{row.turn:14} {row.phase:9} {row.network:14} {row.kind:15} {row.count:6,} {row.bytes:15,}")
+    say("bytes: of the whole tensor, as all-gathers leave it and as reductions take it")
 
 
 def _totals(found: Sequence[Traffic]) -> Iterator[Traffic]:

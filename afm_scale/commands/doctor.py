@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
 
 from ..core.errors import ConfigError
+from ..core.screen import say
 from ..data.table import SOURCES, check_packages
 from ..ops.choice import choose, probe
+from ..run.tables import show_table
 from .doctor_data import doctor_data_command
 
 _BASE = (
@@ -51,14 +51,10 @@ def run(options: argparse.Namespace) -> int:
 def doctor_command(*, as_json: bool) -> int:
     findings = examine()
     if as_json:
-        print(json.dumps(findings, indent=2))
+        say(json.dumps(findings, indent=2))
         return 0
-    table = Table(title="afm_scale doctor", show_header=False, title_justify="left")
-    for section in findings.values():
-        for name, value in section.items():
-            table.add_row(name, str(value))
-        table.add_section()
-    Console(soft_wrap=True, markup=False).print(table)  # [dali] is an extra, no colour
+    sections = ([(name, str(value)) for name, value in section.items()] for section in findings.values())
+    show_table("afm_scale doctor", *sections)
     return 0
 
 

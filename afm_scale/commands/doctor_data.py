@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from ..core.errors import DataError
+from ..core.screen import in_plain_letters, say
 from ..data.description import DatasetDescription, read_description
 from ..packing.about import about
 from ..packing.verify import Problem, verify
+from ..run.tables import show_table
 
 _REASONS = 10
 
@@ -26,7 +26,7 @@ def doctor_data_command(folder: Path, *, as_json: bool) -> int:
     facts = about(folder, description)
     if as_json:
         findings = [{"file": one.file, "what": one.what, "harmless": one.harmless} for one in problems]
-        print(json.dumps({"data": facts, "whole": not broken, "problems": findings}, indent=2))
+        say(json.dumps({"data": facts, "whole": not broken, "problems": findings}, indent=2))
     else:
         _print(facts, problems)
     if broken:
@@ -44,27 +44,18 @@ def _verified(folder: Path, description: DatasetDescription) -> list[Problem]:
 
 
 def _print(facts: dict[str, Any], problems: list[Problem]) -> None:
-    table = Table(title="afm_scale doctor --data", show_header=False, title_justify="left")
     fewest, most = facts["samples of a class"].values()
     refused = facts["refused when packed"]
     values = {**facts, "samples of a class": f"{fewest} to {most}", "refused when packed": refused["files"]}
     for name in ("samples", "classes", "shards", "bytes", "refused when packed"):
         values[name] = f"{values[name]:,}"
-    for name, value in values.items():
-        table.add_row(name, _shown(value))
+    rows = [(name, str(value)) for name, value in values.items()]
     by_reason = list(refused["by reason"].items())
-    for reason, count in by_reason[:_REASONS]:
-        table.add_row("", _shown(f"{count:,}: {reason}"))
+    rows += [("", f"{count:,}: {reason}") for reason, count in by_reason[:_REASONS]]
     if len(by_reason) > _REASONS:
-        table.add_row("", f"and {len(by_reason) - _REASONS} more reasons: --json lists them all")
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    console.print(table)
+        rows.append(("", f"and {len(by_reason) - _REASONS} more reasons: --json lists them all"))
+    show_table("afm_scale doctor --data", rows)
     for problem in problems:
-        console.print(_shown(f"{'note: ' if problem.harmless else ''}{problem.file}: {problem.what}"))
+        say(in_plain_letters(f"{'note: ' if problem.harmless else ''}{problem.file}: {problem.what}"))
     if all(problem.harmless for problem in problems):
-        console.print("whole: every byte is what was packed")
-
-
-def _shown(text: str) -> str:
-    """With escapes for what no terminal shows: a file's name need not be text."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        say("whole: every byte is what was packed")

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..core.errors import DataError, UserError
 from ..core.packages import require
 from ..core.ranges import Range
+from ..core.screen import say
 from ..data.description import ImageContent, LatentContent, file_sha256
 from ..data.images import decoded_image
 from ..data.latents import MEMBERS
@@ -119,7 +120,7 @@ def encode_command(request: EncodeRequest) -> int:
                 if ranks.rank == 0:
                     _finish(job)
         if ranks.rank == 0:
-            print(f"{job.images.num_samples} samples and their mirror images encoded in {request.out}")
+            say(f"{job.images.num_samples} samples and their mirror images encoded in {request.out}")
     return 0
 
 

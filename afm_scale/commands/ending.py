@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
-import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..core.errors import RunError, UserError
+from ..core.errors import EXIT_DONE, EXIT_FAILURE, RunError, UserError
+from ..core.screen import flush, note, say, take_over
 from ..run.arguments import parse
 from .table import COMMANDS, Command, Table
 
@@ -20,8 +22,23 @@ PATIENCE_SECONDS = 10.0  # for rank 0 to speak: it may still be importing when a
 
 
 def main(*command: str) -> NoReturn:
-    """Runs what the command line says, after the words of `command`, and ends the process with its exit code."""
-    leave(run([*command, *sys.argv[1:]]))
+    """Runs what the command line says, after the words of `command`, and ends the process with its exit code.
+
+    What was done decides the code. After it nothing is asked but that what was said is on its way to the screen.
+    """
+    _speak_utf8()
+    take_over()
+    code = EXIT_FAILURE
+    try:
+        code = run([*command, *sys.argv[1:]])
+    except SystemExit as end:  # of argparse
+        code = end.code if isinstance(end.code, int) else EXIT_DONE if end.code is None else EXIT_FAILURE
+    except KeyboardInterrupt:
+        note("interrupted")
+        code = 128 + signal.SIGINT
+    except BaseException:
+        note(traceback.format_exc().rstrip())
+    leave(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -50,27 +67,31 @@ def tell(error: RunError, *, patience: float = PATIENCE_SECONDS) -> int:
     from ..core.place import rank_of  # here: torch comes with it, which takes seconds that --help need not wait
 
     rank = rank_of(os.environ)
-    text = str(error).encode(errors="backslashreplace").decode()  # names of files need not be text
     if rank == 0:
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        note(f"error: {error}")
     else:
         time.sleep(patience)
         if not error.is_of_all_ranks:
-            print(f"error on rank {rank}: {text}", file=sys.stderr, flush=True)
+            note(f"error on rank {rank}: {error}")
     return error.exit_code
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process without the interpreter's own clean-up, in which gloo's threads were once seen to abort.
+    """Ends the process at once, without the interpreter's own clean-up.
 
-    Threads that are not daemons (a checkpoint being written) are waited for, as the interpreter would.
+    Gloo's threads were seen to abort in it, and it waits for every thread of a library that is no daemon: the last one
+    of the compiler's pool never ends. A save that is under way has been waited for by who began it
+    (`CheckpointManager.settle`); a collective that a lost rank does not answer is not.
     """
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)
+
+
+def _speak_utf8() -> None:
+    """Starts again where the locale is ASCII: Python could then neither name nor write a folder that is not."""
+    if sys.getfilesystemencoding() == "ascii":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes of this one
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _find(arguments: Sequence[str]) -> tuple[list[str], Command, list[str]]:
@@ -79,7 +100,7 @@ def _find(arguments: Sequence[str]) -> tuple[list[str], Command, list[str]]:
     for depth, word in enumerate([*arguments, ""]):
         words = list(arguments[:depth])
         if word in ("", "-h", "--help"):
-            print(_overview(words, table), file=sys.stdout if word else sys.stderr)
+            (say if word else note)(_overview(words, table))
             raise SystemExit(0 if word else UserError.exit_code)
         if word not in table:
             near = difflib.get_close_matches(word, table, n=1, cutoff=0.5)

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
 from ..core.files import make_folder, refuse_to_replace
 from ..core.ranges import LARGEST_WHOLE, MANY, Range
 from ..core.run_folder import RunFolder
+from ..core.screen import say
 from ..core.typed import build
 from ..core.types import Role
 from ..evaluation.features.extractor import Extractor, FeaturesConfig
@@ -34,6 +31,7 @@ from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..run.features import build_extractor
 from ..run.load import parse_yaml
+from ..run.tables import show_table
 from ..sampling.drawing import DrawnImages, LabelChoice, classes_of, describe_labels
 
 NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all
@@ -254,20 +252,13 @@ def _report(
 
 def _print(request: EvaluateRequest, report: dict[str, Any]) -> None:
     if request.as_json:
-        print(json.dumps(report, indent=2))
+        say(json.dumps(report, indent=2))
         return
-    table = Table(title=escape(str(request.target)), show_header=False, title_justify="left")
     names = {**_NAMES, **(_INCEPTION_NAMES if report["features"].startswith("inception") else {})}
-    for name, value in report["figures"].items():
-        if value is not None:
-            table.add_row(escape(names[name]), f"{value:.5g}")
-    table.add_section()
-    for name, text in _circumstances(request, report).items():
-        table.add_row(name, escape(text))
-    console = Console(soft_wrap=True)
-    console.print(table)
+    figures = [(names[name], f"{value:.5g}") for name, value in report["figures"].items() if value is not None]
+    show_table(str(request.target), figures, list(_circumstances(request, report).items()))
     for note in report["notes"]:
-        console.print(f"- {escape(note)}", highlight=False)
+        say(f"- {note}")
 
 
 def _circumstances(request: EvaluateRequest, report: dict[str, Any]) -> dict[str, str]:

@@ -15,11 +15,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from ..core.errors import UserError
 from ..core.ranges import LARGEST_WHOLE, Range
+from ..core.screen import say
 from ..core.typed import build
 from ..core.types import Batch, Role
 from ..data.toys.mixture2d import ClassMixture, Mixture2DConfig
@@ -27,6 +26,7 @@ from ..evaluation.toys.mixture2d import ClassQuality, class_quality, data_sample
 from ..parallel.launch import Ranks
 from ..run.arguments import add_number
 from ..run.checkpoints import on_device, open_checkpoint
+from ..run.tables import show_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def guidance_figure_command(request: GuidanceFigure) -> int:
     _print_table({
         name: [class_quality(batch.x, batch.y, mixture) for batch in batches] for name, batches in samples.items()
     })
-    print(f"picture: {request.picture}")
+    say(f"picture: {request.picture}")
     return 0
 
 
@@ -99,11 +99,11 @@ def _samples_of(folder: Path, request: GuidanceFigure) -> tuple[Batch, ClassMixt
 
 
 def _print_table(found: Mapping[str, Sequence[ClassQuality]]) -> None:
-    table = Table("", "runs", *(field.name.replace("_", " ") for field in fields(ClassQuality)))
+    rows = []
     for name, qualities in found.items():
         columns = zip(*map(astuple, qualities), strict=True)
-        table.add_row(name, str(len(qualities)), *map(_mean, columns))
-    Console(soft_wrap=True).print(table)
+        rows.append((name, str(len(qualities)), *map(_mean, columns)))
+    show_table(None, rows, columns=("", "runs", *(field.name.replace("_", " ") for field in fields(ClassQuality))))
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..checkpoint.manifest import Manifest, whole_manifest
 from ..checkpoint.names import group_of
 from ..checkpoint.sums import compare
 from ..checkpoint.tensors import digest
+from ..core.screen import note, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     path, manifest = of_newest_whole(
         options.checkpoint, candidates(options.checkpoint), _compared,
-        lambda path, reason: print(reason, file=sys.stderr), do="Name another run or another checkpoint",
+        lambda path, reason: note(reason), do="Name another run or another checkpoint",
     )
-    print(json.dumps(asdict(manifest), indent=1) if options.json else describe(path, manifest))
+    say(json.dumps(asdict(manifest), indent=1) if options.json else describe(path, manifest))
     if options.digest:
-        print(digest(path))
+        say(digest(path))
     return 0
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..core.ranges import LARGEST_WHOLE, Range
+from ..core.screen import say
 from ..data.description import DatasetDescription
 from ..packing.recode import Recode
 from ..packing.shards import DEFAULT_SHARD_MB, MakeShardsConfig, make_shards
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         source=options.source, out=options.out, recode=recode, num_shards=options.shards, shard_mb=options.shard_mb,
         workers=options.workers, seed=options.seed,
     )
-    print(summary(config, make_shards(config)))
+    say(summary(config, make_shards(config)))
     return 0
 
 

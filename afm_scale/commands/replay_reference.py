@@ -25,6 +25,7 @@ from ..core.files import read_regular
 from ..core.random import Positions
 from ..core.ranges import Range
 from ..core.schedules import Constant, Cosine
+from ..core.screen import say
 from ..core.strict_json import parse_json
 from ..core.types import PUBLISHED, Batch, Loss, Role, networks_of
 from ..flow.guidance import FlowGuidance, PlainGuidance
@@ -71,11 +72,11 @@ def run(options: argparse.Namespace) -> int:
     results = {str(case): replay(case) for case in options.cases}
     largest = {case: max(errors.values()) for case, errors in results.items()}
     if options.json:
-        print(json.dumps({case: {"max_error": largest[case], **errors} for case, errors in results.items()}, indent=2))
+        say(json.dumps({case: {"max_error": largest[case], **errors} for case, errors in results.items()}, indent=2))
     else:
         for case, errors in results.items():
             parts = ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items())
-            print(f"{case}: max error {largest[case]:.2e}  ({parts})")
+            say(f"{case}: max error {largest[case]:.2e}  ({parts})")
     return int(any(not error <= options.tolerance for error in largest.values()))
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..core.errors import UserError
 from ..core.files import make_folder, refuse_to_replace
 from ..core.ranges import LARGEST_WHOLE, MANY, Range
+from ..core.screen import say
 from ..core.types import Role
 from ..evaluation.images.encoded import image_files
 from ..evaluation.images.stamp import Stamp, check_replaceable, claim_folder, name_of
@@ -94,10 +95,10 @@ def sample_command(request: SampleRequest) -> int:
         _draw(request, drawing, ranks, sheets)
         with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
             for written in sheets.write() if sheets else ():
-                print(written)
+                say(str(written))
         if ranks.rank == 0:
             by = f", decoded by {decoder.name}" if decoder else ""
-            print(
+            say(
                 f"{request.num} images of {checkpoint.path} in {request.out}; {stream.num_steps} step(s), seed "
                 f"{request.seed}, labels: {describe_labels(request.labels)}{by}"
             )

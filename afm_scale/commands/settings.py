@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 from ..core.errors import ConfigError
+from ..core.screen import say
 from ..core.typed import nearest
 from ..run.config import RunConfig
 from ..run.settings import Setting, settings_of
@@ -35,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = settings_of(RunConfig)
     if options.markdown:
-        print(as_page(settings), end="")
+        say(as_page(settings), end="")
     elif options.key is None:
-        print("\n".join(_in_one_line(setting) for setting in settings if not setting.is_inner))
+        say("\n".join(_in_one_line(setting) for setting in settings if not setting.is_inner))
     else:
-        print("\n\n".join(map(_in_full, matching(options.key, settings))))
+        say("\n\n".join(map(_in_full, matching(options.key, settings))))
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..core.errors import UserError
 from ..core.ranges import Range
+from ..core.screen import say
 from ..run.arguments import add_number, add_recipe
 from ..run.check import check
 from ..run.config import RunConfig
@@ -34,9 +35,9 @@ def show_command(recipe: str, overrides: Sequence[str], num_ranks: int = 1) -> i
         raise UserError(f"--ranks {num_ranks}: wanted 1 or more")
     config = load(RunConfig, recipe, overrides).resolved()
     check(config, num_ranks)
-    print(dump_yaml(config), end="")
-    print(f"# On {num_ranks} rank(s), on this machine:")
+    say(dump_yaml(config), end="")
+    say(f"# On {num_ranks} rank(s), on this machine:")
     for setting, value in left_open(config, num_ranks).items():
-        print(f"#   {setting}: {value}")
+        say(f"#   {setting}: {value}")
     check_ready(config, may_be_open=True)  # last: a recipe for another machine is seen all the same
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -13,13 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
 from ..core.holding import Held, hold
 from ..core.run_folder import RunFolder
+from ..core.screen import note
 from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
 from ..parallel.describe import in_one_line
 from ..parallel.launch import Ranks, launch
@@ -34,6 +31,7 @@ from ..run.load import dump_yaml, load
 from ..run.origin import origin_of, write_records
 from ..run.ready import check_ready
 from ..run.start import start
+from ..run.tables import show_table
 from ..train.loop import train
 from ..train.state import TrainState
 
@@ -89,7 +87,7 @@ def _run(
         described = plan.describe({role.value: player.module for role, player in state.players.items()})
         changed = (f"changed: {change}" for change in look.changes)
         told = (f"{config.run.folder}: {where}", *changed, in_one_line(described))
-        print("\n".join(told), file=sys.stderr, flush=True)
+        note("\n".join(told))
     first_step, began = state.step, time.monotonic()
     train(state, plan, config.loop, observers.hooks)
     seconds = time.monotonic() - began
@@ -98,10 +96,7 @@ def _run(
         if stopped_by is None:
             _report(config, ranks, plan, state, seconds, state.step - first_step)
         elif plan.rank == 0:
-            print(
-                f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on",
-                file=sys.stderr, flush=True,
-            )
+            note(f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on")
     return stopped_by
 
 
@@ -123,16 +118,13 @@ def _report(
 
 
 def _print_table(summary: dict[str, Any], folder: RunFolder, picture: Path | None) -> None:
-    table = Table(title=f"{folder.path} at step {summary['step']}", show_header=False, title_justify="left")
-    for name, value in summary.get("quality", {}).items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    table.add_section()
+    quality = [
+        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        for name, value in summary.get("quality", {}).items()
+    ]
     minutes, seconds = divmod(round(summary["training_seconds"]), 60)
-    table.add_row("training time", f"{minutes} min {seconds:02d} s for {summary['steps_in_this_process']} steps")
-    table.add_section()
+    took = ("training time", f"{minutes} min {seconds:02d} s for {summary['steps_in_this_process']} steps")
     places = {"picture": picture, "summary": folder.summary, "metrics": folder.metrics,
               "checkpoints": folder.checkpoints}
-    for name, place in places.items():
-        if place is not None:
-            table.add_row(name, str(place))
-    Console(soft_wrap=True).print(table)
+    written = [(name, str(place)) for name, place in places.items() if place is not None]
+    show_table(f"{folder.path} at step {summary['step']}", quality, [took], written)

@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,7 @@ from typing import Annotated, NamedTuple
 from .errors import UserError
 from .files import explained_write, open_descriptor, open_in_place, read_regular
 from .ranges import Range
+from .screen import note
 from .typed import Mistake, build, to_mapping
 
 LOCK_NAME, RECORD_NAME = ".lock", ".held"
@@ -210,7 +210,7 @@ def take(folder: Path, me: Holder, has_lock: bool, beat_seconds: float) -> None:
             return
         whom = holder or "a process whose record cannot be read"
         seconds = MISSED_BEATS * beat_seconds
-        print(f"{folder} was left by {whom}: watching for {seconds:g} s whether it lives", file=sys.stderr, flush=True)
+        note(f"{folder} was left by {whom}: watching for {seconds:g} s whether it lives")
         if _changes(record, seen, seconds, beat_seconds):
             raise _refusal(folder, _holder_in(_look(record)) or holder)
         _write(record, me)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ..core.errors import EXIT_STOPPED_BY_SIGNAL, DataError, RunError
 from ..core.files import append_regular, explained_write, open_regular
+from ..core.screen import errors, note
 from ..data.transforms import ImageError
 from .originals import Original, Reader
 from .recode import Recode
@@ -175,7 +175,7 @@ class _Progress:
 
     def __init__(self, *, done: int, total: int) -> None:
         self._total = total
-        self._bar = tqdm(initial=done, total=total, unit="image") if sys.stderr.isatty() else None
+        self._bar = tqdm(initial=done, total=total, unit="image") if errors().isatty() else None
         self._next_line = time.monotonic()
         self._shown = done
 
@@ -190,6 +190,6 @@ class _Progress:
         if self._bar is not None:
             self._bar.update(done - self._shown)
         elif time.monotonic() >= self._next_line or (done == self._total and self._shown < done):
-            print(f"{done:,} of {self._total:,} images", file=sys.stderr, flush=True)
+            note(f"{done:,} of {self._total:,} images")
             self._next_line = time.monotonic() + _LINE_SECONDS
         self._shown = done

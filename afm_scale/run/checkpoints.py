@@ -4,7 +4,6 @@ card to a network."""
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -22,6 +21,7 @@ from ..checkpoint.tensors import first_mismatch, read_tensors
 from ..core.errors import CheckpointError, ConfigError, TornError
 from ..core.files import read_regular
 from ..core.place import rank_of
+from ..core.screen import note
 from ..core.typed import build, to_mapping
 from ..core.types import Role
 from ..flow.path import Prediction
@@ -169,7 +169,7 @@ def open_checkpoint(path: Path, *, holds: Role | None = None, card_alone: bool =
 
 def _tell(line: str) -> None:
     if rank_of(os.environ) == 0:
-        print(line, file=sys.stderr, flush=True)
+        note(line)
 
 
 def on_device(config: ParallelConfig, device: Device | None) -> ParallelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated, TextIO
@@ -10,6 +9,7 @@ from typing import Annotated, TextIO
 from tqdm import tqdm
 
 from ...core.ranges import Range
+from ...core.screen import errors, note
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .surroundings import Surroundings
@@ -32,7 +32,7 @@ class ConsoleHook(QuietHook):
 
     def __init__(self, config: ConsoleConfig, *, total_steps: int, stream: TextIO | None = None) -> None:
         self._total_steps = total_steps
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = errors() if stream is None else stream
         self._show_bar = self._stream.isatty()
         self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
         self._bar: tqdm | None = None
@@ -74,7 +74,7 @@ class ConsoleHook(QuietHook):
             f"data wait {self._data_seconds / seconds:.0%}", f"{_clock(seconds_left)} left",
         ])
         if self._bar is None:
-            print(text, file=self._stream, flush=True)
+            note(text, self._stream)
         else:
             self._bar.n = report.step
             self._bar.set_description_str(text)

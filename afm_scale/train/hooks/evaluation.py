@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from tqdm import tqdm
 
+from ...core.screen import errors
 from ..evaluation import Evaluate, Evaluation, Listener
 from ..failures import Failures
 from ..state import TrainState
@@ -79,7 +79,7 @@ def note_in(notes: dict[str, float]) -> Listener:
 def tell(found: Evaluation) -> None:
     """Prints one line on the terminal, above the bar if there is one. For rank 0 alone."""
     figures = "  ".join(f"{name} {value:.4g}" for name, value in found.figures.items())
-    tqdm.write(f"evaluation at step {found.step}: {figures}  ({found.seconds:.1f} s)", file=sys.stderr)
+    tqdm.write(f"evaluation at step {found.step}: {figures}  ({found.seconds:.1f} s)", file=errors())
 
 
 def build(config: EvaluationConfig, around: Surroundings) -> EvaluationHook:
