@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Help and words that no option takes end it by SystemExit, as argparse does.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a rank that is gone costs a page of C++ frames
     try:
         words, command, rest = _find(arguments)
         parser = argparse.ArgumentParser(
@@ -66,6 +67,8 @@ def tell(error: RunError, *, patience: float = PATIENCE_SECONDS) -> int:
     """
     from ..core.place import rank_of  # here: torch comes with it, which takes seconds that --help need not wait
 
+    if error.is_told:
+        return error.exit_code
     rank = rank_of(os.environ)
     if rank == 0:
         note(f"error: {error}")

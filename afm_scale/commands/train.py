@@ -47,7 +47,8 @@ def run(options: argparse.Namespace) -> int:
 def train_command(recipe: str, overrides: Sequence[str]) -> int:
     """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
     config = load(RunConfig, recipe, overrides).resolved()
-    with ExitStack() as afterwards, launch(config.parallel) as ranks:
+    log_of = RunFolder(config.run.folder).rank_log
+    with ExitStack() as afterwards, launch(config.parallel, log_of=log_of) as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
         check(config, ranks.world_size)
         with agreed():

@@ -13,6 +13,7 @@ class RunError(Exception):
 
     exit_code = EXIT_FAILURE
     is_of_all_ranks = False  # true once they have agreed on it, so that one of them may speak for all
+    is_told = False  # true once it is on the screen, or left to another rank to tell
 
     def of_all_ranks(self) -> RunError:
         self.is_of_all_ranks = True

@@ -25,6 +25,7 @@ class RunFolder:
         tensorboard/  samples/  skipped/
         checkpoints/          step_00001234/ ...
         discriminators/       step_00001234/ ..., earlier discriminators that may come back
+        rank_00001.log        where a rank was when it lost the others
         .lock  .held          who is writing here now (`core.holding`)
     """
 
@@ -77,6 +78,9 @@ class RunFolder:
     @property
     def discriminators(self) -> Path:
         return self.path / "discriminators"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"rank_{rank:05d}.log"
 
     def read_events(self) -> Iterator[Mapping[str, Any]]:
         """Yields {"time", "kind", ...} in the order of writing; a last line that a kill tore is left out.

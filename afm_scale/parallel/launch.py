@@ -10,46 +10,60 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import constants, distributed_c10d
 
 from ..core.errors import ConfigError
 from ..core.place import Place
 from .config import ParallelConfig
+from .meeting import Meeting
 from .precision import fp8_error
 from .process import configure_process, set_environment
+from .watch import Watch
 
 DEFAULT_MASTER_PORT = 29500  # torchrun's
 
 
 @dataclass(frozen=True)
 class Ranks(AbstractContextManager["Ranks"]):
-    """This process among the others. Leaving the context, or `shutdown`, ends the process group."""
+    """This process among the others. Leaving the context, or `shutdown`, ends the process group.
+
+    After an error among several ranks it is left as it is: to end it would wait for collectives that never end. The
+    process has to end. An error that only says that other ranks are gone becomes the LostRank that `watch` makes of it.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
+    watch: Watch | None = field(default=None, repr=False, compare=False)  # None: there are no others
 
     @property
     def place(self) -> Place:
         return Place(self.rank, self.world_size, self.device)
 
     def shutdown(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+        _limit_new_groups(constants.default_pg_timeout, constants.default_pg_nccl_timeout)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.shutdown()
+        if error is None or self.watch is None:
+            self.shutdown()
+        elif (lost := self.watch.explained(error)) is not None:
+            raise lost from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +77,53 @@ class Announcement:
     address: tuple[str, int] | None
 
 
-def launch(config: ParallelConfig) -> Ranks:
+def launch(config: ParallelConfig, *, log_of: Callable[[int], Path] | None = None) -> Ranks:
     """Joins the process group: gloo for tensors on the CPU and, with GPUs, NCCL for those on the GPU.
 
-    Sets this process's device and its arithmetic (TF32, deterministic kernels). Raises ConfigError, the same one on
-    every rank, if the device or what is wanted of it is not there, and on its own rank if the launcher's variables make
-    no sense.
+    Sets this process's device and its arithmetic (TF32, deterministic kernels). `log_of` says where a rank writes the
+    traceback of losing the others. Raises ConfigError, the same one on every rank, if the device or what is wanted of
+    it is not there, and on its own rank if the launcher's variables make no sense or the others are not found.
     """
     announced = announcement_of(os.environ)
     _die_with_launcher()
     timeout = timedelta(seconds=config.timeout_seconds)
-    store = _meet(announced, timeout)
+    meeting = _meeting(announced, timeout)
+    store = dist.HashStore() if meeting is None else meeting.meet()  # in memory: one rank needs neither port nor file
+    store.set_timeout(timeout)
     set_environment(config)  # before CUDA starts, which reads it
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", announced.local_rank) if on_gpu else torch.device("cpu")
+    watch = None
+    if meeting is not None:
+        watch = Watch(
+            announced.rank, announced.world_size, meeting.leads_host, meeting.connect, config.timeout_seconds,
+            None if log_of is None else log_of(announced.rank),
+        )
+        watch.start()
+    ranks = Ranks(announced.rank, announced.local_rank, announced.world_size, device, watch)
+    try:
+        _join(ranks, config, announced, store)
+    except BaseException as error:
+        ranks.__exit__(type(error), error, error.__traceback__)
+        raise
+    return ranks
+
+
+def _join(ranks: Ranks, config: ParallelConfig, announced: Announcement, store: dist.Store) -> None:
+    on_gpu = ranks.device.type == "cuda"
     error = _gpu_error(announced) if on_gpu else ""
     if on_gpu and not error:
-        torch.cuda.set_device(device)
-    error = error or (fp8_error(device) if config.precision == "fp8" else "")
-    _agree_in(store, announced, error or _configured(config, device))
+        torch.cuda.set_device(ranks.device)
+    error = error or (fp8_error(ranks.device) if config.precision == "fp8" else "")
+    _agree_in(store, announced, error or _configured(config, ranks.device))
+    if ranks.watch is not None:
+        ranks.watch.look_at_rank_0()
+    timeout = timedelta(seconds=config.timeout_seconds)
+    _limit_new_groups(timeout, timeout)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=announced.rank, world_size=announced.world_size,
-        timeout=timeout, device_id=device if on_gpu else None,
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.world_size,
+        timeout=timeout, device_id=ranks.device if on_gpu else None,
     )
-    return Ranks(announced.rank, announced.local_rank, announced.world_size, device)
 
 
 def announcement_of(environment: Mapping[str, str]) -> Announcement:
@@ -115,7 +152,12 @@ def announcement_of(environment: Mapping[str, str]) -> Announcement:
                 f"{names[2]} to run one process alone"
             )
         port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else DEFAULT_MASTER_PORT
-        address = (environment["MASTER_ADDR"], port)
+        if not 0 < port < 2**16:
+            raise ConfigError(
+                f"MASTER_PORT={port} (MASTER_ADDR={environment['MASTER_ADDR']}): a port is a number from 1 to 65535; "
+                f"rank {rank} of {world_size} has not looked for the others. Choose a free one, the same for every rank"
+            )
+        address = (environment["MASTER_ADDR"].strip("[]"), port)  # an IPv6 address may stand in brackets
     local_world_size = _number(environment, names[3]) if names[3] in environment else None
     return Announcement(
         rank=rank, local_rank=local_rank, world_size=world_size, local_world_size=local_world_size, address=address
@@ -132,14 +174,22 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(found)
 
 
-def _meet(announced: Announcement, timeout: timedelta) -> dist.Store:
+def _meeting(announced: Announcement, timeout: timedelta) -> Meeting | None:
     if announced.address is None:
-        return dist.HashStore()  # in memory: one rank needs neither port nor file
+        return None
     host, port = announced.address
-    host = f"[{host}]" if ":" in host else host  # IPv6
-    store, _, _ = next(rendezvous(f"tcp://{host}:{port}", announced.rank, announced.world_size, timeout=timeout))
-    store.set_timeout(timeout)
-    return store
+    return Meeting(
+        rank=announced.rank, world_size=announced.world_size, leads_host=announced.local_rank == 0, host=host,
+        port=port, limit=timeout.total_seconds(),
+    )
+
+
+def _limit_new_groups(timeout: timedelta, of_nccl: timedelta | None) -> None:
+    """The time limit of groups that are made without one: by our own parts, by meshes, by DeepSpeed and by Megatron.
+
+    torch has no setting for it; its default is half an hour.
+    """
+    distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout = timeout, of_nccl
 
 
 def _gpu_error(announced: Announcement) -> str:

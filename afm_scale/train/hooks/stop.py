@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from ...core.words import STANDING
 from ...parallel.agreement import agree
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
@@ -52,11 +53,13 @@ class StopHook(QuietHook):
         return signal.Signals(self._agreed) if 0 < self._agreed < _FAILED else None
 
     def on_start(self, state: TrainState) -> None:
+        STANDING.step = state.step
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
         self._agree(state)  # the other hooks may have failed to start on one rank
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
+        STANDING.step = state.step
         self._read()
         if not self._agreed:
             self._ask()

@@ -1,0 +1,144 @@
+"""What a rank says of itself while it works: which process it is, and where in the program it stands."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Literal
+
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
+_WAITING = f"torch{os.sep}distributed{os.sep}distributed_c10d.py"
+_NOWHERE = "no line of afm_scale"
+
+ProcessState = Literal["gone", "stopped", "running", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """The last thing that is known of a rank."""
+
+    count: int  # of its words; one that does not grow is of a rank that is silent
+    step: int | None  # completed steps, in a run that trains
+    place: str  # where its main thread stands
+    waits: bool  # whether that is seen to be a wait for other ranks
+    motionless: float  # seconds at that place
+    host: str
+    pid: int
+    process: str  # of all processes of this host, which one has the pid
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: bytes) -> Word:
+        return cls(**json.loads(text))
+
+    def __str__(self) -> str:
+        return f"{'before its first step' if self.step is None else f'at step {self.step}'}, in {self.place}"
+
+    def state(self) -> ProcessState:
+        """What the system says of the process; unknown on another host, and where there is no /proc."""
+        if self.host != socket.gethostname() or not Path("/proc/self/stat").exists() or not self._is_of_our_system():
+            return "unknown"
+        if _identity(self.pid) != self.process:
+            return "gone"
+        letter = _stat(self.pid)[0]
+        return "gone" if letter in "ZX" else "stopped" if letter in "Tt" else "running"
+
+    def kill(self) -> None:
+        """Ends a process that cannot end itself, if it is one of this host and still the same."""
+        if self.state() in ("stopped", "running") and self.pid != os.getpid():
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except OSError:  # of another user, or gone by now
+                pass
+
+    def _is_of_our_system(self) -> bool:
+        """Containers may have a host's name in common, but then number their processes by themselves."""
+        return self.process.split()[0] == _namespace()
+
+
+class Standing:
+    """Where this process's main thread is, looked at from another thread."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self._count = 0
+        self._seen: object = None
+        self._since = 0.0
+        self._failed: tuple[str, bool] | None = None
+
+    def forgive(self, seconds: float) -> None:
+        """Does not count a time in which the whole process was stopped."""
+        self._since += seconds
+
+    def failed_in(self, trace: TracebackType | None) -> None:
+        """From now on the main thread is where an error was met: in a wait for others."""
+        places = [(frame, number) for frame, number in traceback.walk_tb(trace) if _is_ours(frame)]
+        self._failed = (_line(*places[-1]) if places else _NOWHERE), True
+
+    def word(self, now: float) -> Word:
+        """To be asked for often: how long the main thread has been motionless is counted between the looks."""
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        seen = (id(frame), None if frame is None else frame.f_lasti, self.step)
+        if seen != self._seen and self._failed is None:
+            self._seen, self._since = seen, now
+        self._count += 1
+        place, waits = self._failed or _place(frame)
+        return Word(
+            count=self._count, step=self.step, place=place, waits=waits, motionless=round(now - self._since, 1),
+            host=socket.gethostname(), pid=os.getpid(), process=_identity(os.getpid()),
+        )
+
+
+STANDING = Standing()  # of this process, as its main thread is
+
+
+def _place(frame: FrameType | None) -> tuple[str, bool]:
+    """The innermost line of this package, and whether it is seen to wait for other ranks."""
+    waits = False
+    while frame is not None:
+        if _is_ours(frame):
+            line = _line(frame, frame.f_lineno)
+            return line, waits or ".wait()" in line
+        waits = waits or frame.f_code.co_filename.endswith(_WAITING)
+        frame = frame.f_back
+    return _NOWHERE, waits
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def _line(frame: FrameType, number: int) -> str:
+    name = frame.f_code.co_filename
+    text = linecache.getline(name, number).partition("  #")[0].strip()
+    return f"{name.removeprefix(_PACKAGE)} line {number}, `{text}`"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: a letter for the state first; X where there is no process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["X", *["0"] * 30]
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "-"
+
+
+def _identity(pid: int) -> str:
+    return f"{_namespace()} {pid} {_stat(pid)[19]}"  # field 22: when the process started

@@ -1,0 +1,262 @@
+"""Ends all ranks, with one message, when one of them fails, falls silent or falls behind.
+
+Every second a thread of each rank leaves a word in the store where the ranks met: its step and the line it is at. A
+rank whose collective fails looks at the words of the others. The first rank that has something to say writes it into
+the store, and it alone speaks: with its own error, or with the name of the rank that no longer answers. The others
+leave without a word on the screen; their tracebacks go to a log in the run's folder.
+
+Nothing here waits for a collective, nor for the store without a limit: rank 0, where the store lives if no launcher has
+one, may be the rank that is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ..core.errors import EXIT_FAILURE, RunError
+from ..core.files import append_regular
+from ..core.screen import note_at_once
+from ..core.words import STANDING, Word
+from .verdict import Observer, Verdict, is_of_others, leave_after, of_behind, of_silent, within
+
+PERIOD_SECONDS = 1.0  # between the words of a rank, of many ranks
+SILENT_SECONDS = 5.0  # a rank that leaves no word for so long while it is watched is silent
+GRACE_SECONDS = 15.0  # for a save that is under way, once it is known that the run ends
+
+
+class LostRank(RunError):
+    """Another rank failed, fell silent or fell behind, and this one cannot go on without it."""
+
+
+class Watch:
+    """One rank's look at the others, from `start` to `close`."""
+
+    def __init__(
+        self, rank: int, world_size: int, leads_host: bool, connect: Callable[[], dist.Store], timeout: float,
+        log: Path | None,
+    ) -> None:
+        """`connect` opens a connection to the store that nothing else uses: a call of another thread would block it."""
+        self._rank, self._world_size, self._leads_host = rank, world_size, leads_host
+        self._me = Observer(rank, world_size, timeout)
+        self._timeout, self._log = timeout, log
+        self._connect = connect
+        self._patience = min(SILENT_SECONDS, max(2.0, timeout / 2))
+        self._grace = min(GRACE_SECONDS, max(2.0, timeout))
+        self._period = min(PERIOD_SECONDS, 0.1 + world_size / 100)
+        self._closed = threading.Event()
+        self._ending = threading.Lock()
+        self._word = STANDING.word(time.monotonic())
+        self._of_rank_0: Word | None = None
+        self._answered = time.monotonic()
+        self._verdict: Verdict | None = None
+        self._known_since = 0.0
+        self._lost = ""  # why the store no longer answers
+
+    def start(self) -> None:
+        """Opens the connection. Raises torch's DistError if there is none to be had."""
+        self._store = self._connect()
+        self._speak()
+        for work in (self._speak_on, self._supervise):
+            threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True).start()
+
+    def look_at_rank_0(self) -> None:
+        """To be called once rank 0 is known to have started: if its store falls silent, it is known who that was."""
+        self._of_rank_0 = Word.decode(self._store.get("watch/word/0"))
+
+    def close(self) -> None:
+        """At the end of the work. Rank 0 waits a moment for the others, who may still look into its store."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+
+        def leave() -> None:
+            self._store.add("watch/left", 1)
+            while self._rank == 0 and self._store.add("watch/left", 0) < self._world_size:
+                time.sleep(0.02)
+
+        within(self._patience, leave)
+
+    def explained(self, error: BaseException) -> RunError | None:
+        """What to raise in the place of an error that ends this rank's work; None: the error itself.
+
+        A LostRank for one that only says that the others are gone, late or at their end. It is told already, by this
+        rank or another. From here on the process has a little time to leave.
+        """
+        if isinstance(error, RunError) and error.is_of_all_ranks:
+            self._closed.set()  # they leave together
+            return None
+        if not is_of_others(error):
+            self._end_of(error)
+            return None
+        STANDING.failed_in(error.__traceback__)
+        self._word = STANDING.word(time.monotonic())
+        with self._ending:
+            verdict = self._verdict or self._look(failed=True)
+            self._closed.set()
+            self._tell(verdict)
+            self._write_log(traceback.format_exception(error))
+        leave_after(self._grace, verdict.exit_code)
+        lost = LostRank(verdict.text)
+        lost.exit_code, lost.is_told = verdict.exit_code, True
+        return lost
+
+    def _end_of(self, error: BaseException) -> None:
+        """This rank's own error: it is told by this rank alone, unless another's was first."""
+        code = error.exit_code if isinstance(error, RunError) else EXIT_FAILURE
+        with self._ending:
+            mine = Verdict(
+                by=self._rank, host=self._word.host, exit_code=code,
+                text=str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}",
+            )
+            verdict = within(self._patience, lambda: self._first(mine)) or mine
+            self._closed.set()
+            if isinstance(error, RunError):
+                if verdict == mine:
+                    note_at_once(f"error{self._named()}: {error}")
+                error.is_told = True
+            else:
+                self._write_log(traceback.format_exception(error))
+        leave_after(2 * self._grace, code)
+
+    def _named(self) -> str:
+        return f" on rank {self._rank}" if self._rank else ""
+
+    # The threads.
+
+    def _speak_on(self) -> None:
+        """Leaves a word every second, and reads whether the end has come."""
+        looked = time.monotonic()
+        try:
+            while not self._closed.wait(self._period):
+                self._speak()
+                still = min(self._word.motionless, time.monotonic() - looked)
+                if self._verdict is None and still > self._timeout:
+                    looked = time.monotonic()
+                    self._end_if_silent()
+        except Exception as error:  # whatever torch makes of a store that is gone
+            self._lost = str(error).splitlines()[0] if str(error) else repr(error)
+
+    def _speak(self) -> None:
+        self._word = STANDING.word(time.monotonic())
+        self._store.set(f"watch/word/{self._rank}", self._word.encode())
+        if self._store.check(["watch/word/0"]):
+            self._of_rank_0 = Word.decode(self._store.get("watch/word/0"))
+        if self._verdict is None and self._store.check(["watch/verdict"]):
+            self._known_since = time.monotonic()
+            self._verdict = Verdict.decode(self._store.get("watch/verdict"))
+        self._answered = time.monotonic()
+
+    def _supervise(self) -> None:
+        """Ends this process where its main thread cannot: it waits for a rank that will not come."""
+        last = time.monotonic()
+        while not self._closed.wait(self._period):
+            now = time.monotonic()
+            if now - last > SILENT_SECONDS:  # this process was stopped itself
+                self._answered += now - last
+                STANDING.forgive(now - last)
+            last = now
+            if self._verdict is not None and now - self._known_since > self._grace:
+                self._leave(lambda: self._verdict)
+            silent = now - self._answered
+            if silent > self._timeout + self._patience and STANDING.word(now).motionless > self._timeout:
+                self._leave(self._without_store)
+
+    def _end_if_silent(self) -> None:
+        """For a wait that raises no error: of the GPU, or of a library. Slow work of all ranks is no reason to end."""
+        self._leave(lambda: self._look(failed=False))
+
+    def _leave(self, find: Callable[[], Verdict | None]) -> None:
+        """Ends the process with what `find` says, if it says anything and the main thread is not about to do so."""
+        with self._ending:
+            if self._closed.is_set():
+                return
+            verdict = find()
+            if verdict is None:
+                return
+            self._tell(verdict)
+            frame = sys._current_frames().get(threading.main_thread().ident or 0)
+            self._write_log(["the process was ended where it stood:\n", *traceback.format_stack(frame)])
+            os._exit(verdict.exit_code)
+
+    # Finding out.
+
+    def _look(self, failed: bool) -> Verdict | None:
+        """Who is silent or behind. Without a failure only silence counts: None where all answer."""
+        seen = within(self._patience + 2.0, self._observe)
+        if seen is None:
+            return self._without_store()
+        if isinstance(seen, Verdict):
+            return seen
+        silent, words = seen
+        if not silent and not failed:
+            return None
+        text = of_silent(silent, words, self._me) if silent else of_behind(words, self._me)
+        mine = Verdict(by=self._rank, host=self._word.host, text=text, exit_code=EXIT_FAILURE)
+        verdict = within(self._patience, lambda: self._first(mine)) or mine
+        for rank in silent:
+            words[rank].kill()
+        return verdict
+
+    def _observe(self) -> Verdict | tuple[list[int], dict[int, Word]]:
+        """The verdict of another rank, or (ranks that say nothing new, the last words of all)."""
+        others = [rank for rank in range(self._world_size) if rank != self._rank]
+        first = self._words(others)
+        until = time.monotonic() + self._patience
+        while True:
+            if self._store.check(["watch/verdict"]):
+                return Verdict.decode(self._store.get("watch/verdict"))
+            last = self._words(others)
+            gone = [rank for rank, word in last.items() if word.state() == "gone"]
+            if gone or time.monotonic() > until:
+                break
+            time.sleep(self._period)
+        silent = gone or [rank for rank in last if last[rank].count == first[rank].count]
+        return silent, last | {self._rank: self._word}
+
+    def _words(self, ranks: list[int]) -> dict[int, Word]:
+        """Of those who have left one."""
+        keys = {rank: f"watch/word/{rank}" for rank in ranks}
+        return {rank: Word.decode(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
+
+    def _first(self, mine: Verdict) -> Verdict:
+        """The first verdict of all ranks, which may be this one."""
+        return Verdict.decode(self._store.compare_set("watch/verdict", "", mine.encode()))
+
+    def _without_store(self) -> Verdict:
+        """The store lived in rank 0. Nobody can agree on who speaks: one of each host does."""
+        words = {self._rank: self._word}
+        if self._of_rank_0 is None:
+            text = f"rank 0, or its host, does not answer ({self._lost or 'its store is silent'})"
+        else:
+            words[0] = self._of_rank_0
+            text = of_silent([0], words, self._me)
+            self._of_rank_0.kill()
+        speaks = self._leads_host or self._rank == 1
+        return Verdict(
+            by=self._rank if speaks else 0, host=self._word.host, text=text, exit_code=EXIT_FAILURE
+        )
+
+    # Saying.
+
+    def _tell(self, verdict: Verdict) -> None:
+        """Says a verdict of one's own; and, once a host, that of a rank whose screen may be another."""
+        if verdict.by == self._rank:
+            note_at_once(f"error: {verdict.text}")
+        elif verdict.host != self._word.host and self._leads_host:
+            note_at_once(f"error: rank {verdict.by} on {verdict.host} ended the run: {verdict.text}")
+
+    def _write_log(self, lines: list[str]) -> None:
+        if self._log is None:
+            return
+        head = f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self._rank}, {self._word}\n"
+        with suppress(OSError), append_regular(self._log) as file:
+            file.write("".join([head, *lines]).encode(errors="backslashreplace"))

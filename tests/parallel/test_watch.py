@@ -1,0 +1,122 @@
+"""What ranks say, and how they end, when one of them fails, hangs or is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from afm_scale.core.errors import DataError
+from afm_scale.core.words import STANDING, Word
+from afm_scale.parallel.launch import Ranks
+from tests.launched import Launched, free_port, words_of
+
+LIMIT = 6
+
+
+def start(function, world_size: int = 2) -> list[Launched]:
+    port = free_port()
+    return [Launched(words_of(rank, world_size, port), function, LIMIT) for rank in range(world_size)]
+
+
+def ends(ranks: list[Launched]) -> tuple[list[int | None], list[str]]:
+    codes, said = zip(*(rank.end() for rank in ranks), strict=True)
+    return list(codes), list(said)
+
+
+def errors_in(said: str) -> list[str]:
+    """Without the warnings of torch's C++, which the program hides before torch is imported."""
+    return [line for line in said.splitlines() if line.startswith("error")]
+
+
+def wait_in_turns(ranks: Ranks, rank: int, meet) -> None:
+    """`rank` alone does `meet`; the others wait for it in a collective."""
+    STANDING.step = 6
+    dist.barrier()
+    STANDING.step = 7
+    time.sleep(0.5)  # a rank says every moment where it is, not at every step
+    if ranks.rank == rank:
+        meet()
+    dist.all_reduce(torch.zeros(1))
+
+
+def raise_own(ranks: Ranks) -> None:
+    def meet():
+        raise ZeroDivisionError("a bug")
+
+    wait_in_turns(ranks, 1, meet)
+
+
+def raise_users(ranks: Ranks) -> None:
+    def meet():
+        raise DataError("shard 3 is missing")
+
+    wait_in_turns(ranks, 1, meet)
+
+
+def lag_0(ranks: Ranks) -> None:
+    wait_in_turns(ranks, 0, lambda: time.sleep(100))
+
+
+def wait_outside(ranks: Ranks) -> None:
+    """As for a GPU: the wait of rank 0 raises nothing."""
+    STANDING.step = 7
+    dist.barrier()
+    time.sleep(0.5)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    threading.Event().wait()
+
+
+def hold_on(ranks: Ranks) -> None:
+    """A thread that is no daemon and waits for ever, as of a save or of a library."""
+    threading.Thread(target=threading.Event().wait).start()
+    wait_in_turns(ranks, 0, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def groups(ranks: Ranks) -> None:
+    """Every group there is, whoever made it, waits no longer than the limit."""
+    init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
+    dist.new_group(backend="gloo")
+    known = dist.distributed_c10d._world.pg_map
+    limits = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in known}
+    assert len(known) >= 3 and limits == {LIMIT}, (len(known), limits)
+
+
+def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
+    functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups)
+    started = {function: start(function) for function in functions}
+    found = {function: ends(ranks) for function, ranks in started.items()}
+
+    codes, said = found[raise_own]
+    assert codes == [1, 1] and said[0] == "" and said[1].rstrip().endswith("ZeroDivisionError: a bug"), said
+    assert "Traceback" in started[raise_own][0].log.read_text()
+
+    codes, said = found[raise_users]
+    assert (codes, said) == ([2, 2], ["", "error on rank 1: shard 3 is missing\n"])
+
+    codes, said = found[lag_0]
+    assert codes == [1, 1], said
+    (line,) = errors_in("".join(said))
+    assert line.startswith("error: rank 0 of 2 is behind: at step 7, in "), line
+    assert "Rank 1 waited for it at step 7" in line and f"timeout_seconds={LIMIT}" in line
+
+    for function, lost in ((hold_on, 0), (wait_outside, 1)):
+        codes, said = found[function]
+        assert codes[lost] == -signal.SIGKILL and codes[1 - lost] == 1, (codes, said)
+        (line,) = errors_in(said[1 - lost])
+        assert line.startswith(f"error: rank {lost} of 2 is stopped (SIGSTOP) and does not answer (process "), line
+        assert "it was last at step " in line and f"Rank {1 - lost} waited for it at step 7" in line
+
+    assert found[groups] == ([0, 0], ["", ""])
+
+
+def test_a_word_says_the_step_and_the_line_and_whether_its_process_is_there():
+    word = STANDING.word(time.monotonic())
+    assert Word.decode(word.encode().encode()) == word
+    assert word.state() == "running" and word.pid == os.getpid()

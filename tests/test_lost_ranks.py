@@ -1,0 +1,78 @@
+"""Two ranks train and one is stopped or killed: all end in time, and one message says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.launched import free_port, words_of
+from tests.program import SMALL_AFM, ForkedProgram
+
+LIMIT = 8  # parallel.timeout_seconds
+PATIENCE = 60.0  # for a busy machine to start and end two processes
+
+
+class Run:
+    """The ranks of a run, started without a launcher."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        port = free_port()
+        self.ranks = {rank: self._start(words_of(rank, 2, port)) for rank in (0, 1)}
+
+    def _start(self, words: dict[str, str]) -> ForkedProgram:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in words.items():
+                patch.setenv(name, value)
+            return ForkedProgram([
+                "train", *SMALL_AFM, f"run.folder={self.folder}", "parallel.device=cpu", "loop.steps=1000000",
+                f"parallel.timeout_seconds={LIMIT}", "hooks.metrics.every_steps=1",
+            ])
+
+    def wait_for_steps(self, steps: int = 2) -> None:
+        rows, until = self.folder / "metrics.jsonl", time.monotonic() + PATIENCE
+        while not rows.exists() or rows.read_text().count("\n") < steps:
+            ended = {rank: process.communicate() for rank, process in self.ranks.items() if process.poll() is not None}
+            assert not ended and time.monotonic() < until, ended
+            time.sleep(0.05)
+
+    def ends(self) -> tuple[dict[int, int], dict[int, str]]:
+        """The exit codes and what was said, by ranks."""
+        said = {rank: process.communicate(timeout=PATIENCE)[1] for rank, process in self.ranks.items()}
+        return {rank: process.returncode for rank, process in self.ranks.items()}, said
+
+    def kill(self) -> None:
+        for process in self.ranks.values():
+            process.kill()
+
+
+@pytest.mark.parametrize("number, told", [
+    (signal.SIGSTOP, "is stopped (SIGSTOP) and does not answer"), (signal.SIGKILL, "has ended without a word"),
+])
+def test_a_rank_that_is_stopped_or_killed_is_named_with_its_last_step(tmp_path, number, told):
+    with ExitStack() as stack:
+        started = [Run(tmp_path / str(rank)) for rank in (0, 1)]  # in each another rank is lost
+        for run in started:
+            stack.callback(run.kill)
+        for run in started:
+            run.wait_for_steps()
+        time.sleep(0.5)  # a rank says every moment where it is, not at every step
+        began = time.monotonic()
+        for rank, run in enumerate(started):
+            os.kill(run.ranks[rank].pid, number)
+        for rank, run in enumerate(started):
+            other = 1 - rank
+            codes, said = run.ends()
+            assert codes == {rank: -signal.SIGKILL, other: 1}, "\n".join(said.values())
+            errors = [line for text in said.values() for line in text.splitlines() if line.startswith("error")]
+            assert len(errors) == 1 and errors[0] in said[other].splitlines(), "\n".join(said.values())
+            assert errors[0].startswith(f"error: rank {rank} of 2 {told}")
+            assert "it was last at step" in errors[0] and f"Rank {other} waited for it at step" in errors[0]
+            assert "Traceback" not in "".join(said.values())
+            assert "Traceback" in (run.folder / f"rank_{other:05d}.log").read_text()
+        assert time.monotonic() - began < LIMIT + 30
