@@ -313,3 +313,25 @@ def test_samples_that_are_not_finite_are_no_pictures(
     code = main([*map(str, ("sample", tmp_path / "run", "--out", tmp_path / "images", "--num", 40))])
     assert "sample 0 is not of finite numbers" in the_error(code, capfd.readouterr().err, wanted=EXIT_FAILURE)
     assert pictures(tmp_path / "images") == {}
+
+
+LONG = "x" * 5_000
+
+
+@pytest.mark.parametrize("arguments", [
+    ["show", LONG], ["show", f"a/{LONG}.yaml"], ["show", "digits_afm", f"run.folder={LONG}"],
+    ["show", "digits_afm", 'run.folder="a\\0b"'], ["show", "digits_afm", f"loop.steps={LONG}"],
+    ["show", "digits_afm", f"{LONG}=1"], ["sample", LONG, "--out", "images", "--num", "1"],
+    ["sample", "absent", "--out", LONG, "--num", "1"], ["evaluate", LONG, "--reference", "r.npz"],
+    ["inspect_checkpoint", LONG], ["doctor", "--data", LONG], ["settings", LONG],
+    ["make_shards", LONG, "out"], ["encode_latents", "in", LONG, "--vae", "v"], ["show", "inherits.yaml"],
+], ids=lambda arguments: " ".join(word if len(word) < 50 else "LONG" for word in arguments))
+def test_a_name_that_no_file_can_have_is_one_short_message(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inherits.yaml").write_text('inherit: "a\\0b"\n')
+    assert main(arguments) == EXIT_USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and len(line) < 700
+    assert list(tmp_path.iterdir()) == [tmp_path / "inherits.yaml"]

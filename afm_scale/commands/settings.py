@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from ..core.errors import ConfigError
 from ..core.screen import say
-from ..core.typed import nearest
+from ..core.typed import nearest, shortened
 from ..run.config import RunConfig
 from ..run.settings import Setting, settings_of
 
@@ -52,7 +52,7 @@ def matching(key: str, settings: Sequence[Setting]) -> list[Setting]:
     found = [*exact, *(inside if all(setting.is_section for setting in exact) else [])] or ending
     if not found:
         known = {name for setting in settings for name in (setting.key, setting.key.rpartition(".")[2])}
-        raise ConfigError(f"there is no setting {key!r}{nearest(key, sorted(known))}; `afm_scale settings` lists all")
+        raise ConfigError(f"there is no setting {shortened(key)!r}{nearest(key, sorted(known))}; `afm_scale settings` lists all")
     return found
 
 

@@ -42,7 +42,7 @@ class Mistake(ConfigError):
     """A value that cannot be used, and the way to it. The message begins with its dotted path."""
 
     def __init__(self, keys: Keys, text: str) -> None:
-        super().__init__(": ".join(filter(None, [".".join(keys).replace(".[", "["), text])))
+        super().__init__(": ".join(filter(None, [".".join(map(shortened, keys)).replace(".[", "["), text])))
         self.keys = keys
 
 
@@ -161,6 +161,17 @@ def _build_tuple(arguments: tuple, value: Any, keys: Keys) -> tuple:
     return tuple(build(inner, value[i], (*keys, f"[{i}]")) for i, inner in enumerate(types))
 
 
+def can_be_path(text: str) -> bool:
+    """Whether a file system could have such a file: it raises errors of its own kinds at any other name."""
+    parts = text.encode(errors="surrogateescape").split(b"/")
+    return text != "" and "\0" not in text and max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 4096
+
+
+def shortened(text: str, longest: int = 100) -> str:
+    """A user's own words in a message, of which the beginning is enough."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} letters)"
+
+
 def _number(value: Any) -> float:
     """Text too: PyYAML reads 1e-4 as text, since YAML 1.1 wants a dot in a float. nan for what is no number."""
     text = value if isinstance(value, str) else repr(value)
@@ -172,7 +183,7 @@ _SCALARS = {  # which values fit, what makes the scalar of one, what is wanted i
     float: (lambda value: math.isfinite(_number(value)), _number, "a finite number"),
     bool: (lambda value: isinstance(value, bool), bool, "true or false"),
     str: (lambda value: isinstance(value, str), str, "text, in quotes if YAML takes it for something else"),
-    Path: (lambda value: isinstance(value, str) and value != "", Path, "a path"),
+    Path: (lambda value: isinstance(value, str) and can_be_path(value), Path, "a path"),
 }
 
 

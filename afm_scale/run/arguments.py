@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ..core.errors import UserError
 from ..core.ranges import Range
+from ..core.typed import can_be_path, shortened
 
 T = TypeVar("T")
 
@@ -89,5 +90,13 @@ def request_of(request_type: type[T], options: argparse.Namespace, **others: Any
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Options and other words, in any order. What cannot be used ends the process with exit code 2 and the usage."""
-    return parser.parse_intermixed_args(arguments)
+    """Options and other words, in any order. What cannot be used ends the process with exit code 2 and the usage.
+
+    Raises UserError for a path that no file system could have.
+    """
+    options = parser.parse_intermixed_args(arguments)
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path) and not can_be_path(str(path)):
+                raise UserError(f"{name}: {shortened(str(path))!r} can be no file's name; wanted a path")
+    return options

@@ -23,7 +23,7 @@ import yaml
 
 from ..core.errors import ConfigError
 from ..core.files import read_regular
-from ..core.typed import Keys, Mistake, build, found, nearest, to_mapping
+from ..core.typed import Keys, Mistake, build, can_be_path, found, nearest, shortened, to_mapping
 from .shipped import RECIPES, shipped, shipped_names
 
 T = TypeVar("T")
@@ -85,6 +85,8 @@ def _num_values(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def _find_recipe(recipe: str) -> Path:
+    if not can_be_path(recipe):
+        raise ConfigError(f"{shortened(recipe)!r} can be no file's name; wanted a YAML file or the name of a recipe")
     for file in [folder / name for folder in (Path(), RECIPES) for name in (recipe, f"{recipe}.yaml")]:
         if file.exists() and not file.is_dir():
             return file.resolve()
@@ -121,6 +123,8 @@ def _read(file: Path, layers: Layers, asked_by: tuple[Path, ...] = ()) -> dict:
 
 def _inherited(name: str, file: Path) -> Path:
     """What `file` inherits by a name: a file relative to it, or else a shipped one. It never means itself by a name."""
+    if not can_be_path(name):
+        raise ConfigError(f"{_shown(file)}: inherit: {shortened(name)!r} can be no file's name; wanted one of a recipe")
     relative = file.parent / name
     named = [] if Path(name).suffix else [other for other in [file.parent / f"{name}.yaml"] if other.resolve() != file]
     found = next((other for other in (relative, *named) if other.is_file()), None) or shipped(name)
@@ -131,7 +135,7 @@ def _read_overrides(overrides: Sequence[str], mapping: dict, layers: Layers) -> 
     """`mapping` under all overrides, noted in `layers`; a new `kind` and its keys may come in any order."""
     above: dict = {}
     for override in overrides:
-        source = f"override '{override}'"
+        source = f"override '{shortened(override)}'"
         dotted, equals, text = override.partition("=")
         keys = tuple(dotted.split("."))
         if not equals or not all(key.strip() for key in keys):
