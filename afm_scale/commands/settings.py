@@ -52,7 +52,8 @@ def matching(key: str, settings: Sequence[Setting]) -> list[Setting]:
     found = [*exact, *(inside if all(setting.is_section for setting in exact) else [])] or ending
     if not found:
         known = {name for setting in settings for name in (setting.key, setting.key.rpartition(".")[2])}
-        raise ConfigError(f"there is no setting {shortened(key)!r}{nearest(key, sorted(known))}; `afm_scale settings` lists all")
+        hint = nearest(key, sorted(known))
+        raise ConfigError(f"there is no setting {shortened(key)!r}{hint}; `afm_scale settings` lists all")
     return found
 
 
