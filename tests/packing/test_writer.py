@@ -193,7 +193,7 @@ def pipe(name):
     record_with(label=torch.tensor([0, 2**62])), record_with(label=torch.tensor([0.0, 1.0])),
     record_with(shard=torch.tensor([1, 50])), record_with(size=torch.tensor([[2**62], [1]])),
     record_with(crc32=torch.tensor([[1, 2], [3, 4]])), record_with(more=torch.tensor([1])),
-], ids=str)
+])
 def test_what_a_killed_packing_left_is_checked_before_it_is_gone_on_with(tmp_path, damage):
     pack(tmp_path, finish=False)
     damage(tmp_path / ".packing")
