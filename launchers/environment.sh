@@ -2,6 +2,7 @@
 # Makes .venv what setup.py and constraints.txt ask for, and leaves $root, $python and recipe_from in the caller.
 # shellcheck shell=bash
 
+unset CDPATH # exported, it makes cd print where it went, and go somewhere else
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="$root/.venv/bin/python"
 

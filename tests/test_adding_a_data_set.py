@@ -62,7 +62,7 @@ def test_it_is_checked_shown_and_loaded_like_any_other(tmp_path: Path) -> None:
 def test_a_package_that_it_needs_and_that_is_missing_is_named_with_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data.kind 'packed_rings' needs the package rings_that_are_nowhere", "pip install 'afm_scale[rings]'"]
+    words = ["data.kind 'packed_rings' needs the package rings_that_are_nowhere", "constraints.txt '.[rings]'"]
     assert main(["train", "mixture2d_afm", f"run.folder={tmp_path}", *SMALL, PACKED]) == EXIT_USER_ERROR
     told = capsys.readouterr().err
     assert all(word in told for word in words) and "Traceback" not in told

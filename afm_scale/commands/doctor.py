@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..core.errors import ConfigError
+from ..core.packages import to_install
 from ..core.screen import say
 from ..data.table import SOURCES, check_packages
 from ..ops.choice import choose, probe
@@ -26,14 +27,14 @@ _BASE = (
 _OPTIONAL = {
     "triton": "fused operations on a GPU (comes with torch for GPUs)",
     "apex": "fused optimizer and average on a GPU (NVIDIA's, built from source with --cpp_ext --cuda_ext)",
-    "deepspeed": "parallel.plan deepspeed (pip install 'afm_scale[deepspeed]')",
-    "megatron-core": "parallel.plan megatron (pip install 'afm_scale[megatron]')",
-    "torchao": "parallel.precision fp8 (pip install 'afm_scale[fp8]')",
-    "nvidia-dali-cuda130": "data.kind dali (pip install 'afm_scale[dali]')",
-    "diffusers": "data.kind images_to_latents, tools/encode_latents.py (pip install 'afm_scale[latents]')",
-    "pyarrow": "packing parquet files (pip install 'afm_scale[parquet]')",
-    "webdataset": "what the data benchmark compares with (pip install 'afm_scale[webdataset]')",
-    "wandb": "metrics to Weights & Biases (pip install 'afm_scale[wandb]')",
+    "deepspeed": f"parallel.plan deepspeed: {to_install('deepspeed')}",
+    "megatron-core": f"parallel.plan megatron: {to_install('megatron')}",
+    "torchao": f"parallel.precision fp8: {to_install('fp8')}",
+    "nvidia-dali-cuda130": f"data.kind dali: {to_install('dali')}",
+    "diffusers": f"data.kind images_to_latents, tools/encode_latents.py: {to_install('latents')}",
+    "pyarrow": f"packing parquet files: {to_install('parquet')}",
+    "webdataset": f"what the data benchmark compares with: {to_install('webdataset')}",
+    "wandb": f"metrics to Weights & Biases: {to_install('wandb')}",
 }
 
 

@@ -54,7 +54,7 @@ def check_extractor(config: FeaturesConfig) -> None:
 def _require_torch_fidelity() -> None:
     require(
         "torch_fidelity", "features.kind 'inception' via torch-fidelity", "evaluation",
-        command="pip install --no-deps torch-fidelity",
+        command="pip install --no-deps -c constraints.txt torch-fidelity",
     )
 
 

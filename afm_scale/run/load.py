@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,7 +147,7 @@ def _read_overrides(overrides: Sequence[str], mapping: dict, layers: Layers) -> 
                 if not isinstance(value, dict):
                     problem = f"{'.'.join(outer)} is {found(value)} (from {_source(layers, outer)}), not a mapping"
                     raise ConfigError(f"{source}: {problem}; give it as a whole: {'.'.join(outer)}={{...}}")
-        value = parse_yaml(text, source)
+        value = _read_value(text, source)
         for key in reversed(keys):
             value = {key: value}
         layers.append((source, value))
@@ -155,10 +155,29 @@ def _read_overrides(overrides: Sequence[str], mapping: dict, layers: Layers) -> 
     return _lay(mapping, above)
 
 
+def _read_value(text: str, source: str) -> Any:
+    """The value of an override, which is what stands there: YAML, but nothing in it is a comment and no line is joined.
+
+    `#` is a letter of a folder's name as others are, unless the whole is a list or a mapping or in quotes.
+    """
+    text = text.strip()
+    node = _of_yaml(yaml.compose, text, source)
+    rest = text[node.end_mark.index :].strip() if node else text
+    if node is None or isinstance(node, yaml.ScalarNode) and node.style is None and (rest or "\n" in text):
+        return text
+    if rest:
+        raise ConfigError(f"{source}: {shortened(rest)!r} follows the value; an override has no comments")
+    return parse_yaml(text, source)
+
+
 def parse_yaml(text: str | bytes, source: str) -> Any:
     """The plain values of a YAML text. Raises ConfigError, which begins with `source`."""
+    return _of_yaml(yaml.load, text, source)
+
+
+def _of_yaml(read: Callable[..., Any], text: str | bytes, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return read(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{source}{line}: not YAML: {error.problem}") from None

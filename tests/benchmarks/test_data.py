@@ -50,7 +50,7 @@ def test_a_missing_package_is_a_row_that_names_the_extra(monkeypatch: pytest.Mon
     result = measure(DataBenchmark(**SMALL))
     rows = {row["name"]: row for row in result["rows"]}
     for name, extra in (("plain", "webdataset"), ("dali", "dali")):
-        assert rows[name]["images_per_second"] is None and f"afm_scale[{extra}]" in rows[name]["note"]
+        assert rows[name]["images_per_second"] is None and f"'.[{extra}]'" in rows[name]["note"]
     assert rows["latents"]["images_per_second"] > 0 and rows["latents"]["ratio"] is None
     assert result["parity"] is None
     assert "pip install" in describe(result)

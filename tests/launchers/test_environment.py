@@ -48,6 +48,11 @@ def stamped(tree: Path, extras: str = "test") -> str:
     return f'printf "%s\\n" "$(cat setup.py constraints.txt | cksum) $PWD" "{extras}" >.venv/installed'
 
 
+def stamp_of_all(tree: Path) -> str:
+    extras = "test,data,evaluation,parallel,deepspeed"
+    return f'printf "%s\\n" "$(cat setup.py constraints.txt | cksum) $PWD" "{extras}" >.venv/installed'
+
+
 def installer(tree: Path) -> Path:
     """Makes the .venv's python one that notes what it is to install, and returns the file of those notes."""
     put(tree / ".venv" / "bin" / "python", f'[ "$1" = -c ] || echo "$@" >>{tree}/asked')
@@ -100,6 +105,21 @@ def test_each_set_of_extras_is_installed_once_and_both_stay(tree):
     first, second = asked.read_text().splitlines()
     assert first.endswith(f"-e {tree}[test]")
     assert second.endswith(f"-e {tree}[test,test,data]")
+
+
+@pytest.mark.parametrize("script", ["launchers/local.sh", "launchers/deepspeed.sh", "tests/run.sh", ".ci/run"])
+def test_an_exported_cdpath_changes_nothing(tree, script):
+    """With it `cd` prints where it went, or goes to another folder of the name."""
+    (tree / "other" / "launchers").mkdir(parents=True)
+    for name in ("launchers/local.sh", "launchers/deepspeed.sh", "tests/run.sh", ".ci/run"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    bash(tree, stamped(tree))
+    (tree / ".venv" / "bin" / "python").unlink()
+    put(tree / ".venv" / "bin" / "python", '[ "$1" = -c ] && echo 0 || echo "in $PWD:" "$@"')
+    ended = bash(tree, f"{stamp_of_all(tree)}; export CDPATH=.:{tree}/other:{tree}; bash {script}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"in {tree}: ") and ended.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize(("words", "recipe", "settings"), [
