@@ -13,7 +13,7 @@ import pytest
 from tests.launched import free_port, words_of
 from tests.program import SMALL_AFM, ForkedProgram
 
-LIMIT = 8  # parallel.timeout_seconds
+LIMIT = 10  # parallel.timeout_seconds
 PATIENCE = 60.0  # for a busy machine to start and end two processes
 
 

@@ -14,6 +14,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -24,6 +25,7 @@ NOTE_SECONDS = 10.0  # of waiting, before it is said who is missing
 NAME_SECONDS = 60.0  # a host's name may become known only when its machine has started
 FOREIGN_SECONDS = 5.0  # for whoever listens at the port to show that it is a store
 _ATTEMPT_SECONDS = 3.0
+_UNKNOWN = "is not known"
 _MARGIN_SECONDS = 5.0  # rank 0 gives up first, and tells the others
 
 # torch's own greeting of a store, for a look that leaves no pages of warnings: "validate" with a number, then "ping".
@@ -60,9 +62,9 @@ class Meeting:
         if store.add(f"meet/count/{self.rank}", 1) > 1:
             raise self._told(
                 f"two processes say that they are rank {self.rank} of {self.world_size} ({self}): this one ({who}) and "
-                f"{store.get(f'meet/who/{self.rank}').decode()}; give each its own RANK"
+                f"{store.get(f'meet/who/{self.rank}').decode().partition(' ')[2]}; give each its own RANK"
             )
-        store.set(f"meet/who/{self.rank}", who)
+        store.set(f"meet/who/{self.rank}", f"{self.world_size} {who}")
         self._wait_for_all(store)
         return store
 
@@ -97,7 +99,7 @@ class Meeting:
             if not reason:
                 return self._store(self.host, is_master=False)
             foreign_since = (foreign_since or now) if is_foreign else 0.0
-            limit = min(self.limit + _MARGIN_SECONDS, NAME_SECONDS) if "is not known" in reason else self.limit
+            limit = min(self.limit, NAME_SECONDS) if _UNKNOWN in reason else self.limit
             if now - began > limit or is_foreign and now - foreign_since > min(FOREIGN_SECONDS, self.limit):
                 raise self._told(
                     f"rank {self.rank} of {self.world_size} does not find the others ({self}): {reason}. Ranks "
@@ -117,7 +119,7 @@ class Meeting:
                     return "", False
             return "the program that listens there is not a rank of this run", True
         except (socket.gaierror, UnicodeError) as error:
-            return f"the name {self.host!r} is not known ({getattr(error, 'strerror', None) or error})", False
+            return f"the name {self.host!r} {_UNKNOWN} ({getattr(error, 'strerror', None) or error})", False
         except TimeoutError:
             return "it does not answer", False
         except OSError as error:
@@ -130,6 +132,8 @@ class Meeting:
         limit = self.limit if self.rank == 0 else self.limit + _MARGIN_SECONDS
         while True:
             if self.rank == 0 and store.check(keys):
+                if problem := self._disagreement(store, list(range(self.world_size))):
+                    self._end_all(store, problem, self.world_size)
                 store.set("meet/verdict", "")
                 return
             if self.rank != 0 and store.check(["meet/verdict"]):
@@ -142,8 +146,11 @@ class Meeting:
             if waited > NOTE_SECONDS and not noted:
                 noted = True
                 present, missing = self._attendance(store)
+                reason = self._own_address()
+                limit = min(limit, NAME_SECONDS) if _UNKNOWN in reason else limit
                 if present[0] == self.rank:
-                    note_at_once(f"rank {self.rank} of {self.world_size} waits for {listed(missing)} ({self})")
+                    whom = f"rank {self.rank} of {self.world_size}"
+                    note_at_once(f"{whom} waits for rank {listed(missing)} ({self}{reason})")
             if waited > limit:
                 self._give_up(store)
             time.sleep(pause)
@@ -155,19 +162,39 @@ class Meeting:
 
     def _give_up(self, store: dist.Store) -> None:
         present, missing = self._attendance(store)
-        text = (
-            f"not all of the {self.world_size} ranks came within {self.limit:.0f} seconds ({self}). Ranks present: "
+        text = self._disagreement(store, present) or (
+            f"not all of the {self.world_size} ranks came in time ({self}{self._own_address()}). Ranks present: "
             f"{listed(present)}; missing: {listed(missing)}. Look whether they were started, with the same "
             "MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and whether their hosts reach this address; or give them more "
-            "time with parallel.timeout_seconds"
+            f"time with parallel.timeout_seconds, now {self.limit:.0f}"
         )
         if self.rank == 0:
-            store.set("meet/verdict", text)
-            until = time.monotonic() + _MARGIN_SECONDS
-            while store.add("meet/read", 0) < len(present) - 1 and time.monotonic() < until:
-                time.sleep(0.01)
-            raise ConfigError(text).of_all_ranks()
+            self._end_all(store, text, len(present))
         raise self._told(text, speaks=present[0] == self.rank)
+
+    def _end_all(self, store: dist.Store, text: str, present: int) -> NoReturn:
+        """Rank 0 raises, and the others who are there raise the same."""
+        store.set("meet/verdict", text)
+        until = time.monotonic() + _MARGIN_SECONDS
+        while store.add("meet/read", 0) < present - 1 and time.monotonic() < until:
+            time.sleep(0.01)  # the store may live in this process
+        raise ConfigError(text).of_all_ranks()
+
+    def _disagreement(self, store: dist.Store, present: list[int]) -> str:
+        """What is wrong with the ranks' numbers of ranks, or an empty string."""
+        sizes = {rank: store.get(f"meet/who/{rank}").decode().partition(" ")[0] for rank in present}
+        others = [rank for rank, size in sizes.items() if size != str(self.world_size)]
+        if not others:
+            return ""
+        return (
+            f"the ranks disagree on how many they are ({self}): rank {self.rank} has WORLD_SIZE={self.world_size}, "
+            f"rank {others[0]} has {sizes[others[0]]}. Ranks present: {listed(present)}. Start all with the same number"
+        )
+
+    def _own_address(self) -> str:
+        """Whether rank 0, where the store lives, reaches it in the way that the others have to."""
+        reason = self._look()[0] if self.hosts_store else ""
+        return f", where rank 0 itself does not get: {reason}" if reason else ""
 
     @property
     def _speaks(self) -> bool:

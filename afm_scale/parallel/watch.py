@@ -111,7 +111,7 @@ class Watch:
 
     def _end_of(self, error: BaseException) -> None:
         """This rank's own error: it is told by this rank alone, unless another's was first."""
-        code = error.exit_code if isinstance(error, RunError) else EXIT_FAILURE
+        code = error.exit_code if isinstance(error, RunError) else EXIT_FAILURE  # of a last resort, for other errors
         with self._ending:
             mine = Verdict(
                 by=self._rank, host=self._word.host, exit_code=code,

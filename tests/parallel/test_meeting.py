@@ -44,13 +44,15 @@ def start(rank: int, port: int, *, world_size: int = 2, address: str = "localhos
 def test_each_fault_of_a_meeting_is_one_message_with_the_address_and_the_ranks():
     with closing(listener()) as foreign:
         taken = foreign.getsockname()[1]
-        ports = {name: free_port() for name in ("rank 1 missing", "rank 0 missing", "name", "twice")}
+        ports = {name: free_port() for name in ("rank 1 missing", "rank 0 missing", "name", "two and three")}
         started = {
             "taken": start(0, taken),
             "foreign": start(1, taken),
-            "rank 1 missing": start(0, ports["rank 1 missing"], world_size=3),
+            "rank 1 missing": start(0, ports["rank 1 missing"], world_size=3, limit=8),
             "rank 2 present": start(2, ports["rank 1 missing"], world_size=3, limit=60),
             "rank 0 missing": start(1, ports["rank 0 missing"]),
+            "two and three": start(0, ports["two and three"], limit=60),
+            "three": start(1, ports["two and three"], world_size=3, limit=60),
             "name": start(1, ports["name"], address="nosuch.invalid"),
         }
         found = {name: rank.end() for name, rank in started.items()}
@@ -58,14 +60,15 @@ def test_each_fault_of_a_meeting_is_one_message_with_the_address_and_the_ranks()
     said = {
         name: [line for line in text.splitlines() if not line.startswith("[W")] for name, (_, text) in found.items()
     }
-    assert said.pop("rank 2 present") == []  # rank 0 speaks for both
+    assert said.pop("rank 2 present") == said.pop("three") == []  # rank 0 speaks for both
     assert all(len(lines) == 1 for lines in said.values()), said
     for name, pattern in {
         "taken": rf"error: rank 0 of 2 cannot listen .*MASTER_ADDR=localhost MASTER_PORT={taken}\): address already in "
                  "use. Ranks present: 0; missing: 1",
         "foreign": rf"error on rank 1: .*MASTER_PORT={taken}\): the program that listens there is not .*missing: 0",
-        "rank 1 missing": r"error: not all of the 3 ranks came within 4 seconds \(.*Ranks present: 0, 2; missing: 1\.",
+        "rank 1 missing": r"error: not all of the 3 ranks came in time \(.*Ranks present: 0, 2; missing: 1\.",
         "rank 0 missing": r"error on rank 1: .*nobody can be reached there \(Conn.* refused\)\. Ranks present: 1",
+        "two and three": r"error: the ranks disagree .*: rank 0 has WORLD_SIZE=2, rank 1 has 3\. Ranks present: 0-1",
         "name": r"error on rank 1: .*MASTER_ADDR=nosuch.invalid .*the name 'nosuch.invalid' is not known",
     }.items():
         assert re.match(pattern, said[name][0]), said[name]
