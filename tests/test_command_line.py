@@ -91,7 +91,7 @@ def test_a_mistake_in_a_recipe_is_told_in_one_line(
 def test_a_folder_that_cannot_be_made_is_told(told: Told, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     line = told("train", *SMALL_AFM, f"run.folder={tmp_path / 'file' / 'run'}", "parallel.device=cpu")
-    assert str(tmp_path / "file" / "run") in line and "run.folder" in line
+    assert str(tmp_path / "file" / "run") in line and "choose another folder" in line
 
 
 def test_a_checkpoint_of_another_model_is_told_and_left_alone(told: Told, own: Path) -> None:

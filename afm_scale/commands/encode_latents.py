@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..core.errors import DataError, UserError
 from ..core.packages import require
+from ..core.processes import shared_memory, starting_processes
 from ..core.ranges import Range
 from ..core.screen import say
 from ..data.description import ImageContent, LatentContent, file_sha256
@@ -36,7 +37,7 @@ from ..packing.writer import Packing
 from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import add_number, request_of
+from ..run.arguments import add_number, name_or_path, request_of
 
 _TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
 
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="a folder that make_shards has packed")
     add("out", type=Path, metavar="OUT")
-    add("--vae", required=True, help="a folder that diffusers' AutoencoderKL loads, or a hub name")
+    add("--vae", type=name_or_path, required=True, help="a folder that diffusers' AutoencoderKL loads, or a hub name")
     add("--name", help="what training calls the autoencoder (data.vae); by default the folder's name")
     add_number(parser, "--scale", float, Range(above=0, high=1e6),
         help="a latent is scale * sample (default: as the VAE says)")
@@ -223,7 +224,7 @@ def _npy(array: np.ndarray) -> bytes:
 def _decoded(job: _Job, batches: list[list[int]]) -> Iterator[Tensor | DataError]:
     workers = job.request.workers
     workers = workers if workers is not None else 4 if job.device.type == "cuda" else 0
-    return iter(DataLoader(
+    loader = DataLoader(
         _Images(job.images, job.size, job.request.batch_size),
         sampler=batches,
         batch_size=None,  # an item is a whole batch
@@ -231,7 +232,9 @@ def _decoded(job: _Job, batches: list[list[int]]) -> Iterator[Tensor | DataError
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,  # a fork would copy locks held by threads
         pin_memory=job.device.type == "cuda",
-    ))
+    )
+    with starting_processes():
+        return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ class _Images(Dataset):
 
         An error in the data is returned: raised, it would arrive wrapped in this process's traceback.
         """
-        pixels = torch.zeros((self.batch_size, 3, self.size, self.size), dtype=torch.uint8)
+        pixels = shared_memory((self.batch_size, 3, self.size, self.size)).zero_()
         for place, sample in zip(pixels, samples, strict=False):
             try:
                 place.copy_(to_pixels(decoded_image(self.shards, sample, self.shards.read(sample)), self.size))

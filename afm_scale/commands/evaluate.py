@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ..checkpoint.manifest import MANIFEST_NAME, visible_checkpoints
 from ..core.errors import ConfigError, UserError
 from ..core.files import make_folder, refuse_to_replace
+from ..core.paths import written
 from ..core.ranges import LARGEST_WHOLE, MANY, Range
 from ..core.run_folder import RunFolder
 from ..core.screen import say
@@ -25,7 +26,7 @@ from ..evaluation.reference import Reference, holds_statistics, write_reference
 from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import LABELS_HELP, add_number, request_of
+from ..run.arguments import LABELS_HELP, add_number, name_or_path, request_of
 from ..run.arguments import labels as labels_of
 from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), help="of the samples (default: 0)")
     add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=64,
         help="images held at once; changes no figure")
-    add("--vae", metavar="FOLDER", help="decodes latents (default: data.vae, if it is a folder here)")
+    add("--vae", type=name_or_path, metavar="FOLDER", help="decodes latents (data.vae, if it is a folder here)")
     add_number(parser, "--neighbours", int, Range(1, 1_000), default=3, metavar="K", help="k of precision and recall")
     add_number(parser, "--members", int, Range(1, 100_000_000), metavar="M",
         help="images for precision and recall (default: 50,000; of a reference, 10,000)")
@@ -105,7 +106,7 @@ def features_of(text: str, weights: Path | None) -> FeaturesConfig:
     if weights is not None and setting is None:
         raise ConfigError(f"--weights {weights}: features {kind!r} have no weights; leave it out")
     if weights is not None:
-        mapping[setting] = str(weights)
+        mapping[setting] = written(weights)
     elif setting not in (None, "weights", *mapping):
         raise ConfigError(f"--features {kind} needs --weights PATH, its {setting}")
     return build(FeaturesConfig, mapping, ("--features",))

@@ -25,7 +25,7 @@ from ..evaluation.images.encoded import image_files
 from ..evaluation.images.stamp import Stamp, check_replaceable, claim_folder, name_of
 from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import LABELS_HELP, add_number, labels, request_of
+from ..run.arguments import LABELS_HELP, add_number, labels, name_or_path, request_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..sampling.decoding import Decoder
 from ..sampling.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images held at once; changes no image")
     add("--grid", type=Path, metavar="FILE.png", help="one sheet, a row for each class")
     add("--npz", type=Path, metavar="FILE.npz", help="for ADM's evaluator: arr_0, shuffled; labels")
-    add("--vae", metavar="FOLDER", help="decodes latents (default: data.vae, if it is a folder here)")
+    add("--vae", type=name_or_path, metavar="FOLDER", help="decodes latents (data.vae, if it is a folder here)")
     add("--latents", action="store_true", help="show latents in false colour, not decoded")
     add("--device", choices=("auto", "cpu", "cuda"), help="default: the recipe's")
 

@@ -118,10 +118,18 @@ def explained_write(path: Path) -> Iterator[None]:
     except NotRegular as error:
         raise UserError(f"could not write {path}: {error.strerror}; choose another name") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"could not write {path}: {reason}; free some space, or choose a folder you may write to with run.folder"
-        ) from error
+        raise UserError(f"could not write {path}: {error.strerror or error}; {_what_to_do(error)}") from error
+
+
+def _what_to_do(error: OSError) -> str:
+    """About a file of a run, of a data set or of a report: none of their settings is named, the path is."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "give yourself the right to write there, or choose another folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space or allow more, or choose another folder"
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        return "it, or its folder, vanished meanwhile; run the same command again"
+    return "choose another folder"
 
 
 def make_folder(folder: Path) -> None:

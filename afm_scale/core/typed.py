@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from .errors import ConfigError
 from .kinds import OneOf
+from .paths import OrName, can_be_path, expanded, written
 from .ranges import Levels, Range, Text
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ def to_mapping(config: Any) -> Any:
     if isinstance(config, tuple):
         return [to_mapping(value) for value in config]
     if isinstance(config, Path):
-        return str(config)
+        return written(config)
     return config.value if isinstance(config, Enum) else config
 
 
@@ -60,6 +61,8 @@ def build(wanted: Any, value: Any, keys: Keys = ()) -> Any:
         text, allowed = build(arguments[0], value, keys), wanted.__metadata__[0]
         _require(text in allowed, value, str(allowed), keys)
         return text
+    if kind is Annotated and isinstance(wanted.__metadata__[0], OrName):
+        return _expanded(build(arguments[0], value, keys), keys)
     if kind in (Union, UnionType, Annotated):
         return _build_union(_members(wanted), value, keys)
     if kind is Literal:
@@ -74,9 +77,18 @@ def build(wanted: Any, value: Any, keys: Keys = ()) -> Any:
         return _build_dataclass(kind, value, keys)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _choose({member.value: member for member in kind}, value, keys)
+    if kind is Path and isinstance(value, str):
+        value = _expanded(value, keys)
     fits, into, words = _SCALARS[kind]
     _require(fits(value), value, words, keys)
     return into(value)
+
+
+def _expanded(text: str, keys: Keys) -> str:
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise Mistake(keys, str(error)) from None
 
 
 def _build_dataclass(cls: type, value: Any, keys: Keys) -> Any:
@@ -159,12 +171,6 @@ def _build_tuple(arguments: tuple, value: Any, keys: Keys) -> tuple:
     if len(types) != len(value):
         raise Mistake(keys, f"found {found(value)} of {len(value)}, wanted a list of {len(types)}")
     return tuple(build(inner, value[i], (*keys, f"[{i}]")) for i, inner in enumerate(types))
-
-
-def can_be_path(text: str) -> bool:
-    """Whether a file system could have such a file: it raises errors of its own kinds at any other name."""
-    parts = text.encode(errors="surrogateescape").split(b"/")
-    return text != "" and "\0" not in text and max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 4096
 
 
 def shortened(text: str, longest: int = 100) -> str:

@@ -69,6 +69,10 @@ class WebDatasetConfig(ImagesConfig):
 
     kind: Literal["webdataset"] = "webdataset"
 
+    @property
+    def starts_processes(self) -> bool:
+        return True
+
     @classmethod
     def decoding(cls, *, on_gpu: bool) -> str:
         return "Pillow, in worker processes"

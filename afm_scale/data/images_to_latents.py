@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.paths import OrName
 from ..core.ranges import Range
 from ..core.types import Batch
 from .images import DaliConfig, ImagesConfig, WebDatasetConfig
@@ -28,7 +29,7 @@ class ImagesToLatentsConfig(ImagesConfig):
     needs: ClassVar[Needs] = Needs("diffusers", "latents")
     draws_latents: ClassVar[bool] = True
     encodes: ClassVar[bool] = True
-    vae: str  # a folder that diffusers' AutoencoderKL loads, or a name that it knows
+    vae: Annotated[str, OrName()]  # a folder that diffusers' AutoencoderKL loads, or a name that it knows
     kind: Literal["images_to_latents"] = "images_to_latents"
     decoder: Literal["webdataset", "dali"] = "webdataset"  # of the images
     shape: Annotated[tuple[int, int, int], Range(1, 65_536)] = (4, 32, 32)  # C, H, W of a latent
@@ -46,6 +47,10 @@ class ImagesToLatentsConfig(ImagesConfig):
     @property
     def encoding(self) -> Encoding:
         return Encoding(self.vae, self.scale)
+
+    @property
+    def starts_processes(self) -> bool:
+        return self.images().starts_processes
 
     def images(self) -> WebDatasetConfig | DaliConfig:
         """The source of its images."""

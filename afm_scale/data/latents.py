@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
+from ..core.paths import OrName
 from ..core.random import KeyedDraws, Positions
 from ..core.ranges import Range
 from ..core.types import Batch
@@ -46,7 +47,7 @@ class LatentsConfig(SourceConfig):
     kind: Literal["latents"] = "latents"
     shape: Annotated[tuple[int, int, int], Range(1, 65_536)] | None = None  # C, H, W; null: as encoded
     num_classes: Annotated[int, Range(1, 10_000_000)] | None = None  # null: as encoded
-    vae: str | None = None  # the name the latents were encoded under, or a folder of the autoencoder's weights
+    vae: Annotated[str, OrName()] | None = None  # the name they were encoded under, or the autoencoder's folder
     scale: Annotated[float, Range(above=0, high=1e6)] | None = None  # of a training latent; null: as encoded
     mirror: bool = True  # every draw of the image or of its mirror image, evenly likely
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one

@@ -75,6 +75,11 @@ class SourceConfig:
         return {}
 
     @property
+    def starts_processes(self) -> bool:
+        """Whether its source has `multiprocessing` start some, which this machine must be able to."""
+        return False
+
+    @property
     def encoding(self) -> Encoding | None:
         """How its latents were made; None if it draws none, or if no autoencoder made them."""
         return None

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import DataError
+from ..core.processes import shared_memory, starting_processes
 from .affine import Affine, AffineConfig, affines_at, moved
 from .images import ImageSource, decoded_image, read_or_substitute
 from .order import EpochOrder, StreamCursor
@@ -61,7 +62,8 @@ class WebDatasetSource(ImageSource):
         with warnings.catch_warnings():
             # More workers than cores: a matter of taste where they wait for a network file system.
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-            workers = self._workers = _Workers(self._loader())
+            with starting_processes():
+                workers = self._workers = _Workers(self._loader())
         try:
             while True:
                 yield workers.turn()
@@ -112,8 +114,8 @@ class _Workers:
             if "in DataLoader worker process" in told or type(error) is RuntimeError and "exited unex" not in told:
                 raise  # a mistake of ours, told by a worker that lives
             raise DataError(
-                "a process that decodes images was killed, most often for want of memory (main memory, or /dev/shm, "
-                "which holds the batches read ahead); lower data.workers or data.prefetch, or allow it more"
+                "a process that decodes images was killed, most often for want of main memory, which holds the batches "
+                "read ahead too; lower data.workers or data.prefetch, or allow it more"
             ) from None
         if isinstance(turn, DataError):
             raise turn
@@ -176,7 +178,8 @@ class _Decoder(Dataset):
 
     def __getitem__(self, draws: list[Draw]) -> Turn | DataError:
         """An error in the data is returned: raised, it would reach the trainer wrapped in this process's traceback."""
-        pixels = _shared_pixels(len(draws), self.size)
+        pixels = shared_memory((len(draws), 3, self.size, self.size))
+        labels = shared_memory((len(draws),), torch.int64)
         used, skipped = [], []
         try:
             for place, (sample, affine) in zip(pixels, draws, strict=True):
@@ -188,7 +191,8 @@ class _Decoder(Dataset):
                 skipped.extend(passed_over)
         except DataError as error:
             return error.plain()
-        return pixels, self.shards.index.label[torch.tensor(used)], skipped
+        torch.index_select(self.shards.index.label, 0, torch.tensor(used), out=labels)
+        return pixels, labels, skipped
 
     def _read(self, sample: int, *, affine: Affine | None) -> Tensor:
         """uint8 [3, S, S]. Raises SampleError."""
@@ -199,12 +203,6 @@ class _Decoder(Dataset):
             return to_pixels(image, self.size)
         except ImageError as error:
             raise SampleError(self.shards.place(sample), error.reason) from None
-
-
-def _shared_pixels(count: int, size: int) -> Tensor:
-    """Empty uint8 [count, 3, size, size] in shared memory, where it would be copied on its way to the trainer."""
-    storage = torch.UntypedStorage._new_shared(count * 3 * size * size)  # as torch's own collation makes its batches
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, 3, size, size)
 
 
 def _as_it_is(turn: Turn | DataError) -> Turn | DataError:

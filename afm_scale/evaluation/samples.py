@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..core.errors import ConfigError
+from ..core.paths import OrName
 from ..core.ranges import Count, Range, Seed
 from ..parallel.agreement import agreed
 from ..sampling.decoding import Decoder
@@ -32,7 +33,7 @@ class SampleEvaluationConfig(OfGenerator):
     members: Annotated[int, Range(0, 100_000_000)] = 10_000  # of the samples, for precision and recall; 0: neither
     neighbours: Annotated[int, Range(1, 1_000)] = 3  # k of precision and recall
     batch_size: Annotated[int, Range(1, 1_000_000)] = 32  # images that the extractor is given at a time, on each rank
-    vae: str | None = None  # decodes latents; null: data.vae, if it is a folder here
+    vae: Annotated[str, OrName()] | None = None  # decodes latents; null: data.vae, if it is a folder here
     seed: Seed = 0  # of the noises, the same every time
 
     def __post_init__(self) -> None:

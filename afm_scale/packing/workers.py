@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..core.errors import EXIT_STOPPED_BY_SIGNAL, DataError, RunError
 from ..core.files import append_regular, explained_write, open_regular
+from ..core.processes import check_processes, starting_processes
 from ..core.screen import errors, note
 from ..data.transforms import ImageError
 from .originals import Original, Reader
@@ -115,15 +116,18 @@ def make_all(
     if not tasks:
         return
     left = sum(len(task.originals) for task in tasks)
+    check_processes()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    packed = context.Value("q", 0)
+    with starting_processes():
+        packed = context.Value("q", 0)
     work = (packing, reader, recode, packed, _lock_path(packing.out))
     workers = min(num_workers, len(tasks))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=work)
     with _Progress(done=len(order) - left, total=len(order)) as progress:
         try:
-            pending = {pool.submit(_work, task) for task in tasks}
+            with starting_processes():
+                pending = {pool.submit(_work, task) for task in tasks}
             while pending:
                 finished, pending = wait(pending, timeout=_LOOK_SECONDS)
                 _raise_first(finished)

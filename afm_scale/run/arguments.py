@@ -9,9 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.errors import UserError
+from ..core.errors import ConfigError, UserError
+from ..core.paths import can_be_path, expanded
 from ..core.ranges import Range
-from ..core.typed import can_be_path, shortened
+from ..core.typed import shortened
 
 T = TypeVar("T")
 
@@ -83,6 +84,14 @@ def labels(text: str) -> str | tuple[int, ...]:
         ) from None
 
 
+def name_or_path(text: str) -> str:
+    """The value of an option that takes a path, or a name that is known elsewhere."""
+    try:
+        return expanded(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def request_of(request_type: type[T], options: argparse.Namespace, **others: Any) -> T:
     """The frozen dataclass of a command's arguments: every field is the option of its name, or one of `others`."""
     given = vars(options) | others
@@ -92,11 +101,27 @@ def request_of(request_type: type[T], options: argparse.Namespace, **others: Any
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Options and other words, in any order. What cannot be used ends the process with exit code 2 and the usage.
 
-    Raises UserError for a path that no file system could have.
+    In those of the type Path, `~` and variables are put in (`core.paths`). Raises UserError for one that is not set and
+    for a path that no file system could have.
     """
     options = parser.parse_intermixed_args(arguments)
     for name, value in vars(options).items():
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and not can_be_path(str(path)):
-                raise UserError(f"{name}: {shortened(str(path))!r} can be no file's name; wanted a path")
+        try:
+            setattr(options, name, _expanded(value))
+        except ConfigError as error:
+            raise UserError(f"{name}: {error}") from None
     return options
+
+
+def _expanded(value: Any) -> Any:
+    """The same with the paths in it expanded, on their own, in a list or in a mapping."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_expanded, value))
+    if isinstance(value, dict):
+        return {name: _expanded(one) for name, one in value.items()}
+    if not isinstance(value, Path):
+        return value
+    text = expanded(str(value))
+    if not can_be_path(text):
+        raise ConfigError(f"{shortened(text)!r} can be no file's name; wanted a path")
+    return Path(text)

@@ -23,7 +23,8 @@ import yaml
 
 from ..core.errors import ConfigError
 from ..core.files import read_regular
-from ..core.typed import Keys, Mistake, build, can_be_path, found, nearest, shortened, to_mapping
+from ..core.paths import can_be_path, expanded
+from ..core.typed import Keys, Mistake, build, found, nearest, shortened, to_mapping
 from .shipped import RECIPES, shipped, shipped_names
 
 T = TypeVar("T")
@@ -87,6 +88,7 @@ def _num_values(node: yaml.Node, known: dict[int, float]) -> float:
 def _find_recipe(recipe: str) -> Path:
     if not can_be_path(recipe):
         raise ConfigError(f"{shortened(recipe)!r} can be no file's name; wanted a YAML file or the name of a recipe")
+    recipe = expanded(recipe)
     for file in [folder / name for folder in (Path(), RECIPES) for name in (recipe, f"{recipe}.yaml")]:
         if file.exists() and not file.is_dir():
             return file.resolve()
@@ -125,6 +127,10 @@ def _inherited(name: str, file: Path) -> Path:
     """What `file` inherits by a name: a file relative to it, or else a shipped one. It never means itself by a name."""
     if not can_be_path(name):
         raise ConfigError(f"{_shown(file)}: inherit: {shortened(name)!r} can be no file's name; wanted one of a recipe")
+    try:
+        name = expanded(name)
+    except ConfigError as error:
+        raise ConfigError(f"{_shown(file)}: inherit: {error}") from None
     relative = file.parent / name
     named = [] if Path(name).suffix else [other for other in [file.parent / f"{name}.yaml"] if other.resolve() != file]
     found = next((other for other in (relative, *named) if other.is_file()), None) or shipped(name)

@@ -10,6 +10,7 @@ import torch
 from ..checkpoint.manifest import read_manifest, resolve_checkpoint, visible_checkpoints
 from ..core.errors import ConfigError
 from ..core.packages import require
+from ..core.processes import check_processes
 from ..core.run_folder import RunFolder
 from ..data.table import check_packages
 from .config import RunConfig
@@ -29,6 +30,8 @@ def check_ready(config: RunConfig, *, may_be_open: bool = False) -> None:
         raise ConfigError(
             "parallel.device is cuda but torch sees no GPU here; set parallel.device=cpu or use a host with GPUs"
         )
+    if config.data.starts_processes:
+        check_processes()
     config.data.fingerprint()
     for measurement in (config.report, config.hooks.evaluation):
         if measurement is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -39,6 +40,20 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
         write_atomically(path, half)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("code", "told"), [
+    (errno.EACCES, "give yourself the right"), (errno.EROFS, "give yourself the right"),
+    (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EFBIG, "free some space"),
+    (errno.ENOENT, "vanished meanwhile"), (errno.ESTALE, "vanished meanwhile"), (errno.EIO, "choose another folder"),
+])
+def test_the_advice_fits_the_error_and_names_no_setting(code: int, told: str) -> None:
+    """The file may be of a run, of a packing or of an evaluation."""
+    with pytest.raises(UserError) as caught, explained_write(Path("file")):
+        raise OSError(code, os.strerror(code))
+    line = str(caught.value)
+    words = ("give yourself the right", "free some space", "vanished meanwhile")
+    assert told in line and "run.folder" not in line and sum(word in line for word in words) <= 1
 
 
 def test_only_errors_of_the_file_system_are_explained() -> None:

@@ -79,7 +79,7 @@ def test_both_forms_of_inception_are_built(tmp_path: Path) -> None:
 
 def test_without_torch_fidelity_the_command_that_installs_it_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda package: None)
-    with pytest.raises(ConfigError, match="needs the package torch_fidelity, .*pip install --no-deps torch-fidelity"):
+    with pytest.raises(ConfigError, match="needs the package torch_fidelity, .*pip install --no-deps -c con.* torch-f"):
         build_extractor(InceptionConfig(), "cpu")
 
 

@@ -15,6 +15,7 @@ import yaml
 from afm_scale.__main__ import main
 from afm_scale.commands.settings import as_page
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.paths import OrName
 from afm_scale.core.ranges import FINITE, Levels, Range
 from afm_scale.core.schedules import Schedule
 from afm_scale.run.config import RunConfig
@@ -96,6 +97,8 @@ def smallest_value(hint: Any) -> Any:
         number = allowed.low if allowed.above is None else allowed.above + 1
         plain = smallest_value(inner)
         return [number for _ in plain] if isinstance(plain, list) else int(max(number, 0))
+    if get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], OrName):
+        return smallest_value(get_args(hint)[0])
     member = next(iter(members_of(hint)))
     if member is not hint:
         return smallest_value(member)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +15,9 @@ from typing import BinaryIO, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ...core.errors import UserError
 from ...core.files import LOG_LIMIT, append_regular, explained_write, read_regular, write_atomically
 from ...core.ranges import Count
+from ...core.screen import note
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState
@@ -163,6 +165,11 @@ class JsonLines:
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
         assert self._file is not None
         with explained_write(self._path):
+            if not self._is_there(self._file):
+                note(f"{self._path} was deleted or replaced while the run was writing to it: its earlier rows are gone")
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file.close()
+                self._file = append_regular(self._path)
             self._file.write((json.dumps(finite) + "\n").encode())
             self._file.flush()
 
@@ -171,19 +178,31 @@ class JsonLines:
             with explained_write(self._path):
                 self._file.close()
 
+    def _is_there(self, file: BinaryIO) -> bool:
+        """Whether the open file still has its name: rows written to one without are gone when it is closed."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
+
 
 def forget_later_lines(path: Path, step: int) -> None:
     """Leaves the JSON lines of steps up to `step` in a file, or an empty file; a last line may be torn.
 
-    Raises UserError if it cannot, or if another line is none of these: then it is another program's file.
+    Another line that is none of these is said on the screen, and left out too. Then the file as it was found stays
+    beside it, since it may be another program's. Raises UserError if it cannot.
     """
     with explained_write(path):
-        lines = read_regular(path, LOG_LIMIT).splitlines(keepends=True) if path.exists() else []
+        content = read_regular(path, LOG_LIMIT) if path.exists() else b""
+    lines = content.splitlines(keepends=True)
     steps = [_step_of(line) for line in lines]
     if math.inf in steps[:-1]:
-        raise UserError(
-            f"{path}, line {steps.index(math.inf) + 1} is no row with a step: the file is not of a run, or damaged; "
-            "move it away, or choose another run.folder"
+        names = (path.with_name(f"{path.name}.found{number or ''}") for number in itertools.count())
+        aside = next(name for name in names if not name.exists())
+        write_atomically(aside, lambda file: file.write(content))
+        note(
+            f"{path}, line {steps.index(math.inf) + 1} is no row with a step: such lines are left out; the file as it "
+            f"was found is {aside}"
         )
     kept = [line for line, its in zip(lines, steps, strict=True) if its <= step]
     write_atomically(path, lambda file: file.writelines(kept))

@@ -99,13 +99,41 @@ def test_a_run_that_fails_closes_its_writers_and_writes_no_further_row() -> None
 
 
 @pytest.mark.parametrize("line", [b"somebody's list", b"[" * 9000, b'{"loss": 1}', b"[1]", b'{"step": "1"}'])
-def test_a_file_that_is_no_log_of_a_run_is_not_emptied(line: bytes, tmp_path: Path) -> None:
+def test_a_line_that_is_no_row_is_said_and_left_out_and_nothing_of_the_file_is_lost(
+    line: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 1}\n')
     before = path.read_bytes()
-    with pytest.raises(UserError, match="metrics.jsonl, line 2 is no row with a step: .*move it away"):
-        forget_later_lines(path, 9)
-    assert path.read_bytes() == before
+    forget_later_lines(path, 9)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl, line 2 is no row with a step" in told and told.endswith("metrics.jsonl.found")
+    assert path.read_bytes() == b'{"step": 0}\n{"step": 1}\n'
+    assert (tmp_path / "metrics.jsonl.found").read_bytes() == before
+    path.write_bytes(before)
+    forget_later_lines(path, 0)
+    assert (tmp_path / "metrics.jsonl.found1").exists() and path.read_bytes() == b'{"step": 0}\n'
+
+
+@pytest.mark.parametrize("harm", ["deleted", "replaced", "its folder deleted"])
+def test_a_file_that_goes_in_the_middle_is_said_once_and_written_on(
+    harm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = JsonLines(path)
+    lines.start(0)
+    lines.write({"step": 1})
+    path.unlink()
+    if harm == "replaced":
+        path.write_text('{"step": 1}\n')
+    if harm == "its folder deleted":
+        path.parent.rmdir()
+    for step in (2, 3):
+        lines.write({"step": step})
+    lines.close()
+    assert [row["step"] for row in rows_of(path)] == [*([1] if harm == "replaced" else []), 2, 3]
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("was deleted or replaced while the run was writing to it: its earlier rows are gone")
 
 
 def test_a_resumed_run_forgets_later_rows_and_a_torn_one(tmp_path: Path) -> None:
