@@ -182,19 +182,19 @@ def run_door(door: Door, root: Path) -> tuple[int | None, str, str]:
     words = [str(word) for word in door.words(root)]
     arguments = (words, dict(os.environ), str(root), *map(str, outputs))
     try:
-        with _STARTING:
+        with STARTING:
             server.set_forkserver_preload([*PRELOADED, *COMMANDS])  # of no effect where the server runs already
             process = server.Process(target=_child, args=arguments)
             process.start()
-        patience = _Patience(process.pid)
+        patience = Patience(process.pid)
         code: int | None = None
         while code is None and patience.lasts():
             time.sleep(0.02)
-            with _STARTING:  # starting one asks after all others, and two must not ask at once
+            with STARTING:  # starting one asks after all others, and two must not ask at once
                 code = process.exitcode
         if code is None:
-            with _STARTING:
-                _kill(process)
+            with STARTING:
+                kill(process)
         texts = [path.read_bytes().decode(errors="replace") if path.exists() else "" for path in outputs]
         return code, *texts
     finally:
@@ -202,14 +202,14 @@ def run_door(door: Door, root: Path) -> tuple[int | None, str, str]:
             path.unlink(missing_ok=True)
 
 
-def _kill(process: BaseProcess) -> None:
+def kill(process: BaseProcess) -> None:
     with suppress(ProcessLookupError):  # it has not come so far as to have a group
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
 
 
-class _Patience:
+class Patience:
     """For how long a process is waited for. Where others keep the machine busy it may take long, but it gets on."""
 
     def __init__(self, pid: int) -> None:
@@ -229,7 +229,7 @@ class _Patience:
         return now - self._worked_at < LIMIT_SECONDS and seconds < LIMIT_SECONDS
 
 
-_STARTING = threading.Lock()
+STARTING = threading.Lock()
 COMMANDS = [
     f"afm_scale.commands.{name}" for name in (
         "train", "sample", "evaluate", "inspect_checkpoint", "doctor", "show", "make_shards", "replay_reference",
