@@ -36,9 +36,12 @@ class DivergenceGuard(QuietHook):
         self._config = config
         self._events = events
         self._names: tuple[str, ...] = ()
+        self._begin: int | None = None  # the first step of this process
         self._first: Tensor | None = None  # [num_values] float64: first step that was not finite, infinity if none
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
+        if self._begin is None:
+            self._begin = report.step
         values = _in_order_of_play(report)
         if tuple(values) != self._names:
             self.look()
@@ -76,8 +79,20 @@ class DivergenceGuard(QuietHook):
         player, term = self._names[position].split("/", 1)
         self._events.write("divergence", step=step, player=player, term=term, rank=rank)
         raise DivergenceError(
-            f"the {player}'s {term} was not finite at step {step} on rank {rank}; the newest checkpoint is from before "
-            f"it. Lower optimizer.{player}.learning_rate or max_grad_norm and run the same command again to go on"
+            f"the {player}'s {term} was not finite at step {step} on rank {rank}; {self._what_to_do(player, step)}"
+        )
+
+    def _what_to_do(self, player: str, step: int) -> str:
+        """A step too large shows in the one after it: what the first one met was there before."""
+        if step == self._begin:
+            return (
+                "it was the first step here, so a learning rate is hardly the cause. Look for numbers not finite "
+                "or far too large in what the run begins with, in weights that guide it and in its data, and for "
+                "settings of the objective that divide by almost nothing"
+            )
+        return (
+            f"the newest checkpoint is from before it. Lower optimizer.{player}.learning_rate or max_grad_norm and run "
+            "the same command again to go on"
         )
 
 

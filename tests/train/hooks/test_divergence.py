@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError, DivergenceError
+from afm_scale.core.typed import build
 from afm_scale.train.hooks.divergence import DivergenceConfig, DivergenceGuard
 from afm_scale.train.hooks.events import EventLog
 from tests.ranks import run_ranks
@@ -64,6 +65,16 @@ def test_the_first_value_of_the_step_that_was_not_finite_is_named(
     assert (event["kind"], event["step"], event["rank"]) == ("divergence", 2, 0)
 
 
+def test_what_was_wrong_from_the_first_step_on_is_not_laid_to_the_learning_rate(tmp_path: Path) -> None:
+    for first, told, never in ((7, "is hardly the cause", "Lower"), (8, "Lower optimizer.gen", "cause")):
+        checker, state = guard(tmp_path), small_state(small_plan())
+        for step in (7, 8):
+            checker.after_step(state, report(step, terms={"generator/total": NAN if step >= first else GOOD}))
+        with pytest.raises(DivergenceError, match=told) as caught:
+            checker.look()
+        assert never not in str(caught.value)
+
+
 def test_the_end_of_a_run_is_looked_at_too(tmp_path: Path) -> None:
     checker, state = guard(tmp_path), small_state(small_plan())
     checker.after_step(state, report(1, grad_norms={"generator": NAN}))
@@ -79,8 +90,8 @@ def test_a_step_with_other_terms_does_not_hide_an_earlier_divergence(tmp_path: P
 
 
 def test_an_interval_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="every_steps must be at least 1, found 0"):
-        DivergenceConfig(every_steps=0)
+    with pytest.raises(ConfigError, match="every_steps: found 0, wanted a whole number from 1"):
+        build(DivergenceConfig, {"every_steps": 0})
 
 
 def _diverges_on_rank_2(folder: Path) -> str:

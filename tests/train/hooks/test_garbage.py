@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.core.typed import build
 from afm_scale.train.hooks.garbage import GarbageConfig, GarbageHook
 from afm_scale.train.hooks.hook import QuietHook, StepReport
 from afm_scale.train.state import TrainState
@@ -55,5 +56,5 @@ def test_collection_is_afterwards_as_it_was_before_a_failed_run_too(was_on: bool
 
 
 def test_an_interval_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="every_steps must be at least 1, found 0"):
-        GarbageConfig(every_steps=0)
+    with pytest.raises(ConfigError, match="every_steps: found 0, wanted a whole number from 1"):
+        build(GarbageConfig, {"every_steps": 0})

@@ -10,6 +10,7 @@ from PIL import Image
 
 from afm_scale.core.errors import ConfigError, UserError
 from afm_scale.core.random import KeyedDraws, Positions
+from afm_scale.core.typed import build
 from afm_scale.sampling.pictures import to_uint8
 from afm_scale.train.failures import Failures
 from afm_scale.train.hooks.samples import SamplesConfig, SamplesHook
@@ -86,5 +87,5 @@ def test_a_sheet_that_cannot_be_written_stops_all_ranks(tmp_path: Path) -> None:
 
 
 def test_a_sheet_without_columns_is_refused() -> None:
-    with pytest.raises(ConfigError, match="images_per_class must be at least 1, found 0"):
-        SamplesConfig(every_steps=1, images_per_class=0)
+    with pytest.raises(ConfigError, match="images_per_class: found 0, wanted a whole number"):
+        build(SamplesConfig, {"every_steps": 1, "images_per_class": 0})
