@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .commands import ending
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command, by default that of the command line, and returns its exit code."""
+    from .commands import ending
+
     return ending.run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":
+    from .core import stopping
+
+    stopping.begin(sys.argv[1:])  # before anything else is imported: a signal may come at any time
+    from .commands import ending
+
     ending.main()

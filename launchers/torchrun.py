@@ -2,12 +2,13 @@
 
 The command line is torchrun's, and so are the agent, the rendezvous and the restarts. What differs:
 
-- Exit code: 0 done, 2 a user's mistake, 75 stopped by a signal after saving, 1 anything else. torchrun always ends with
-  1 and a traceback of its own.
-- SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 are passed to every worker once, and the workers then have the time of
-  --shutdown-timeout or TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds, here 300 by default) to save before they are killed. A
-  second signal is passed on too: workers exit at once. --signals-to-handle has no effect.
-- Workers that ended with 2 or 75 are not restarted.
+- Exit code: 0 done, 2 a user's mistake, 75 stopped by a signal with a whole checkpoint to go on from, 128 + the signal
+  where the workers had none, 1 anything else. torchrun always ends with 1 and a traceback of its own.
+- SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGXCPU are passed to every worker once, from the first second
+  on, and the workers then have the time of --shutdown-timeout or TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds, here 300 by
+  default) to save before they are killed. A second signal is passed on too: workers exit at once. One that was ignored
+  when this began (nohup) is ignored by all. --signals-to-handle has no effect.
+- Workers that ended with 2, or were stopped by a signal, are not restarted.
 - The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py).
 """
 
@@ -20,16 +21,18 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.agent.server import RunResult, WorkerGroup
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher import api as launcher
+if TYPE_CHECKING:  # torch takes seconds to import, and a signal may come in them: see `main`
+    from torch.distributed.elastic.agent.server import RunResult, WorkerGroup
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 DONE, FAILURE, USER_ERROR, STOPPED_BY_SIGNAL = 0, 1, 2, 75  # as in afm_scale/core/errors.py
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+FORWARDED = (  # what workers understand: as in afm_scale/core/stopping.py
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+)
 DEFAULT_GRACE_SECONDS = 300
+SECONDS_TO_START = 20  # for workers that know what is to be done; they may wait for another node that never comes
 
 
 class Workers:
@@ -56,8 +59,11 @@ class Workers:
 
     def kill_after(self, grace_seconds: float) -> None:
         with self._lock:
-            if self.signals and time.monotonic() - self._first_signal_at > grace_seconds:
+            waited = time.monotonic() - self._first_signal_at
+            if self.signals and waited > grace_seconds:
                 self._send(signal.SIGKILL)
+            if self.signals and not self._pids and waited > SECONDS_TO_START:
+                os._exit(128 + self.signals[0])
 
     def _send(self, signum: int) -> None:
         for pid in self._pids:
@@ -78,22 +84,32 @@ def exit_code(codes: list[int], signals: list[int]) -> int:
     """The job's exit code from those of its failed workers and the signals passed on to them.
 
     When one worker ends, torch sends the others SIGTERM, so a death by a signal says little beside a code of 2 or 75.
-    Workers that died of the first and only signal passed on had not begun to train, and have nothing to save.
+    Those that died of the first and only signal passed on had no checkpoint: whoever has one ends with 75.
     """
     if USER_ERROR in codes:
         return USER_ERROR
-    deaths = [signal_of(code) for code in codes if code != STOPPED_BY_SIGNAL]
-    stopped = STOPPED_BY_SIGNAL in codes and None not in deaths
-    never_began = len(signals) == 1 and set(deaths) == set(signals)
-    return STOPPED_BY_SIGNAL if stopped or never_began else FAILURE
+    deaths = {signal_of(code) for code in codes if code != STOPPED_BY_SIGNAL}
+    if STOPPED_BY_SIGNAL in codes and None not in deaths:
+        return STOPPED_BY_SIGNAL
+    if len(signals) == 1 and signals[0] in deaths and deaths <= {signals[0], signal.SIGTERM}:
+        return 128 + signals[0]
+    return FAILURE
 
 
-def agent_class(workers: Workers) -> type[LocalElasticAgent]:
-    """The agent of torchrun, which tells `workers` whom it started."""
+def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
+    """The agent of torchrun, which tells `workers` whom it started.
+
+    With `hold` they are started with signals held, which come to them when they have handlers and let them come.
+    """
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     class Agent(LocalElasticAgent):
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
-            pids = super()._start_workers(worker_group)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED if hold else ())
+            try:
+                pids = super()._start_workers(worker_group)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             workers.started(list(pids.values()))
             return pids
 
@@ -108,6 +124,15 @@ def agent_class(workers: Workers) -> type[LocalElasticAgent]:
 
 
 def main(arguments: list[str]) -> int:
+    workers = Workers()
+    for signum in FORWARDED:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, workers.forward)
+
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import api as launcher
+
     parser = torchrun.get_args_parser()
     parser.allow_abbrev = False  # else an option of the script, `sample --num`, is taken for a short --numa-binding
     args = parser.parse_args(arguments)
@@ -120,10 +145,7 @@ def main(arguments: list[str]) -> int:
     os.environ["AFM_SCALE_LAUNCHER_PID"] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # `describe` says it
 
-    workers = Workers()
-    for signum in FORWARDED:
-        signal.signal(signum, workers.forward)
-    launcher.LocalElasticAgent = agent_class(workers)
+    launcher.LocalElasticAgent = agent_class(workers, hold=args.module and args.training_script == "afm_scale")
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -145,8 +167,11 @@ def main(arguments: list[str]) -> int:
         raise failures[0]
     codes = {rank: failure.exitcode for rank, failure in sorted(failures[0].failures.items())}
     code = exit_code(list(codes.values()), workers.signals)
-    if code == FAILURE:
-        print(describe(codes), file=sys.stderr)
+    if code not in (USER_ERROR, STOPPED_BY_SIGNAL) and (code == FAILURE or min(codes.values()) < 0):
+        try:  # of workers that ended in order one has said why
+            print(describe(codes), file=sys.stderr, flush=True)
+        except OSError:  # nobody reads it
+            pass
     return code
 
 
@@ -160,4 +185,10 @@ def describe(codes: dict[int, int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with = main(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError):  # closed, or nobody reads it
+            pass
+    os._exit(exit_with)

@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "core", "ops", "flow", "models", "data", "packing", "parallel", "sampling", "objectives", "checkpoint",
         "evaluation", "estimate", "train", "run",
     },
-    "__main__": {"commands"},
+    "__main__": {"commands", "core.stopping"},
     "": {"run.model"},  # afm_scale/__init__.py, which imports it when a checkpoint is loaded
 }
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..core import stopping
 from ..core.errors import EXIT_DONE, EXIT_FAILURE, RunError, UserError
 from ..core.screen import flush, note, say, take_over
 from ..run.arguments import parse
@@ -27,6 +28,7 @@ def main(*command: str) -> NoReturn:
     What was done decides the code. After it nothing is asked but that what was said is on its way to the screen.
     """
     _speak_utf8()
+    stopping.begin([*command, *sys.argv[1:]])
     take_over()
     code = EXIT_FAILURE
     try:
@@ -37,12 +39,14 @@ def main(*command: str) -> NoReturn:
         note("interrupted")
         code = 128 + signal.SIGINT
     except BaseException:
+        stopping.await_the_end()
         note(traceback.format_exc().rstrip())
     leave(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 1 anything else.
+    """Returns the exit code: 0 done, 2 the user's mistake, 1 anything else; and of a run that a signal stopped, 75 if
+    there is a whole checkpoint to go on from, else 128 + the signal's number.
 
     Help and words that no option takes end it by SystemExit, as argparse does.
     """
@@ -56,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         command.add_arguments(parser)
         return command.run(parse(parser, rest))
     except RunError as error:
+        stopping.await_the_end()
         return tell(error)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -12,9 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.manifest import newest_complete
+from ..core import stopping
 from ..core.errors import EXIT_DONE, EXIT_STOPPED_BY_SIGNAL
 from ..core.files import write_atomically
 from ..core.holding import Held, hold
+from ..core.place import rank_of
 from ..core.run_folder import RunFolder
 from ..core.screen import note
 from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
@@ -47,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
 def train_command(recipe: str, overrides: Sequence[str]) -> int:
     """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
     config = load(RunConfig, recipe, overrides).resolved()
+    own = RunFolder(config.run.folder).checkpoints
+    stopping.know(lambda: newest_complete(own), speaks=rank_of(os.environ) == 0)
     log_of = RunFolder(config.run.folder).rank_log
     with ExitStack() as afterwards, launch(config.parallel, log_of=log_of) as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
@@ -57,18 +62,18 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
         with agreed():  # before anything in the folder is looked at, written or cleared away
             if ranks.rank == 0:
                 held = afterwards.enter_context(hold(config.run.folder, ranks=ranks.world_size))
+                stopping.before_the_end(held.end)
         plan = build.build_plan(config, ranks)
         with agreed():
             state = build.build_state(config, ranks, plan)
         with closing(state.data):  # its processes and threads end whatever happens
-            stopped_by = _run(config, ranks, plan, state, held, afterwards)
-    return EXIT_DONE if stopped_by is None else EXIT_STOPPED_BY_SIGNAL
+            return _run(config, ranks, plan, state, held, afterwards)
 
 
 def _run(
     config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, held: Held | None, afterwards: ExitStack
-) -> signal.Signals | None:
-    """From where the run starts to its report; the signal that stopped it, if one did."""
+) -> int:
+    """From where the run starts to its report, or to the checkpoint of the step that a signal stopped it at."""
     origin = from_rank_0(ranks.rank, lambda: origin_of(config))
     manager = build.build_manager(config, ranks, origin)
     afterwards.callback(manager.settle)  # after an error a save may be under way: the folder is held until it is over
@@ -93,12 +98,16 @@ def _run(
     train(state, plan, config.loop, observers.hooks)
     seconds = time.monotonic() - began
     stopped_by = observers.stop.signal
+    newest = None if stopped_by is None else from_rank_0(ranks.rank, manager.latest)
     with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
         if stopped_by is None:
             _report(config, ranks, plan, state, seconds, state.step - first_step)
         elif plan.rank == 0:
-            note(f"stopped by {stopped_by.name} and saved at step {state.step}; run the same command again to go on")
-    return stopped_by
+            saved = f"saved at step {state.step}; run the same command again to go on from {newest}"
+            note(f"stopped by {stopped_by.name} and {saved if newest else 'without a checkpoint to go on from'}")
+    if stopped_by is None:
+        return EXIT_DONE
+    return 128 + stopped_by if newest is None else EXIT_STOPPED_BY_SIGNAL
 
 
 def _report(

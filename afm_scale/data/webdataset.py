@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import DataError
 from ..core.processes import shared_memory, starting_processes
+from ..core.stopping import SIGNALS
 from .affine import Affine, AffineConfig, affines_at, moved
 from .images import ImageSource, decoded_image, read_or_substitute
 from .order import EpochOrder, StreamCursor
@@ -42,7 +43,7 @@ Draw = tuple[int, Affine | None]
 
 # The trainer stops at a step boundary when it gets one of these, and a scheduler sends them to the whole process group:
 # workers have to go on until the trainer has no more need of them.
-_TRAINERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_TRAINERS_SIGNALS = SIGNALS
 
 # Memory that Pillow keeps for its next image instead of asking the system for it anew: a tenth of the decoding time.
 _KEPT_BLOCKS = 8

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from ..core import stopping
 from ..core.errors import EXIT_FAILURE, RunError
 from ..core.files import append_regular
 from ..core.screen import note_at_once
@@ -94,6 +95,7 @@ class Watch:
         if isinstance(error, RunError) and error.is_of_all_ranks:
             self._closed.set()  # they leave together
             return None
+        stopping.await_the_end()  # the others were told to stop as well
         if not is_of_others(error):
             self._end_of(error)
             return None
@@ -176,6 +178,7 @@ class Watch:
 
     def _leave(self, find: Callable[[], Verdict | None]) -> None:
         """Ends the process with what `find` says, if it says anything and the main thread is not about to do so."""
+        stopping.await_the_end()
         with self._ending:
             if self._closed.is_set():
                 return

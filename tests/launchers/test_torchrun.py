@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from afm_scale.core.stopping import SIGNALS
+
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "torchrun.py"
 
 ENDS_WITH = "import os, sys; sys.exit(int(sys.argv[1 + int(os.environ['RANK'])]))"
@@ -38,7 +40,7 @@ def note(number, frame):
     if len(got) == 2:
         os._exit(128 + number)
 
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT):
     signal.signal(number, note)
 (folder / ("ready" + os.environ["RANK"])).write_text(str(os.getpid()))
 while not got:
@@ -121,7 +123,10 @@ def wait_until(condition, seconds: float = 100) -> None:
     ([75, -signal.SIGTERM], [signal.SIGUSR1], 75),  # torch ends the others when one has ended
     ([75, 128 + signal.SIGTERM], [signal.SIGUSR1], 75),
     ([75, 1], [signal.SIGTERM], 1),
-    ([-signal.SIGUSR1, -signal.SIGUSR1], [signal.SIGUSR1], 75),  # before they had begun
+    ([-signal.SIGUSR1, -signal.SIGUSR1], [signal.SIGUSR1], 138),  # they had no checkpoint: no 75
+    ([138, -signal.SIGTERM], [signal.SIGUSR1], 138),
+    ([138, 75], [signal.SIGUSR1], 75),  # one of them knew of a checkpoint
+    ([138, 1], [signal.SIGUSR1], 1),
     ([-signal.SIGKILL, -signal.SIGKILL], [signal.SIGTERM], 1),  # they did not save in time
     ([128 + signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGTERM], 1),  # ended at once by the second
     ([-signal.SIGKILL, -signal.SIGTERM], [], 1),
@@ -144,7 +149,11 @@ def test_the_launcher_ends_as_its_workers_and_says_no_more_than_needed(tmp_path,
     assert (process.returncode, output, errors) == (wanted, "", told)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_workers_understand_all_that_is_passed_on():
+    assert load().FORWARDED == SIGNALS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_reaches_each_worker_once_and_is_waited_for(tmp_path, number):
     process = start_waiting(tmp_path, 2)
     process.send_signal(number)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from types import FrameType
+from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
 
+from ...core.screen import note_at_once
+from ...core.stopping import SAME_WISH_SECONDS, taken_over
 from ...core.words import STANDING
 from ...parallel.agreement import agree
 from ...parallel.plan import ParallelPlan
@@ -23,11 +25,7 @@ from ..state import TrainState
 from .events import EventLog
 from .hook import QuietHook, StepReport
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _FAILED = 1000  # above every signal's number: a failure wins
-
-# Schedulers signal a launcher and its workers, and the launcher passes it on: one wish that arrives twice.
-_SAME_WISH_SECONDS = 0.25
 
 
 class StopHook(QuietHook):
@@ -42,7 +40,7 @@ class StopHook(QuietHook):
         self._events = events
         self._group = dist.new_group(backend="gloo") if plan.world_size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._signals = ExitStack()
         self._received, self._received_at = 0, 0.0
         self._agreed = 0
         self._told = False
@@ -54,8 +52,7 @@ class StopHook(QuietHook):
 
     def on_start(self, state: TrainState) -> None:
         STANDING.step = state.step
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._receive)
+        self._signals.enter_context(taken_over(self._receive))
         self._agree(state)  # the other hooks may have failed to start on one rank
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
@@ -74,13 +71,12 @@ class StopHook(QuietHook):
                 self._read()
                 self._agree(state)
         finally:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
-            self._previous.clear()
+            self._signals.close()
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int) -> None:
         now = time.monotonic()
-        if self._received and now - self._received_at > _SAME_WISH_SECONDS:
+        if self._received and now - self._received_at > SAME_WISH_SECONDS:
+            note_at_once("ended at once by a second signal: what came after the newest checkpoint is lost")
             os._exit(128 + number)
         if not self._received:
             self._received, self._received_at = number, now
