@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal
 
+from .files import read_regular
+
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 _WAITING = f"torch{os.sep}distributed{os.sep}distributed_c10d.py"
 _NOWHERE = "no line of afm_scale"
@@ -128,7 +130,7 @@ def _line(frame: FrameType, number: int) -> str:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the third on: a letter for the state first; X where there is no process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return read_regular(Path(f"/proc/{pid}/stat")).decode(errors="replace").rpartition(")")[2].split()
     except OSError:
         return ["X", *["0"] * 30]
 
