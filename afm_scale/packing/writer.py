@@ -192,7 +192,15 @@ class Packing:
         raise _damaged(path, reason)
 
     def is_written(self, number: int) -> bool:
-        return self._record(number).exists()
+        """Whether a shard is there as its record says; one that is not has to be written again."""
+        try:
+            shard = _about(self._record(number)).shard
+            tar, idx = self.out / shard_name(number), self.out / shard.idx_name
+            require_regular(tar)
+            found = (tar.name, tar.stat().st_size, sha256(read_regular(idx)).hexdigest())
+            return found == (shard.name, shard.num_bytes, shard.idx_sha256)
+        except (DataError, OSError):
+            return False
 
     @contextmanager
     def shard(self, number: int) -> Iterator[ShardWriter]:

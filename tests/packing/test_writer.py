@@ -94,6 +94,17 @@ def test_a_packing_that_stopped_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert bytes_of(tmp_path / "half") == bytes_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.idx", ".packing/shard-000001.safetensors"])
+@pytest.mark.parametrize("left", [None, b"", b"torn"])
+def test_a_shard_that_is_not_as_its_record_says_is_written_again(tmp_path, name, left):
+    half = pack(tmp_path, finish=False)
+    assert half.is_written(0) and half.is_written(1)
+    (tmp_path / name).unlink()
+    if left is not None:
+        (tmp_path / name).write_bytes(left)
+    assert half.is_written(0) and not half.is_written(1)
+
+
 def test_a_finished_data_set_is_found_and_left_alone(tmp_path):
     done = pack(tmp_path)
     before = bytes_of(tmp_path)
