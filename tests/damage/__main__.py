@@ -1,4 +1,4 @@
-"""python -m tests.damage: hands 400 bad and odd files to the commands that load them, and says what became of each.
+"""python -m tests.damage: hands bad and odd files, over a thousand, to the commands that load them.
 
 Every case is a copy of good files of which one is harmed, in a folder of its own beside another run. It has come out
 well if the work was done right (the result is that of good files, or of the next older checkpoint), or if the command
@@ -43,7 +43,7 @@ def main() -> int:
     bad = sum(verdict.outcome not in GOOD for _, verdict in verdicts)
     print(f"{len(verdicts)} cases, {len(verdicts) - bad} of them done right or refused")
     if options.write is not None:
-        options.write.write_text(page(verdicts), encoding="utf-8")
+        options.write.write_text(page(verdicts, len(all_cases())), encoding="utf-8")
     return int(bad > 0)
 
 

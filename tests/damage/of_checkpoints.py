@@ -165,7 +165,7 @@ def lies_of_the_card() -> Iterator[tuple[str, Of]]:
         "num_classes": (0, -1, None, HUGE, 1.5), "prediction": ("z", 1, None), "num_steps": (0, -1, None, "1"),
         "precision": ("fp1", None, 32), "device": ("meta", 5, LONG), "ops": ("mine", None), "data": (None, [], {}),
         "latents": ([], "none", {"vae": 5, "scale": 1.0}, {"vae": None, "scale": -1.0}, {"vae": None}),
-        "class_dropout": (None, -0.5, 7, "0"),
+        "class_dropout": (None, -0.5, 7, "none"),
     }
     for key, lied in values.items():
         for value in lied:

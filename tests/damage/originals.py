@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from afm_scale.checkpoint.manifest import resolve_checkpoint
 from afm_scale.checkpoint.names import AVERAGE, under
 from afm_scale.checkpoint.tensors import read_tensors
+from afm_scale.data.description import read_description
+from afm_scale.packing.writer import SETTINGS_NAME, scratch_folder
 from tests.data.small import image_folder, mnist_file, packed_images
 from tests.evaluation.small_features import saved_script
 from tests.program import SMALL_AFM, SMALL_CLASSIFICATION, SMALL_FLOW_MATCHING, end, start, train
@@ -148,8 +152,12 @@ def _unfinished(originals: Originals, path: Path) -> None:
     words = ("make_shards", originals.path("source"), path, "--size", "16", "--shards", "2", "--workers", "1")
     code, _, told = end(start(*words))
     assert code == 0, told
+    done = read_description(path)
     shutil.rmtree(path)
-    obstacle.mkdir(parents=True)
+    obstacle.mkdir(parents=True)  # which a folder that holds no packing would be refused for
+    settings = scratch_folder(path) / SETTINGS_NAME
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"content": asdict(done.content), "settings": done.made}))
     code, _, told = end(start(*words))
     assert code == 2 and "dataset.json" in told, told
     obstacle.rmdir()

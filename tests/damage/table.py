@@ -23,14 +23,16 @@ Well is what ends in work done right, which means with the result of good files 
 with exit code 2 and one message that names the file; and what changes nothing else. Good files that are odd are among
 them: those must be used. `tests/damage` says what is done and what is wanted; CI tries a part.
 
-    OMP_NUM_THREADS=1 python -m tests.damage --write docs/damage.md
+    python -m tests.damage --every 3 --write docs/damage.md
 
 """
 
 
-def page(verdicts: Sequence[tuple[Case, Verdict]]) -> str:
+def page(verdicts: Sequence[tuple[Case, Verdict]], num_all: int) -> str:
+    """Counts by kind and outcome, and a row for each of the cases that were tried."""
     good = sum(verdict.outcome in GOOD for _, verdict in verdicts)
-    lines = [_HEAD, f"{_where()}\n", f"{good} of {len(verdicts)} cases ended well.\n"]
+    part = f", of {num_all} that there are" if len(verdicts) < num_all else ""
+    lines = [_HEAD, f"{_where()}\n", f"{good} of {len(verdicts)} cases ended well{part}.\n"]
     columns = [one for one in Outcome if one in GOOD or any(verdict.outcome is one for _, verdict in verdicts)]
     lines += [_row("kind of file", "cases", *(one.value for one in columns)), _row(*["---"] * (2 + len(columns)))]
     kinds = list(dict.fromkeys(case.kind for case, _ in verdicts))
