@@ -304,4 +304,4 @@ def test_the_launcher_trains_and_ends_as_its_ranks_end(checkout: Path) -> None:
 
     refused = launched(checkout, "--num_accelerators", "1", "--", recipe, *small, "data.global_batch=0")
     assert refused.returncode == 2
-    assert "data.global_batch 0 is not divisible by ranks 1" in refused.stderr
+    assert "data.global_batch: found 0, wanted" in refused.stderr

@@ -173,5 +173,5 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused_with_the_numbers_that
 
 
 def test_no_replica_at_all_is_refused() -> None:
-    with pytest.raises(ConfigError, match="replicas is 0"):
+    with pytest.raises(ConfigError, match="replicas: found 0"):
         recipe("parallel.fsdp2.replicas=0")

@@ -319,7 +319,7 @@ def test_networks_without_blocks_are_refused() -> None:
 
 
 def test_zero_ranks_sharing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="parallel.megatron.tensor is 0"):
+    with pytest.raises(ConfigError, match="parallel.megatron.tensor: found 0"):
         _config("parallel.megatron.tensor=0")
 
 

@@ -283,7 +283,7 @@ def test_a_kind_may_be_named_alone() -> None:
     [
         ({"kind": "full", "reentrant": True}, "reentrant is true, but .* wrong gradients.*; leave it out"),
         ({"kind": "every", "k": 2, "reentrant": True}, "reentrant is true, but .* wrong gradients"),
-        ({"kind": "every", "k": 0}, "k is 0; .* must be 1 or more"),
+        ({"kind": "every", "k": 0}, "k: found 0, wanted a whole number from 1"),
         ({"kind": "every"}, "missing 'k'"),
         ("reentrant", "found 'reentrant', wanted one of 'none', 'full', 'selective', 'per_repetition'"),
     ],

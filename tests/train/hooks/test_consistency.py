@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from afm_scale.core.errors import ConfigError, DivergenceError
+from afm_scale.core.typed import build
 from afm_scale.core.types import Role
 from afm_scale.parallel.config import ParallelConfig
 from afm_scale.parallel.ddp import DDPPlan
@@ -89,8 +90,8 @@ def test_a_digest_changes_with_a_bit_and_with_the_order_and_not_with_the_layout(
 
 
 def test_an_interval_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="every_steps must be at least 1 or null, found 0"):
-        ConsistencyConfig(every_steps=0)
+    with pytest.raises(ConfigError, match="every_steps: found 0, wanted a whole number from 1"):
+        build(ConsistencyConfig, {"every_steps": 0})
 
 
 def _of_all_plans() -> dict[str, str]:
