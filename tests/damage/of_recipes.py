@@ -67,13 +67,12 @@ def recipes() -> Iterator[tuple[str, Harm, str]]:
     yield "a mapping that holds itself", line("data: &a {global_batch: 8, more: *a}\n"), "refused"
     yield "a number of 5,000 digits", line(f"run: {{folder: {'1' * 5000}}}\n"), "refused"
     for text in ("loop: {steps: 1e3}", "loop: {steps: -1}", "loop: {steps: .nan}", "loop: null", "data: [digits]",
-                 "loop: {steps: 0x10}", "objective: {kind: [afm]}", "1: 2", "? [a, b]\n: c", "---\na: 1",
+                 "objective: {kind: [afm]}", "1: 2", "? [a, b]\n: c", "---\na: 1",
                  "data: {kind: digits, global_batch: 2026-13-01}", "loop: {steps: !!binary aGk=}",
                  "loop: {steps: !!set {1}}", "run: {folder: \"a\\0b\"}", "loop: {steps: 9223372036854775808}",
                  "model: {generator: {depth: 1000000000}}", "data: {global_batch: 1000000000000}"):
-        wants = "either" if "0x10" in text else "refused"
         yield f"a line {text!r:.48}", rewritten(RECIPE, lambda data, text=text: (
-            b"inherit: [base.yaml]\n" + text.encode() + b"\n")), wants
+            b"inherit: [base.yaml]\n" + text.encode() + b"\n")), "refused"
 
 
 def recorded() -> Iterator[tuple[str, Harm, str]]:
@@ -87,7 +86,7 @@ def recorded() -> Iterator[tuple[str, Harm, str]]:
     yield "case.json: a list", replaced("case.json", "[]"), "refused"
     yield "case.json: null", replaced("case.json", "null"), "refused"
     yield "case.json: no Unicode", replaced("case.json", b"\xff\xfe\xfd"), "refused"
-    yield "case.json: a lie", said("case.json", ["config"], 5), "refused"
+    yield "case.json: a lie", said("case.json", ["model"], 5), "refused"
     yield "case.safetensors: flipped", flipped("case.safetensors", 1, between=(0.0, 0.001)), "either"
 
 
@@ -108,6 +107,9 @@ TARGETS = (
 )
 
 
+NEW = ("out/00000[023].png", "out/sampled.json", "out/.*")  # beside the one image that lies there
+
+
 def targets() -> Iterator[Case]:
     for door in TARGETS:
         suffix = "target"
@@ -123,7 +125,7 @@ def targets() -> Iterator[Case]:
         yield Case(
             kind="places of results", name=f"it is {what}", door=out, harm=kind("out", KINDS[what]), names=("out",)
         )
-    inside = replace(doors.SAMPLE, name="sample --out, an image there", writes=(), touches=())
+    inside = replace(doors.SAMPLE, name="sample --out, an image there", writes=(), touches=NEW)
     for what in ("a pipe", "a folder", "a link to another run's file"):
         make = KINDS.get(what, link_to("../other/config.yaml"))
         yield Case(

@@ -23,7 +23,7 @@ Well is what ends in work done right, which means with the result of good files 
 with exit code 2 and one message that names the file; and what changes nothing else. Good files that are odd are among
 them: those must be used. `tests/damage` says what is done and what is wanted; CI tries a part.
 
-    python -m tests.damage --every 3 --write docs/damage.md
+    python -m tests.damage --every 3 --write docs/damage.md     (in a third of the cases all kinds are)
 
 """
 
