@@ -113,7 +113,8 @@ def _check(request: SampleRequest) -> None:
     if request.latents and (request.vae is not None or request.npz is not None):
         other = "--vae" if request.vae is not None else "--npz"
         raise UserError(f"--latents shows latents in false colour, which does not go with {other}; leave one out")
-    if request.grid is not None and request.grid.resolve().is_relative_to(request.out.resolve()):
+    grid, out = (Path(os.path.realpath(path)) if path is not None else None for path in (request.grid, request.out))
+    if grid is not None and grid.is_relative_to(out):  # not Path.resolve, which raises at a link to itself
         raise UserError(
             f"--grid {request.grid} would lie among the images of --out {request.out}, and be measured as one; choose "
             "another folder"

@@ -72,7 +72,7 @@ def test_encoded_latents_say_all_that_a_recipe_may_leave_out(tmp_path: Path) -> 
     packing = Packing(tmp_path, {"seed": 0}, content)
     packing.begin()
     with packing.shard(0) as writer:
-        writer.add(0, 0, {"plain.npy": b"0", "mirrored.npy": b"1"})
+        writer.add(0, 0, {"plain.npy": b"0" * 200, "mirrored.npy": b"1" * 200})
     packing.finish(1, ["a", "b"])
     found = LatentsConfig(global_batch=4, folder=tmp_path).resolved()
     assert (found.shape, found.num_classes, found.encoding) == ((2, 3, 4), 2, Encoding("some", 0.5))

@@ -98,7 +98,7 @@ def test_a_gpu_without_fp8_is_refused_by_name(
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"parallel.precision 'fp8' needs the package torchao.*afm_scale\[fp8\]"):
+    with pytest.raises(ConfigError, match=r"parallel.precision 'fp8' needs the package torchao.*\[fp8\]"):
         build_plan(recipe("digits_afm", "parallel.precision=fp8"), Ranks(0, 0, 1, torch.device("cpu")))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import Draws, Positions
 from afm_scale.core.schedules import Piecewise
+from afm_scale.core.typed import build
 from afm_scale.core.types import Batch, Loss, Networks, Role
 from afm_scale.data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from afm_scale.flow.path import Prediction
@@ -221,7 +222,7 @@ def test_a_finished_run_takes_no_step():
 
 
 def test_impossible_lengths_are_refused():
-    with pytest.raises(ConfigError, match="accumulation 0"):
-        LoopConfig(steps=1, accumulation=0)
-    with pytest.raises(ConfigError, match="steps -1"):
-        LoopConfig(steps=-1)
+    with pytest.raises(ConfigError, match="accumulation: found 0"):
+        build(LoopConfig, {"steps": 1, "accumulation": 0})
+    with pytest.raises(ConfigError, match="steps: found -1"):
+        build(LoopConfig, {"steps": -1})
