@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .dit import Backbone, BackboneConfig
-from .layers import DefaultLinear, LabelEmbedder, TimestepEmbedder, small_normal
+from .layers import DefaultLinear, LabelEmbedder, TimeEmbedding, TimestepEmbedder, small_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class DiscriminatorConfig(BackboneConfig):
 
     kind: Literal["dit"] = "dit"
     target_time: bool  # whether it is told t: one-step models need it not
+    time_embedding: TimeEmbedding = "dit"  # whose sinusoids: sit, diffusers for weights that are from there
 
 
 def cls_head(hidden_size: int, num_out: int, *, bias: bool) -> nn.Sequential:
@@ -42,7 +43,7 @@ class DiTDiscriminator(Backbone):
         self.y_embedder = LabelEmbedder(num_classes, config.hidden_size)
         self.target_time = config.target_time
         if config.target_time:
-            self.t_embedder = TimestepEmbedder(config.hidden_size)
+            self.t_embedder = TimestepEmbedder(config.hidden_size, config.time_embedding)
         self.dis_embed = nn.Parameter(torch.empty(config.hidden_size))
         self.final_layer = cls_head(config.hidden_size, 1, bias=False)
 

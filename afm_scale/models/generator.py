@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.ranges import Range
 from .dit import Backbone, BackboneConfig, FinalLayer
-from .layers import LabelEmbedder, TimestepEmbedder
+from .layers import LabelEmbedder, TimeEmbedding, TimestepEmbedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class GeneratorConfig(BackboneConfig):
     kind: Literal["dit"] = "dit"
     times: Literal["none", "source", "both"]  # which of (s, t) the network is told
     repetitions: Annotated[int, Range(1, 1_000)] = 1  # how often the stack of blocks is applied
+    time_embedding: TimeEmbedding = "dit"  # whose sinusoids: sit, diffusers for weights that are from there
     null_class: bool = False  # one more row for samples without a class (objective 'flow_matching' with class_dropout)
 
     def __post_init__(self) -> None:
@@ -49,9 +50,9 @@ class DiTGenerator(Backbone):
         self.repetitions = config.repetitions
         self.y_embedder = LabelEmbedder(num_classes, config.hidden_size, null_class=config.null_class)
         if config.times != "none" or config.repetitions > 1:
-            self.t_embedder = TimestepEmbedder(config.hidden_size)
+            self.t_embedder = TimestepEmbedder(config.hidden_size, config.time_embedding)
         if config.times == "both":
-            self.t_tgt_embedder = TimestepEmbedder(config.hidden_size)
+            self.t_tgt_embedder = TimestepEmbedder(config.hidden_size, config.time_embedding)
         self.final_layer = FinalLayer(config.hidden_size, config.patch_size**2 * shape[0])
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,14 +124,26 @@ class LabelTable(nn.Embedding):
         return small_normal(tuple(self.weight.shape), generator)
 
 
+TimeEmbedding = Literal["dit", "sit", "diffusers"]
+"""Whose sinusoids a network is told its times by; weights of the one mean nothing to another."""
+
+
 class TimestepEmbedder(nn.Module):
-    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened."""
+    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened.
+
+    dit: of 1000 t, as in the published DiT and AFM. sit: of 1 - t, the published SiT's time. diffusers: of 1000 t, with
+    its frequencies, which reach the lowest one where the others stop before it.
+    """
 
     NUM_FREQUENCIES = 128
     MAX_PERIOD = 10_000
+    _OF: ClassVar[dict[TimeEmbedding, tuple[float, float, int]]] = {  # what is embedded: a + b t; steps of a period
+        "dit": (0, 1000, NUM_FREQUENCIES), "sit": (1, -1, NUM_FREQUENCIES), "diffusers": (0, 1000, NUM_FREQUENCIES - 1),
+    }
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, embedding: TimeEmbedding = "dit") -> None:
         super().__init__()
+        self._start, self._factor, self._spacing = self._OF[embedding]
         self.mlp = nn.Sequential(
             Linear(2 * self.NUM_FREQUENCIES, hidden_size, start=small_normal),
             nn.SiLU(),
@@ -139,8 +152,8 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         index = torch.arange(self.NUM_FREQUENCIES, dtype=torch.float32, device=t.device)
-        frequencies = torch.exp(-math.log(self.MAX_PERIOD) * index / self.NUM_FREQUENCIES)
-        angles = (1000 * t.float())[:, None] * frequencies  # [B, 128]
+        frequencies = torch.exp(-math.log(self.MAX_PERIOD) * index / self._spacing)
+        angles = (self._start + self._factor * t.float())[:, None] * frequencies  # [B, 128]
         sinusoids = torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1)
         return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
 

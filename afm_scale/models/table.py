@@ -6,10 +6,11 @@ Each is built from its configuration, the shape of a sample and the number of cl
 from __future__ import annotations
 
 from .classifier import ClassifierConfig, DiTClassifier
+from .diffusion import DiffusionConfig, DiffusionGenerator
 from .discriminator import DiscriminatorConfig, DiTDiscriminator
 from .generator import DiTGenerator, GeneratorConfig
 from .mlp import MLPClassifier, MLPClassifierConfig, MLPConfig, MLPDiscriminator, MLPGenerator
 
-GENERATORS = {GeneratorConfig: DiTGenerator, MLPConfig: MLPGenerator}
+GENERATORS = {GeneratorConfig: DiTGenerator, DiffusionConfig: DiffusionGenerator, MLPConfig: MLPGenerator}
 DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 CLASSIFIERS = {ClassifierConfig: DiTClassifier, MLPClassifierConfig: MLPClassifier}

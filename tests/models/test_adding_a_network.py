@@ -65,4 +65,5 @@ def test_it_trains_resumes_and_draws_like_any_other(tmp_path: Path, monkeypatch:
 
 def test_without_its_line_the_kinds_there_are_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *RECIPE, f"run.folder={tmp_path}"]) == 2
-    assert "model.generator.kind: found 'pixelwise', wanted one of 'dit', 'mlp'" in capsys.readouterr().err
+    wanted = "wanted one of 'dit', 'dit_diffusion', 'mlp'"
+    assert f"model.generator.kind: found 'pixelwise', {wanted}" in capsys.readouterr().err

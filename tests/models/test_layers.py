@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from afm_scale.models.layers import Attention, Mlp, PatchEmbed, TimestepEmbedder, initial_weights, sincos_positions
+from afm_scale.models.layers import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    TimeEmbedding,
+    TimestepEmbedder,
+    initial_weights,
+    sincos_positions,
+)
 from tests.models.small import awake
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -100,6 +108,22 @@ def test_times_become_cosines_then_sines_of_a_thousand_times_in_float32() -> Non
         expected = [math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles]
         assert sinusoids[index].tolist() == pytest.approx(expected, abs=1e-3)  # float32 angles up to 1000
     assert sinusoids[0].tolist() == [1.0] * 128 + [0.0] * 128
+
+
+@pytest.mark.parametrize(("embedding", "time", "spacing"), [("sit", "1 - t", 128), ("diffusers", "1000 t", 127)])
+def test_times_are_also_embedded_as_the_published_sit_and_diffusers_do(
+    embedding: TimeEmbedding, time: str, spacing: int
+) -> None:
+    embedder = awake(TimestepEmbedder(8, embedding))
+    t = torch.tensor([0.0, 0.3, 0.7123456, 1.0])
+    seen: list[torch.Tensor] = []
+    embedder.mlp[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    embedder(t)
+    for index in range(4):
+        told = 1 - t[index].item() if time == "1 - t" else 1000 * t[index].item()
+        angles = [told * 10_000 ** (-k / spacing) for k in range(128)]
+        expected = [math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles]
+        assert seen[0][index].tolist() == pytest.approx(expected, abs=1e-3 if time == "1000 t" else 1e-6)
 
 
 def test_the_time_embedder_is_an_mlp_on_the_sinusoids() -> None:

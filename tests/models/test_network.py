@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from afm_scale.core.network import Network
 from afm_scale.models.classifier import ClassifierConfig
+from afm_scale.models.diffusion import DiffusionConfig
 from afm_scale.models.discriminator import DiscriminatorConfig
 from afm_scale.models.generator import GeneratorConfig
 from afm_scale.models.layers import initial_weights
@@ -20,6 +21,7 @@ from tests.models.small import NUM_CLASSES, SHAPE, SIZE
 
 SMALL = {  # one configuration of each kind
     GeneratorConfig: GeneratorConfig(**SIZE, times="none", repetitions=3),
+    DiffusionConfig: DiffusionConfig(**SIZE, times="source"),
     DiscriminatorConfig: DiscriminatorConfig(**SIZE, target_time=True),
     ClassifierConfig: ClassifierConfig(**SIZE),
     MLPConfig: MLPConfig(width=8),
