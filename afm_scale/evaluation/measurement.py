@@ -53,6 +53,13 @@ class Report(Measurement, Protocol):
         ...
 
 
+class Figures(Measurement, Protocol):
+    """An evaluation that is its configuration, as a report is: it draws from the average and needs no tools."""
+
+    @property
+    def figures(self) -> Evaluation: ...
+
+
 class OfGenerator:
     """A base for what measures samples: it is of the generator, and any data will do unless `check` says otherwise."""
 

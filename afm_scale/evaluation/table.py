@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from ..core.kinds import one_of
 from .classifiers import ClassifierEvaluation, ClassifierEvaluationConfig, ClassifierReport
-from .measurement import Evaluation
+from .measurement import Evaluation, Figures, Tools
 from .samples import SampleEvaluationConfig, sample_evaluation
-from .toys.digits import DigitsReport
-from .toys.mixture1d import MixtureReport
-from .toys.mixture2d import Mixture2DReport
-from .toys.mnist import MnistReport
+from .toys.digits import DigitsEvaluation, DigitsReport
+from .toys.mixture1d import MixtureEvaluation, MixtureReport
+from .toys.mixture2d import Mixture2DEvaluation, Mixture2DReport
+from .toys.mnist import MnistEvaluation, MnistReport
 
 REPORTS: dict[type, str] = {
     DigitsReport: "quality of generated digits",
@@ -24,9 +24,19 @@ REPORTS: dict[type, str] = {
     ClassifierReport: "accuracy of a classifier by time",
 }
 
+
+def _of_itself(chosen: Figures, tools: Tools) -> Evaluation:
+    """One that needs nothing but its configuration."""
+    return chosen.figures
+
+
 EVALUATIONS: dict[type, Callable[..., Evaluation]] = {
     SampleEvaluationConfig: sample_evaluation,
     ClassifierEvaluationConfig: ClassifierEvaluation,
+    DigitsEvaluation: _of_itself,
+    MnistEvaluation: _of_itself,
+    MixtureEvaluation: _of_itself,
+    Mixture2DEvaluation: _of_itself,
 }
 
 AnyReport = one_of(REPORTS)

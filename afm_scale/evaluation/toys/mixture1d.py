@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ...core.errors import DivergenceError
 from ...core.files import write_atomically
+from ...core.ranges import Count
 from ...data.source import SourceConfig
 from ...data.toys.mixture1d import GaussianMixture, Mixture1DConfig
+from ...parallel.agreement import from_rank_0
 from ...sampling.sampler import trajectory
 from ...sampling.subject import Subject
 from ..measurement import Findings, OfGenerator, check_shape
@@ -67,6 +69,25 @@ def measure_map(transport: Callable[[Tensor], Tensor], mixture: GaussianMixture)
         split=tuple(counts.tolist()),
         monotone=bool((ends.diff() >= 0).all()),
     )
+
+
+def spread_of_map(x: Tensor, mixture: GaussianMixture) -> tuple[float, float]:
+    """(diversity, modes) of samples x [N] of the map's `quantile_noise(N)`: 1 and 1 for the data themselves.
+
+    Diversity is the mean distance of two samples over that of two of the data; 0: all alike. `modes` is exp(entropy of
+    the shares of samples that are nearest each mode) over the number of modes: how many are used, as a share.
+    """
+    data = mixture.transport_map(quantile_noise(len(x)))
+    shares = torch.bincount(mixture.nearest_mode(x), minlength=len(mixture.modes)).double() / len(x)
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    return float(_mean_distance(x) / _mean_distance(data)), float(entropy.exp() / len(mixture.modes))
+
+
+def _mean_distance(x: Tensor) -> Tensor:
+    """Over all pairs of different numbers of x [N]: the gap between the i-th and the next in order is in i (N - i)."""
+    count = len(x)
+    below = torch.arange(1, count, dtype=torch.float64, device=x.device)
+    return (x.double().sort().values.diff() * below * (count - below)).sum() * 2 / (count * (count - 1))
 
 
 def draw_flow(path: Path, *, times: Tensor, lines: Tensor, samples: Tensor, mixture: GaussianMixture) -> None:
@@ -122,6 +143,14 @@ def _density(knots: Array, flow: Array, edges: Array, num_columns: int = 240) ->
     return np.stack(columns)
 
 
+def _path_of(subject: Subject, noise: Tensor) -> Tensor:
+    """Where noise [N] goes, [N, steps + 1]: from the noise itself to the samples."""
+    x = noise.to(subject.place.device, subject.dtype).view(-1, 1, 1, 1)
+    labels = torch.zeros(len(x), dtype=torch.int64, device=subject.place.device)
+    points = trajectory(subject.network, x, labels, num_steps=subject.num_steps, prediction=subject.prediction)
+    return torch.stack([point.flatten() for point in points], dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MixtureReport(OfGenerator):
     """Compares the map with the exact optimal transport and draws the paper's picture of the flow."""
@@ -134,17 +163,34 @@ class MixtureReport(OfGenerator):
 
     def __call__(self, subject: Subject, picture: Path) -> Findings:
         """Collective: every rank must call it, and rank 0 draws `picture`."""
-        place, num_steps = subject.place, subject.num_steps
-
-        def path_of(noise: Tensor) -> Tensor:  # [N] -> [N, num_steps + 1]
-            x = noise.to(place.device, subject.dtype).view(-1, 1, 1, 1)
-            labels = torch.zeros(len(x), dtype=torch.int64, device=place.device)
-            points = trajectory(subject.network, x, labels, num_steps=num_steps, prediction=subject.prediction)
-            return torch.stack([point.flatten() for point in points], dim=1)
-
-        quality = measure_map(lambda noise: path_of(noise)[:, -1], self.distribution)
-        lines, samples = path_of(line_noise()), path_of(quantile_noise())
-        if place.rank == 0:
-            times = torch.linspace(1, 0, num_steps + 1)
+        quality = measure_map(lambda noise: _path_of(subject, noise)[:, -1], self.distribution)
+        lines, samples = _path_of(subject, line_noise()), _path_of(subject, quantile_noise())
+        if subject.place.rank == 0:
+            times = torch.linspace(1, 0, subject.num_steps + 1)
             draw_flow(picture, times=times, lines=lines, samples=samples, mixture=self.distribution)
         return asdict(quality)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureEvaluation(OfGenerator):
+    """The same comparison while a generator trains, and how much of the data its samples cover."""
+
+    kind: Literal["mixture1d"] = "mixture1d"
+    every_steps: Count  # between two evaluations
+    distribution: GaussianMixture = GaussianMixture()  # of the data
+
+    def check(self, data: SourceConfig, setting: str) -> None:
+        check_shape(data, Mixture1DConfig.shape, Mixture1DConfig.num_classes, setting, self.kind)
+
+    def figures(self, subject: Subject) -> dict[str, float]:
+        """Collective: w1 and the costs, diversity, modes, and whether the map is monotone (1 or 0)."""
+        samples, lines = _path_of(subject, quantile_noise())[:, -1], _path_of(subject, line_noise())[:, -1]
+
+        def measure() -> dict[str, float]:
+            ends = {len(samples): samples, len(lines): lines}
+            found = asdict(measure_map(lambda noise: ends[len(noise)], self.distribution))
+            diversity, modes = spread_of_map(samples.cpu(), self.distribution)
+            numbers = {name: float(value) for name, value in found.items() if name != "split"}
+            return {**numbers, "diversity": diversity, "modes": modes}
+
+        return from_rank_0(subject.place.rank, measure)

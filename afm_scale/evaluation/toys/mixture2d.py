@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from torch import Tensor
 from ...core.errors import DivergenceError
 from ...core.files import write_atomically
 from ...core.random import Positions
-from ...core.ranges import Range, Seed
+from ...core.ranges import Count, Range, Seed
 from ...core.types import Batch
 from ...data.source import SourceConfig
 from ...data.toys.mixture2d import ClassMixture, Mixture2DConfig, Mixture2DSource
+from ...parallel.agreement import from_rank_0
 from ...sampling.subject import Subject
 from ..measurement import Findings, OfGenerator, check_shape
+from ..statistics import frechet_distance, gaussian_statistics, mean_pairwise_distance
 
 _INK, _CENTRE, _NUM_DRAWN = "#1c2833", "#000000", 1800
 
@@ -55,6 +58,21 @@ def class_quality(samples: Tensor, labels: Tensor, mixture: ClassMixture) -> Cla
         shift=float(torch.stack([of_class.mean(dim=0).norm() for of_class in by_class]).mean()),
         class_accuracy=float((found == labels).double().mean()),
     )
+
+
+def class_distances(samples: Tensor, labels: Tensor, mixture: ClassMixture) -> tuple[float, float]:
+    """(Frechet distance, diversity) of samples [N, 2, 1, 1]: means over the classes, lengths in units of sigma.
+
+    The distance is between normal distributions, and 0 for the data; diversity is the mean distance of two samples of
+    a class over that of two of the data, the root of pi times sigma: 1 for the data, 0 if all are alike.
+    """
+    points = samples.detach().to("cpu", torch.float64).flatten(1)
+    offsets = (points - mixture.places("cpu")[labels.cpu()]) / mixture.sigma
+    by_class = [offsets[labels.cpu() == label] for label in range(len(mixture.centres))]
+    wanted = torch.zeros(2).numpy(), torch.eye(2).numpy()
+    distances = [frechet_distance(*gaussian_statistics(of_class.numpy()), *wanted) for of_class in by_class]
+    between = [mean_pairwise_distance(of_class) for of_class in by_class]
+    return sum(distances) / len(distances), sum(between) / len(between) / math.sqrt(math.pi)
 
 
 def data_samples(mixture: ClassMixture, count: int) -> Batch:
@@ -112,3 +130,28 @@ class Mixture2DReport(OfGenerator):
             panels = {"data": data_samples(self.distribution, self.num_samples), "samples": samples}
             draw_classes(picture, panels, self.distribution)
         return asdict(class_quality(samples.x, samples.y, self.distribution))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture2DEvaluation(OfGenerator):
+    """The same measures while a generator trains, and how far the classes' normal distributions are from the data's."""
+
+    kind: Literal["mixture2d"] = "mixture2d"
+    every_steps: Count  # between two evaluations
+    distribution: ClassMixture = ClassMixture()  # of the data
+    num_samples: Annotated[int, Range(100, 10_000_000)] = 4500  # balanced over the classes
+    seed: Seed = 0  # of the noises, the same every time
+
+    def check(self, data: SourceConfig, setting: str) -> None:
+        check_shape(data, Mixture2DConfig.shape, len(self.distribution.centres), setting, self.kind)
+
+    def figures(self, subject: Subject) -> dict[str, float]:
+        """Collective; measured on rank 0."""
+        samples, labels = subject.generate(subject.stream(seed=self.seed), self.num_samples)
+
+        def measure() -> dict[str, float]:
+            found = asdict(class_quality(samples, labels, self.distribution))
+            distance, diversity = class_distances(samples, labels, self.distribution)
+            return {"frechet_distance": distance, "diversity": diversity, **found}
+
+        return from_rank_0(subject.place.rank, measure)

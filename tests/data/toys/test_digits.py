@@ -5,7 +5,7 @@ from itertools import islice
 import torch
 from sklearn.datasets import load_digits
 
-from afm_scale.data.toys.digits import DigitsConfig, DigitsSource, held_out_digits, training_digits
+from afm_scale.data.toys.digits import DigitsConfig, DigitsSource, digits_of, held_out_digits, training_digits
 
 
 def source(**changes: int) -> DigitsSource:
@@ -58,3 +58,19 @@ def test_seeds_change_the_order_and_not_the_split() -> None:
     )
     assert not torch.equal(first.x, second.x)
     assert sorted(first.x.flatten(1).tolist()) == sorted(second.x.flatten(1).tolist())
+
+
+def test_what_settings_are_chosen_by_is_a_fifth_of_every_class_of_the_training_digits() -> None:
+    parts = digits_of("train"), digits_of("tune")
+    rows = sorted(row for part in parts for row in part.x.flatten(1).tolist())
+    assert rows == sorted(training_digits().x.flatten(1).tolist()) and [len(part.y) for part in parts] == [1151, 287]
+    tune, whole = torch.bincount(parts[1].y), torch.bincount(training_digits().y)
+    assert (tune - whole / 5).abs().max() <= 1
+
+
+def test_a_source_of_a_part_trains_on_it_alone_and_holds_out_the_rest() -> None:
+    config = DigitsConfig(global_batch=1151, part="train")
+    part = DigitsSource(config, seed=0, rank=0, world_size=1, device="cpu")
+    assert sorted(next(iter(part)).x.flatten(1).tolist()) == sorted(digits_of("train").x.flatten(1).tolist())
+    assert torch.equal(part.held_out().batch.x, digits_of("tune").x)
+    assert torch.equal(source().held_out().batch.x, held_out_digits().x)

@@ -3,11 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afm_scale.core.errors import DivergenceError
+from afm_scale.core.errors import ConfigError, DivergenceError
 from afm_scale.core.random import tensor_generator
-from afm_scale.data.toys.digits import held_out_digits, training_digits
+from afm_scale.data.toys.digits import digits_of, held_out_digits, training_digits
 from afm_scale.evaluation.statistics import frechet_distance, gaussian_statistics
 from afm_scale.evaluation.toys.digits import digits_quality
+from afm_scale.run.check import check
+from afm_scale.run.config import RunConfig
+from afm_scale.run.load import load
 
 
 def noise(num_samples: int) -> torch.Tensor:
@@ -62,3 +65,18 @@ def test_samples_that_are_not_finite_are_reported_as_divergence() -> None:
     samples[3, 0, 2, 2] = torch.nan
     with pytest.raises(DivergenceError, match="not finite"):
         digits_quality(samples, torch.arange(20) % 10)
+
+
+def test_the_tune_part_is_judged_by_digits_that_it_does_not_hold() -> None:
+    train = digits_of("train")
+    quality = digits_quality(train.x, train.y, "tune")
+    assert quality.frechet_distance == quality.real_frechet_distance == pytest.approx(0.48, abs=0.005)
+    assert quality.real_accuracy < 1 and quality.diversity == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("setting", ["report", "hooks.evaluation"])
+def test_the_tune_part_is_no_comparison_for_a_run_that_trains_on_it(setting: str) -> None:
+    chosen = f"{setting}={{kind: digits, part: tune{', every_steps: 5' if setting != 'report' else ''}}}"
+    with pytest.raises(ConfigError, match=f"{setting}.part 'tune' compares .* set data.part=train"):
+        check(load(RunConfig, "digits_afm", [chosen]), 1)
+    check(load(RunConfig, "digits_afm", [chosen, "data.part=train"]), 1)

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from afm_scale.core.errors import DivergenceError
 from afm_scale.data.toys.mixture1d import GaussianMixture
-from afm_scale.evaluation.toys.mixture1d import draw_flow, line_noise, measure_map, quantile_noise
+from afm_scale.evaluation.toys.mixture1d import draw_flow, line_noise, measure_map, quantile_noise, spread_of_map
 
 MIXTURE = GaussianMixture()
 
@@ -66,3 +66,14 @@ def test_the_picture_shows_the_modes_where_the_flow_ends(tmp_path: Path, num_ste
     rows = [round((3 - x) / 6 * 687) for x in (1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5)]
     darkest = [float(column[row - 8:row + 9].min()) for row in rows]
     assert max(darkest[::2]) < 0.6 and min(darkest[1::2]) > 0.9
+
+
+def test_diversity_and_modes_of_the_data_are_one_and_what_is_alike_has_neither() -> None:
+    data = MIXTURE.transport_map(quantile_noise(2000))
+    assert spread_of_map(data, MIXTURE) == pytest.approx((1, 1))
+    assert spread_of_map(torch.full((2000,), 0.5), MIXTURE) == pytest.approx((0, 0.25))
+    inner, modes = spread_of_map(data.clamp(-0.5, 0.5), MIXTURE)  # two modes of four
+    assert 0.3 < inner < 0.5 and modes == pytest.approx(0.5)
+    pairs = (data[:, None] - data).abs().sum() / (2000 * 1999)  # by the definition
+    half, _ = spread_of_map(data / 2, MIXTURE)
+    assert half == pytest.approx(0.5) and pairs > 1

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from afm_scale.core.errors import DivergenceError
 from afm_scale.core.types import Batch
 from afm_scale.data.toys.mixture2d import ClassMixture
-from afm_scale.evaluation.toys.mixture2d import class_quality, data_samples, draw_classes
+from afm_scale.evaluation.toys.mixture2d import class_distances, class_quality, data_samples, draw_classes
 
 MIXTURE = ClassMixture()
 DATA = data_samples(MIXTURE, 40_000)
@@ -60,3 +60,13 @@ def test_the_picture_has_a_panel_for_each_name_and_dots_where_the_samples_are(tm
     coloured = (image.amax(-1) - image.amin(-1)) > 0.2
     left, right = coloured[:, : width // 2], coloured[:, width // 2 :]
     assert left.sum() > 20 * right.sum() > 0
+
+
+def test_distance_and_diversity_are_of_the_classes() -> None:
+    few = slice(0, 9000)
+    distance, diversity = class_distances(DATA.x[few], DATA.y[few], MIXTURE)
+    assert distance < 0.01 and diversity == pytest.approx(1, abs=0.02)
+    halfway = CENTRES[DATA.y[few]] + (DATA.x[few] - CENTRES[DATA.y[few]]) / 2
+    distance, diversity = class_distances(halfway, DATA.y[few], MIXTURE)
+    assert distance == pytest.approx(2 * 0.5**2, abs=0.03) and diversity == pytest.approx(0.5, abs=0.01)
+    assert class_distances(CENTRES[DATA.y[few]], DATA.y[few], MIXTURE) == pytest.approx((2, 0), abs=1e-9)
