@@ -18,8 +18,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-STARTERS = {"run_ranks", "run", "start", "train", "subprocess", "multiprocessing"}
-"""By these names modules of tests start processes: tests.ranks, tests.program, and the standard library's."""
+STARTERS = {
+    "run_ranks", "run", "start", "train", "ForkedProgram", "Launched", "Trials", "judge", "subprocess",
+    "multiprocessing",
+}
+"""By these names modules of tests start processes: tests.ranks, tests.program, tests.launched, tests.damage,
+tests.ends, and the standard library's."""
 
 
 @pytest.fixture(autouse=True)

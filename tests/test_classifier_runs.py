@@ -20,6 +20,8 @@ from afm_scale.run.counting import demand_of, step_flops
 from afm_scale.run.load import load
 from tests.program import SMALL_AFM
 
+pytestmark = pytest.mark.slow
+
 SIZE = ("model.classifier.hidden_size=32", "model.classifier.num_heads=2")
 SHORT = (
     "loop.steps=250", "data.global_batch=64", "average.decay=0.95", "parallel.device=cpu", "parallel.plan=ddp",

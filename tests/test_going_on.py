@@ -18,6 +18,8 @@ from tests.data.small import packed_images
 
 from .program import QUIET, SMALL_AFM, SMALL_GENERATOR
 
+pytestmark = pytest.mark.slow
+
 PACKED = ("digits_flow_matching", *SMALL_GENERATOR, *QUIET, "model.generator.patch_size=4")
 Files = dict[str, bytes]
 

@@ -267,6 +267,7 @@ def test_a_description_that_cannot_be_is_refused_by_every_door(
     assert DESCRIPTION_NAME in err[0] and DESCRIPTION_NAME in told[0] and len(err[0]) < 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", ELSEWHERE.values(), ids=ELSEWHERE)
 def test_an_index_or_a_shard_that_lies_is_found_by_the_doctor_and_ends_or_does_no_harm_to_training(
     data: Path, lie: Lie, capfd: pytest.CaptureFixture[str]
@@ -330,6 +331,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webdataset", "dali"])
 def test_what_is_no_image_of_the_set_is_replaced_and_counted_or_ends_the_run(tmp_path: Path, kind: str) -> None:
     """One pass over all of them, because decoding processes take their time to begin."""

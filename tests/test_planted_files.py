@@ -272,6 +272,7 @@ def place_for(reader: Reader, folder: Path, autoencoder: Path) -> Path:
     return folder / reader.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_nothing_else_is_taken_executed_or_waited_for(kind: str, here: Path, autoencoder: Path) -> None:
     reader, words = READERS[kind], {"a pipe": "a named pipe", "a device": "a device"}
@@ -288,6 +289,7 @@ def test_nothing_else_is_taken_executed_or_waited_for(kind: str, here: Path, aut
         assert not (here / "executed").exists(), f"{kind}: {what} was executed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind, reader in READERS.items() if reader.good])
 def test_a_good_file_is_read_and_a_torn_or_flipped_one_ends_well(kind: str, here: Path) -> None:
     reader, random_ = READERS[kind], random.Random(1)

@@ -16,7 +16,10 @@ from afm_scale.run.config import RunConfig
 from afm_scale.run.counting import step_flops
 from afm_scale.run.load import RECIPES, load
 
-NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name.startswith("afm_") else ())
+    for name in sorted(file.stem for file in RECIPES.glob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
