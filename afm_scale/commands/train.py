@@ -77,7 +77,7 @@ def _run(
     origin = from_rank_0(ranks.rank, lambda: origin_of(config))
     manager = build.build_manager(config, ranks, origin)
     afterwards.callback(manager.settle)  # after an error a save may be under way: the folder is held until it is over
-    observers = build_observers(config, plan, manager, origin.run)
+    observers = build_observers(config, plan, state, manager, origin.run)
     if held is not None:
         held.on_loss(observers.failures.keep)
     look = Comparison(config, origin.data)
@@ -95,7 +95,7 @@ def _run(
         told = (f"{config.run.folder}: {where}", *changed, in_one_line(described))
         note("\n".join(told))
     first_step, began = state.step, time.monotonic()
-    train(state, plan, config.loop, observers.hooks)
+    train(state, plan, config.loop, observers.hooks, observers.pilot)
     seconds = time.monotonic() - began
     stopped_by = observers.stop.signal
     newest = None if stopped_by is None else from_rank_0(ranks.rank, manager.latest)

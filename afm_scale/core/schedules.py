@@ -7,11 +7,11 @@ mapping with a `kind`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from .errors import ConfigError
-from .ranges import FINITE, Range
+from .ranges import FINITE, MANY, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,10 @@ class Constant:
 
     def levels(self) -> dict[str, float]:
         return {"value": self.value}
+
+    def from_step(self, first: int) -> Constant:
+        """The same schedule counted from step `first`."""
+        return self
 
     def __call__(self, step: int) -> float:
         return self.value
@@ -42,11 +46,18 @@ class Cosine:
     start: Annotated[float, FINITE]  # value before the first update
     end: Annotated[float, FINITE]  # value from `steps` on
     steps: Annotated[float, Range(above=0)]  # updates of the generator from start to end
+    begin: Annotated[int, Range(0, MANY)] = 0  # the update it begins at; `start` before it
 
     def levels(self) -> dict[str, float]:
         return {"start": self.start, "end": self.end}
 
+    def from_step(self, first: int) -> Cosine:
+        return replace(self, begin=self.begin + first)
+
     def __call__(self, step: int) -> float:
+        step -= self.begin
+        if step < 0:
+            return self.start
         if step + 0.5 >= self.steps - 0.5:
             return self.end
         fraction = (step + 0.5) / (self.steps - 0.5)
@@ -71,6 +82,9 @@ class Piecewise:
     def levels(self) -> dict[str, float]:
         return {f"points.[{i}].[1]": value for i, (_, value) in enumerate(self.points)}
 
+    def from_step(self, first: int) -> Piecewise:
+        return replace(self, points=tuple((step + first, value) for step, value in self.points))
+
     def __call__(self, step: int) -> float:
         before = [point for point in self.points if point[0] <= step]
         after = [point for point in self.points if point[0] > step]
@@ -83,6 +97,17 @@ class Piecewise:
 
 
 Schedule = Constant | Cosine | Piecewise
+
+
+def counted_from(config: Any, first: int) -> Any:
+    """A configuration whose schedules, wherever they stand in it, count from step `first`."""
+    if isinstance(config, Schedule):
+        return config.from_step(first)
+    if is_dataclass(config):
+        return replace(config, **{
+            field.name: counted_from(getattr(config, field.name), first) for field in fields(config) if field.init
+        })
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from ..flow.times import TimeSampler
 from . import demands
 from .augment import AugmentationConfig, paired_augmentation
 from .described import Described
-from .gradient_scale import GradientScale, GradientScaleConfig, first_order
+from .gradient_scale import GradientScale, GradientScaleConfig, first_order, scaled_square
 from .objective import GameOfOneConfig
 from .penalty import PenaltyConfig, judge
 
@@ -81,11 +81,9 @@ class _Pair(NamedTuple):
 
 class _Critique(NamedTuple):
     """D's verdict in the generator's turn."""
-
     loss: Tensor  # []
     gradient: Tensor  # [B, C, H, W] of the loss at rho g
-    logit_real: Tensor  # []
-    logit_fake: Tensor  # []
+    watched: Mapping[str, Tensor]  # name -> []
 
 
 class AdversarialFlow:
@@ -95,7 +93,7 @@ class AdversarialFlow:
 
     def __init__(self, config: AFMConfig, mean_over_ranks: Reduce, device: torch.device) -> None:
         self.prediction = config.prediction
-        self._config = config
+        self.config = config
         scale = config.gradient_scale
         self._gradient_scale = GradientScale(scale, mean_over_ranks, device) if scale else None
         self._critiques: deque[_Critique] = deque()  # of this turn's microbatches, between survey and loss
@@ -112,7 +110,7 @@ class AdversarialFlow:
 
     def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         """Eq. 13, on real, fake and their perturbed copies: 2.5 times the batch at share 1/4."""
-        config = self._config.penalty
+        config = self.config.penalty
         with torch.no_grad():
             pair = self._pair(nets.generator, batch, draws, step)
         verdict = judge(config, nets.discriminator, (pair.seen_real, pair.seen_fake), pair.t, batch.y, draws)
@@ -122,7 +120,7 @@ class AdversarialFlow:
                 "adversarial": F.softplus(-(real - fake)).mean(),  # Eq. 1
                 "r1": config.weight * verdict.mean(w * verdict.slope_real.square()),  # Eq. 5, 18
                 "r2": config.weight * verdict.mean(w * verdict.slope_fake.square()),  # Eq. 6, 19
-                "centring": self._config.centring_weight * (real + fake).square().mean(),  # Eq. 7
+                "centring": self.config.centring_weight * (real + fake).square().mean(),  # Eq. 7
             },
             {"logit_real": real.mean(), "logit_fake": fake.mean()},
         )
@@ -135,12 +133,12 @@ class AdversarialFlow:
         distance = (pair.fake - pair.x_s).square().flatten(1).mean(1)  # [B]
         weighted = {
             "adversarial": first_order(pair.seen_fake, critique.loss, gradient),  # Eq. 2
-            "transport": self._config.transport_weight(step) * (distance / pair.weight).mean(),  # Eq. 11, 20
+            "transport": self.config.transport_weight(step) * (distance / pair.weight).mean(),  # Eq. 11, 20
         }
-        if self._config.guidance is not None:
-            guidance, guide = self._config.guidance, nets.frozen[self._config.guidance.guide]
+        if (guidance := self.config.guidance) is not None:
+            guide = nets.frozen[guidance.guide]
             weighted["guidance"] = guidance_loss(guidance, guide, pair.fake, pair.t, batch.y, draws)  # Eq. 26, 28, 38
-        return _sum_of(weighted, {"logit_real": critique.logit_real, "logit_fake": critique.logit_fake})
+        return _sum_of(weighted, critique.watched | {"transport_cost": distance.mean()})
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
         """With several microbatches phi needs D's gradients of all before the first goes back through G.
@@ -153,12 +151,12 @@ class AdversarialFlow:
             self._critiques.append(self._critique(nets.discriminator, pair, batch.y))
 
     def _pair(self, generator: Generator, batch: Batch, draws: Draws, step: int) -> _Pair:
-        s, t = self._config.times(draws)
+        s, t = self.config.times(draws)
         shape, dtype = batch.x.shape[1:], batch.x.dtype
         x_s = interpolate(batch.x, draws.normal("source noise", shape).to(dtype), s)
         x_t = interpolate(batch.x, draws.normal("target noise", shape).to(dtype), t)
         fake = move(self.prediction, generator(x_s, s, t, batch.y), x_s, s, t)
-        augment = paired_augmentation(self._config.augmentation, draws, (shape[1], shape[2]), step)
+        augment = paired_augmentation(self.config.augmentation, draws, (shape[1], shape[2]), step)
         return _Pair(x_s, fake, augment(fake), augment(x_t), t, interval_weight(s.to(dtype), t.to(dtype)))
 
     def _critique(self, discriminator: Discriminator, pair: _Pair, y: Tensor) -> _Critique:
@@ -169,9 +167,11 @@ class AdversarialFlow:
         fake = discriminator(seen_fake, pair.t, y)
         loss = F.softplus(-(fake - real)).mean()
         (gradient,) = torch.autograd.grad(loss, seen_fake)
+        q = scaled_square(gradient)
         if self._gradient_scale:
-            self._gradient_scale.observe(gradient)
-        return _Critique(loss.detach(), gradient, real.mean(), fake.detach().mean())
+            self._gradient_scale.observe(q)
+        logits = {"logit_real": real.mean(), "logit_fake": fake.detach().mean()}
+        return _Critique(loss.detach(), gradient, {**logits, "adversarial_gradient_square": q.to(loss)})
 
 
 def _sum_of(weighted: Mapping[str, Tensor], watched: Mapping[str, Tensor]) -> Loss:

@@ -43,10 +43,9 @@ class GradientScale:
         self._mean_over_ranks = mean_over_ranks
         self._observed: list[Tensor] = []
 
-    def observe(self, gradient: Tensor) -> None:
-        """Counts one microbatch's gradient [B, C, H, W] towards the next update of S."""
-        exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        self._observed.append(gradient.numel() * exact.square().sum().double())
+    def observe(self, q: Tensor) -> None:
+        """Counts the `scaled_square` of one microbatch's gradient towards the next update of S."""
+        self._observed.append(q)
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """The scaled gradient. The first call after `observe` updates S: one scalar collective per update."""
@@ -56,6 +55,12 @@ class GradientScale:
             self._observed.clear()
         scale = self._config.target / (self.square_avg.sqrt() + self._config.eps)
         return gradient * scale.to(gradient.dtype)
+
+
+def scaled_square(gradient: Tensor) -> Tensor:
+    """q of a microbatch's gradient [B, C, H, W], as one float64 []: n times the mean square of a sample's own."""
+    exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return gradient.numel() * exact.square().sum().double()
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -28,6 +28,7 @@ class Objective(Protocol):
 
     learner: Role  # the player that the run is for: it is averaged, its updates are the steps
     prediction: Prediction | None  # what the generator's output means, the sampler moves with it; None: trains none
+    config: ObjectiveConfig  # read anew in every turn: another may be set between two steps, of the same kind
 
     def turns(self, step: int) -> tuple[Role, ...]:
         """Who moves in this step, in order; each turn gets fresh data. AFM: discriminator, then generator."""

@@ -9,6 +9,7 @@ from ..models.dit import BackboneConfig
 from ..objectives.described import Described
 from ..parallel.kinds import kind as parallel
 from .config import RunConfig
+from .phases import check_phases, configs_of_phases
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -18,7 +19,10 @@ def check(config: RunConfig, world_size: int) -> None:
         config.data.global_batch, config.parallel.data_ranks(world_size), config.loop.accumulation
     )
     check_measured(config)
-    check_objective(config, microbatch)
+    if config.pilot is not None:
+        check_phases(config.pilot, config)
+    for phase in configs_of_phases(config):
+        check_objective(phase, microbatch)
 
 
 def described_for_plans(config: RunConfig) -> parallel.Described:

@@ -17,6 +17,7 @@ from ..parallel.optim import OptimizerConfig
 from ..sampling.sampler import SamplingConfig
 from ..train.hooks.table import hooks_config
 from ..train.loop import LoopConfig
+from ..train.pilot.config import PilotConfig
 
 AnyObjective = one_of(OBJECTIVES)
 AnyGenerator = one_of(GENERATORS)
@@ -66,6 +67,7 @@ class RunConfig:
     parallel: ParallelConfig
     checkpoint: CheckpointConfig
     hooks: HooksConfig = HooksConfig()  # what watches a run: nothing here changes a weight
+    pilot: PilotConfig | None = None  # what intervenes: phases, failures; null: nothing does
     sampling: SamplingConfig = SamplingConfig()
     report: AnyReport | None = None  # what the average is measured by at the end
 

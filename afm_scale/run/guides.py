@@ -18,6 +18,7 @@ from ..parallel.plan import ParallelPlan
 from .checkpoints import Checkpoint, open_checkpoint
 from .config import RunConfig
 from .networks import build_network
+from .phases import guides_of
 
 
 def frozen_networks(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Module]:
@@ -58,7 +59,7 @@ def frozen_modules(config: RunConfig) -> dict[str, nn.Module]:
 
 def _names(config: RunConfig) -> tuple[str, ...]:
     """The guides, which the recipe names under `model`, then those of the objective's own."""
-    return (*config.objective.guides, *config.objective.frozen)
+    return (*guides_of(config), *config.objective.frozen)
 
 
 def _is_described(config: RunConfig, name: str) -> bool:

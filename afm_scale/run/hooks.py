@@ -1,4 +1,4 @@
-"""The hooks of a run, from its configuration and their table."""
+"""The hooks of a run and its pilot, from its configuration."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from ..train.hooks.hook import Hook, HookList
 from ..train.hooks.stop import StopHook
 from ..train.hooks.surroundings import Surroundings
 from ..train.hooks.table import HOOKS
+from ..train.pilot.pilot import NoPilot, Pilot
+from ..train.state import TrainState
 from .config import RunConfig
 from .evaluations import build_evaluation
+from .phases import build_phases
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class Observers:
     stop: StopHook
     events: EventLog
     failures: Failures
+    pilot: Pilot | NoPilot
 
 
-def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointManager, run_id: str) -> Observers:
-    """Every hook of the table that is wanted here, in its order, and the stop hook last.
+def build_observers(
+    config: RunConfig, plan: ParallelPlan, state: TrainState, manager: CheckpointManager, run_id: str
+) -> Observers:
+    """Every hook of the table that is wanted here, in its order, and the stop hook last; and the pilot, if any.
 
     Collective if the average is evaluated. Raises, on every rank, the UserError that one of them met.
     """
@@ -40,9 +46,14 @@ def build_observers(config: RunConfig, plan: ParallelPlan, manager: CheckpointMa
         seed=config.loop.seed, sampling_steps=config.sampling.num_steps, checkpoint=config.checkpoint,
         manager=manager, run_id=run_id, evaluate=lambda chosen: build_evaluation(config, chosen, plan),
     )
+    pilot: Pilot | NoPilot = NoPilot()
+    if config.pilot is not None:
+        pilot = Pilot(config.pilot, build_phases(config), state, plan, events)
+        around.listeners.append(pilot.observe)
+        around.before_save.append(pilot.before_save)
     hooks: list[Hook | None] = []
     for name, kind in HOOKS.items():
         chosen = None if kind.config is None else getattr(config.hooks, name)
         if kind.config is None or chosen is not None:
             hooks.append(kind.build(chosen, around))
-    return Observers(HookList([*filter(None, hooks), stop]), stop, events, failures)
+    return Observers(HookList([*filter(None, hooks), stop]), stop, events, failures, pilot)

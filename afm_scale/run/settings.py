@@ -63,7 +63,10 @@ def _walk(config_type: type, above: str, kinds: tuple[str, ...], num_kinds: int,
     for field in fields(config_type):
         key, hint = f"{above}{field.name}", hints[field.name]
         members = [_without_range(member) for member in members_of(hint)]
-        sections = [member for member in members if is_dataclass(member)]
+        listed = [part for member in members if get_origin(member) is tuple for part in get_args(member)]
+        below, sections = f"{key}.", [member for member in members if is_dataclass(member)]
+        if not sections and (sections := [part for part in listed if is_dataclass(part)]):
+            below = f"{key}[]."  # a list of sections
         identity = tuple(sections)
         is_again = seen.setdefault(identity, key) != key and len(sections) > 1
         setting = Setting(
@@ -78,7 +81,7 @@ def _walk(config_type: type, above: str, kinds: tuple[str, ...], num_kinds: int,
         yield replace(setting, documentation=(setting.documentation + same).removeprefix("; "))
         for section in sections:
             of = (kinds, num_kinds) if len(sections) == 1 else ((_kind(section),), len(sections))
-            yield from _walk(section, f"{key}.", *of, seen, inner=inner or is_again or _is_schedule(sections))
+            yield from _walk(section, below, *of, seen, inner=inner or is_again or _is_schedule(sections))
 
 
 def members_of(hint: Any) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from ..core.types import Batch, Loss, Role
 from ..data.source import Skipped
 from ..parallel.plan import ParallelPlan
 from .hooks.hook import HookList, StepReport
+from .pilot.pilot import NoPilot, Pilot
 from .state import TrainState
 
 
@@ -26,6 +27,9 @@ class LoopConfig:
     steps: Annotated[int, Range(0, MANY)]  # updates of the learner in the whole run
     accumulation: Annotated[int, Range(1, 1_000_000)] = 1  # microbatches that share one update
     seed: Seed = 0  # of all that is drawn: weights, data, noise, times
+
+
+_NOBODY = NoPilot()
 
 
 class ReportBuilder:
@@ -64,20 +68,22 @@ class ReportBuilder:
         )
 
 
-def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: HookList) -> None:
-    """Takes turns until `config.steps` updates of the learner are done or a hook wants to stop.
+def train(
+    state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: HookList, pilot: Pilot | NoPilot = _NOBODY
+) -> None:
+    """Takes turns until `config.steps` updates of the learner are done, or a hook or the pilot wants to stop.
 
     Each turn has fresh data, split into microbatches by position in the global batch. Random numbers depend on
     (seed, step, role, position) alone. Saves nothing itself, reads no tensor back: those are hooks.
     """
-    next_batch = iter(state.data).__next__
     with hooks.running(state):
-        while state.step < config.steps and not hooks.wants_stop():
+        pilot.on_start(state)
+        while state.step < config.steps and not hooks.wants_stop() and pilot.steer(state):
             report, nets, learner = ReportBuilder(), state.networks(), state.objective.learner
             # Take turns.
             for role in state.objective.turns(state.step):  # AFM: discriminator, then generator; the others: generator
                 player = state.players[role]
-                batch = report.batch(next_batch)
+                batch = report.batch(state.next_batch)
                 micros = microbatches(batch, plan, config, state.step, role)
                 if len(micros) > 1:  # a first look
                     with plan.turn_of(player, last=False):
@@ -97,6 +103,7 @@ def train(state: TrainState, plan: ParallelPlan, config: LoopConfig, hooks: Hook
             state.step += 1
             completed = report.build(state.step, plan.num_data_ranks, state.data.take_skipped())
             state.images_seen += completed.images
+            pilot.note(completed)
             hooks.after_step(state, completed)
 
 

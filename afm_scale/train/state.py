@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -12,12 +12,13 @@ from ..checkpoint.manifest import Manifest
 from ..checkpoint.names import OBJECTIVE, of_average, of_optimizer, of_role, under, with_prefix
 from ..core.ranges import MANY, Range
 from ..core.typed import Mistake, build, to_mapping
-from ..core.types import PUBLISHED, Networks, Role, networks_of
+from ..core.types import PUBLISHED, Batch, Networks, Role, networks_of
 from ..data.source import DataSource, Position
 from ..objectives.objective import Objective
 from ..parallel.plan import ParallelPlan, Player
 from ..sampling.subject import Subject
 from .average import Average
+from .pilot.memory import Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Scalars:
     step: Annotated[int, Range(0, MANY)]
     images_seen: Annotated[int, Range(0, 2**62)]
     data: Position
+    pilot: Memory | None = None  # null: none has steered the run yet
 
 
 def scalars_in(manifest: Manifest) -> Scalars:
@@ -48,6 +50,14 @@ class TrainState:
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)  # come from their own files, not from the checkpoint
     step: int = 0  # completed updates of the learner: the generator, or the classifier that is trained
     images_seen: int = 0  # by the learner, over all ranks
+    pilot: Memory | None = None  # what the pilot knows; null in a run that has none
+    _batches: Iterator[Batch] | None = field(default=None, init=False, repr=False)
+
+    def next_batch(self) -> Batch:
+        """This rank's samples of the next turn."""
+        if self._batches is None:
+            self._batches = iter(self.data)
+        return next(self._batches)
 
     @property
     def average(self) -> Average:
@@ -86,9 +96,12 @@ class TrainState:
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""
-        return {"step": self.step, "images_seen": self.images_seen, "data": dict(self.data.state_dict())}
+        pilot = {} if self.pilot is None else {"pilot": to_mapping(self.pilot)}
+        return {"step": self.step, "images_seen": self.images_seen, "data": dict(self.data.state_dict()), **pilot}
 
     def load_scalars(self, scalars: Scalars) -> None:
         self.step = scalars.step
         self.images_seen = scalars.images_seen
+        self.pilot = scalars.pilot
         self.data.load_state_dict(to_mapping(scalars.data))
+        self._batches = None  # what was read ahead is of another position

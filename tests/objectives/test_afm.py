@@ -203,11 +203,13 @@ def test_real_and_source_come_from_the_same_sample_with_noises_of_their_own() ->
 @pytest.mark.parametrize("scale", [None, GradientScaleConfig()])
 def test_the_weighted_terms_add_up_to_the_total_and_carry_no_graph(guidance: object, scale: object) -> None:
     objective = game(guidance=guidance, gradient_scale=scale, penalty=PenaltyConfig())
-    for loss, parts in (
-        (discriminator_loss(objective, batch_of(8)), {"adversarial", "r1", "r2", "centring"}),
-        (generator_loss(objective, batch_of(8)), {"adversarial", "transport"} | ({"guidance"} if guidance else set())),
+    guided = {"guidance"} if guidance else set()
+    watched = {"adversarial_gradient_square", "transport_cost"}
+    for loss, parts, beside in (
+        (discriminator_loss(objective, batch_of(8)), {"adversarial", "r1", "r2", "centring"}, set()),
+        (generator_loss(objective, batch_of(8)), {"adversarial", "transport"} | guided, watched),
     ):
-        assert set(loss.terms) == parts | {"total", "logit_real", "logit_fake"}
+        assert set(loss.terms) == parts | beside | {"total", "logit_real", "logit_fake"}
         assert all(loss.terms[name] != 0 for name in parts)
         torch.testing.assert_close(sum(loss.terms[name] for name in parts), loss.total.detach(), **EXACT)
         assert torch.equal(loss.terms["total"], loss.total)
@@ -292,3 +294,18 @@ def test_penalty_noise_comes_after_the_augmentation() -> None:
     real, fake, moved_real, moved_fake = seen[0].chunk(4)
     for name, clean, moved in (("r1 noise", real, moved_real), ("r2 noise", fake, moved_fake)):
         torch.testing.assert_close((moved - clean) / 0.5, draws_of(4).normal(name, SHAPE).double(), **EXACT)
+
+
+def test_the_adversarial_gradient_that_is_watched_is_that_before_normalisation() -> None:
+    """q of Eq. 23, whatever the normaliser makes of it, and with none."""
+    batch = batch_of(8)
+    found = [
+        generator_loss(game(gradient_scale=scale), batch).terms["adversarial_gradient_square"]
+        for scale in (None, GradientScaleConfig(), GradientScaleConfig(target=3.0))
+    ]
+    assert found[0] == found[1] == found[2] > 0
+    objective = game(gradient_scale=GradientScaleConfig(decay=0.0))
+    terms = generator_loss(objective, batch).terms
+    torch.testing.assert_close(
+        terms["adversarial_gradient_square"].double(), objective.state_dict()["gradient_scale.square_avg"], **EXACT
+    )

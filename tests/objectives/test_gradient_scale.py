@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afm_scale.core.types import Role
-from afm_scale.objectives.gradient_scale import GradientScale, GradientScaleConfig, first_order
+from afm_scale.objectives.gradient_scale import GradientScale, GradientScaleConfig, first_order, scaled_square
 from tests.objectives.small import (
     CPU,
     SHAPE,
@@ -38,7 +38,7 @@ def scale(**changes: float) -> GradientScale:
 def after(operator: GradientScale, *gradients: Tensor) -> Tensor:
     """What the last of a sequence of updates, one gradient each, turns its gradient into."""
     for gradient in gradients:
-        operator.observe(gradient)
+        operator.observe(scaled_square(gradient))
         scaled = operator(gradient)
     return scaled
 
@@ -79,7 +79,7 @@ def test_eps_keeps_a_vanished_gradient_at_zero() -> None:
 def test_the_average_moves_once_for_all_microbatches_of_an_update() -> None:
     operator, gradients = scale(), [normal(2, *SHAPE, name=str(k)) for k in range(3)]
     for gradient in gradients:
-        operator.observe(gradient)
+        operator.observe(scaled_square(gradient))
     scaled = [operator(gradient) for gradient in gradients]
     q = torch.stack([g.numel() * g.square().sum() for g in gradients]).mean()
     torch.testing.assert_close(operator.square_avg, 0.1 * q, **EXACT)

@@ -398,7 +398,7 @@ def test_a_configuration_survives_the_way_to_yaml_and_back(here, config):
 def test_a_mapping_holds_plain_values_and_shorthands():
     mapping = to_mapping(FULL)
     assert json.loads(json.dumps(mapping)) == mapping == yaml.safe_load(dump_yaml(FULL))
-    assert mapping["several"] == [1.0, COSINE] and type(mapping["prediction"]) is str
+    assert mapping["several"] == [1.0, COSINE | {"begin": 0}] and type(mapping["prediction"]) is str
     assert (mapping["folder"], mapping["layers"], mapping["loops"]) == ("a b/ü", [], {"a": {"steps": 5, "seed": 2}})
 
 

@@ -84,7 +84,8 @@ def tell(found: Evaluation) -> None:
 
 def build(config: EvaluationConfig, around: Surroundings) -> EvaluationHook:
     """Collective: opens what the measurement needs. Raises, on every rank, the UserError that one of them met."""
-    listeners = [log_to(around.events), note_in(around.notes), *([tell] if around.plan.rank == 0 else [])]
+    told = [tell] if around.plan.rank == 0 else []
+    listeners = [log_to(around.events), note_in(around.notes), *told, *around.listeners]
     return EvaluationHook(
         around.evaluate(config), every_steps=config.every_steps, listeners=listeners, failures=around.failures
     )

@@ -9,7 +9,7 @@ from typing import Any
 from ...checkpoint.manager import CheckpointConfig, CheckpointManager
 from ...core.run_folder import RunFolder
 from ...parallel.plan import ParallelPlan
-from ..evaluation import Evaluate
+from ..evaluation import Evaluate, Listener
 from ..failures import Failures
 from ..state import TrainState
 from .events import EventLog
@@ -18,7 +18,7 @@ from .hook import Hook
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Everything a hook is built from beside its own settings. The last two are how hooks work for each other."""
+    """Everything a hook is built from beside its own settings. The last ones are how hooks work for each other."""
 
     plan: ParallelPlan
     folder: RunFolder
@@ -32,6 +32,7 @@ class Surroundings:
     manager: CheckpointManager
     evaluate: Callable[[Any], Evaluate]  # from what `hooks.evaluation` says; collective
     notes: dict[str, float] = field(default_factory=dict)  # numbers, as on every rank, for the next row
+    listeners: list[Listener] = field(default_factory=list)  # to evaluations, on every rank; after the hook's own
     before_save: list[Callable[[TrainState], None]] = field(default_factory=list)  # collective; raise to prevent it
 
 

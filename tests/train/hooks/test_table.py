@@ -45,8 +45,8 @@ class Toy(QuietHook):
 
 HOOKS["toy"] = HookKind(Toy, ToyConfig)
 
-from afm_scale.__main__ import main
-sys.exit(main(sys.argv[1:]))
+from afm_scale.commands import ending
+ending.leave(ending.run(sys.argv[1:]))  # as the program ends
 """
 
 

@@ -1,0 +1,25 @@
+"""What to do at a step boundary: a function of the pilot's memory and settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .acts import Act, AdvancePhase, AverageIntoGenerator, Stop
+from .config import PilotConfig
+from .memory import Memory
+from .phases import Phase, why_over
+
+
+def decide(
+    config: PilotConfig, phases: Sequence[Phase], memory: Memory, *, step: int, images_seen: int
+) -> Iterator[Act]:
+    """The acts of this boundary, in the order they are to be done."""
+    current = phases[memory.phase].config
+    over = why_over(
+        current.until, memory, step=step, images_seen=images_seen, images_per_epoch=config.images_per_epoch,
+        quality=config.quality,
+    )
+    if memory.is_pending and current.average_into_generator == "every_evaluation":
+        yield AverageIntoGenerator(why=f"phase {current.name}")
+    if over is not None:
+        yield AdvancePhase(why=over) if memory.phase + 1 < len(phases) else Stop(why=f"the last phase is over: {over}")

@@ -1,0 +1,49 @@
+"""What the pilot knows: plain numbers, the same on every rank, kept in every checkpoint.
+
+All it decides follows from this and the settings, so that the same history gives the same acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from ...core.ranges import FINITE, MANY, Range
+
+Step = Annotated[int, Range(0, MANY)]
+Value = Annotated[float, FINITE] | None  # None: it was not finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One evaluation, and what the steps since the one before were like."""
+
+    step: Step
+    images_seen: Annotated[int, Range(0, 2**62)]
+    figures: dict[str, Value]  # of the evaluation
+    signals: dict[str, Value]  # "generator/transport_cost": means over the steps and the ranks
+    phase: Annotated[int, Range(0, 10_000)]  # in which it was made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Sums over the steps since the last evaluation, or since the beginning."""
+
+    steps: Step = 0
+    sums: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Everything that a checkpoint keeps of the pilot."""
+
+    phase: Annotated[int, Range(0, 10_000)] = 0  # the one that is going on
+    began: Step = 0  # at which step it began
+    began_images: Annotated[int, Range(0, 2**62)] = 0  # how many images the learner had seen then
+    points: tuple[Point, ...] = ()  # in order
+    is_pending: bool = False  # the newest point has not been acted on
+    window: Window = Window()
+
+    def of_phase(self) -> tuple[Point, ...]:
+        """The evaluations of the phase that is going on."""
+        return tuple(point for point in self.points if point.phase == self.phase and point.step > self.began)

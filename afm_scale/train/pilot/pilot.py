@@ -1,0 +1,157 @@
+"""The pilot: at a step boundary it may change the phase of a run, copy the average into the generator, or end the run.
+
+    note(report)           after every step: adds to what it knows, without waiting for the device
+    observe(evaluation)    after an evaluation: a new point of the history, which is acted on at the next boundary
+    steer(state)           before every step: decides (`decide.py`), acts, and writes one line for each act
+
+It acts before a step rather than after one, so that a checkpoint holds what was known and what is yet to be done:
+a run that is killed at any instant, and resumed, does the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ...core.typed import to_mapping
+from ...parallel.plan import ParallelPlan, Player
+from ..evaluation import Evaluation
+from ..hooks.events import EventLog
+from ..hooks.hook import StepReport
+from ..state import TrainState
+from .acts import Act, AdvancePhase, AverageIntoGenerator, Stop
+from .config import PilotConfig
+from .decide import decide
+from .memory import Memory, Point, Window
+from .phases import Phase
+from .window import Signals
+
+
+class Pilot:
+    """Collective in all it does: every rank calls it, knows the same and decides the same."""
+
+    def __init__(
+        self, config: PilotConfig, phases: Sequence[Phase], state: TrainState, plan: ParallelPlan, events: EventLog
+    ) -> None:
+        """Of a state that is where the run starts or goes on. `phases` are those of the recipe, at least one."""
+        self._config = config
+        self._phases = tuple(phases)
+        self._plan = plan
+        self._events = events
+        self._signals = Signals(plan)
+        self._state = state
+        self._in_force: tuple[int, int] | None = None  # phase, and when it began
+
+    def on_start(self, state: TrainState) -> None:
+        """Takes up what the state remembers; called once, where the run starts or goes on."""
+        if self._state.pilot is None:  # a new run, or one that had no pilot so far
+            self._state.pilot = Memory(began=self._state.step, began_images=self._state.images_seen)
+            self._note_phase("the run begins")
+        self._signals.begin(self._memory.window)
+
+    @property
+    def _memory(self) -> Memory:
+        assert self._state.pilot is not None
+        return self._state.pilot
+
+    def note(self, report: StepReport) -> None:
+        self._signals.add(report)
+
+    def observe(self, found: Evaluation) -> None:
+        """Collective: reads the signals of the steps since the last one."""
+        figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
+        point = Point(
+            step=found.step, images_seen=found.images_seen, figures=figures, signals=self._signals.means(),
+            phase=self._memory.phase,
+        )
+        memory = self._memory
+        self._state.pilot = replace(memory, points=(*memory.points, point), is_pending=True, window=Window())
+
+    def before_save(self, state: TrainState) -> None:
+        """Collective: makes the memory complete."""
+        state.pilot = replace(self._memory, window=self._signals.window())
+
+    def steer(self, state: TrainState) -> bool:
+        """Does what is to be done before the next step. Returns whether there is to be one."""
+        self._put_in_force(state)
+        goes_on = True
+        for act in decide(self._config, self._phases, self._memory, step=state.step, images_seen=state.images_seen):
+            self._note(act, state.step)
+            goes_on = self._do(act, state) and goes_on
+        state.pilot = replace(self._memory, is_pending=False)
+        self._put_in_force(state)
+        return goes_on
+
+    def _do(self, act: Act, state: TrainState) -> bool:
+        """Whether the run goes on after it."""
+        if isinstance(act, AverageIntoGenerator):
+            average_into_learner(state, self._plan)
+        elif isinstance(act, AdvancePhase):
+            self._advance(state, act.why)
+        return not isinstance(act, Stop)
+
+    def _advance(self, state: TrainState, why: str) -> None:
+        state.pilot = replace(
+            self._memory, phase=self._memory.phase + 1, began=state.step, began_images=state.images_seen
+        )
+        if self._phases[self._memory.phase].config.optimizer == "reset":
+            for player in state.players.values():
+                reset_optimizer(player, self._plan)
+        self._note_phase(why)
+
+    def _put_in_force(self, state: TrainState) -> None:
+        """The settings of the phase that is going on; again after a resume, or where the state went back."""
+        wanted = (self._memory.phase, self._memory.began)
+        if wanted != self._in_force:
+            settings = self._phases[self._memory.phase].from_step(self._memory.began)
+            for role, player in state.players.items():
+                player.learning_rate = settings.learning_rates[role]
+            state.objective.config = settings.objective
+            self._in_force = wanted
+
+    def _note(self, act: Act, step: int) -> None:
+        names = {AdvancePhase: "advance_phase", AverageIntoGenerator: "average_into_generator", Stop: "stop"}
+        self._events.write("act", step=step, act=names[type(act)], **to_mapping(act))
+
+    def _note_phase(self, why: str) -> None:
+        phase = self._phases[self._memory.phase]
+        settings = to_mapping(phase.from_step(self._memory.began).learning_rates)
+        self._events.write(
+            "phase", step=self._state.step, phase=phase.config.name, index=self._memory.phase, why=why,
+            settings=to_mapping(phase.config), learning_rates={role.value: rate for role, rate in settings.items()},
+        )
+
+
+class NoPilot:
+    """Of a run that nobody steers."""
+
+    def on_start(self, state: TrainState) -> None:
+        """There is nothing to take up."""
+
+    def note(self, report: StepReport) -> None:
+        """Nothing is remembered."""
+
+    def steer(self, state: TrainState) -> bool:
+        return True
+
+
+@torch.no_grad()
+def average_into_learner(state: TrainState, plan: ParallelPlan) -> None:
+    """The weights of the published average become those of the learner; communicates nothing."""
+    learner = state.players[state.objective.learner]
+    weights = plan.local_tensors(learner.module)
+    for name, value in plan.local_tensors(state.average.network).items():
+        weights[name].copy_(value)
+    plan.reshard(learner.module)
+
+
+@torch.no_grad()
+def reset_optimizer(player: Player, plan: ParallelPlan) -> None:
+    """Its state is as before the first update: zeros. Collective."""
+    tensors = plan.optimizer_state_dict(player)
+    for tensor in tensors.values():
+        tensor.zero_()
+    plan.load_optimizer_state_dict(player, tensors)
