@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..evaluation.measurement import Tools
+from torch import Tensor, nn
+
+from ..evaluation.measurement import Evaluation, Tools
 from ..evaluation.table import EVALUATIONS
+from ..flow.path import Prediction
 from ..parallel.plan import ParallelPlan
 from ..train.evaluation import Evaluate
 from ..train.state import TrainState
 from .autoencoders import decoder_of
 from .config import RunConfig
 from .features import build_extractor
+
+
+@dataclass(frozen=True)
+class OfAverage:
+    """Measures the average of a run, or noise in its place."""
+
+    evaluation: Evaluation
+    plan: ParallelPlan
+    num_steps: int
+
+    def __call__(self, state: TrainState) -> Mapping[str, float]:
+        return self.evaluation(state.subject(self.plan, self.num_steps))
+
+    def of_noise(self, state: TrainState) -> Mapping[str, float]:
+        subject = state.subject(self.plan, num_steps=1)
+        return self.evaluation(replace(subject, network=Unmoved(), prediction=Prediction.X))
+
+
+class Unmoved(nn.Module):
+    """A generator that returns what it is given."""
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return x
 
 
 def build_evaluation(config: RunConfig, chosen: Any, plan: ParallelPlan) -> Evaluate:
@@ -22,9 +49,4 @@ def build_evaluation(config: RunConfig, chosen: Any, plan: ParallelPlan) -> Eval
         place=place, shape=config.data.shape, extractor_of=build_extractor,
         decoder_of=lambda vae: decoder_of(config.data, vae, place.device, setting="hooks.evaluation.vae"),
     )
-    evaluation = EVALUATIONS[type(chosen)](chosen, tools)
-
-    def evaluate(state: TrainState) -> Mapping[str, float]:
-        return evaluation(state.subject(plan, num_steps))
-
-    return evaluate
+    return OfAverage(EVALUATIONS[type(chosen)](chosen, tools), plan, num_steps)

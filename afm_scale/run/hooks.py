@@ -44,7 +44,12 @@ def build_observers(
     around = Surroundings(
         plan=plan, folder=folder, events=events, failures=failures, total_steps=config.loop.steps,
         seed=config.loop.seed, sampling_steps=config.sampling.num_steps, checkpoint=config.checkpoint,
-        manager=manager, run_id=run_id, evaluate=lambda chosen: build_evaluation(config, chosen, plan),
+        manager=manager, run_id=run_id,
+        wants_noise=(
+            config.pilot is not None and config.pilot.rules.identity is not None
+            and config.objective.prediction is not None
+        ),
+        evaluate=lambda chosen: build_evaluation(config, chosen, plan),
     )
     pilot: Pilot | NoPilot = NoPilot()
     if config.pilot is not None:

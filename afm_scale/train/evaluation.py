@@ -19,6 +19,10 @@ class Evaluate(Protocol):
         """
         ...
 
+    def of_noise(self, state: TrainState) -> Mapping[str, float]:
+        """The same of samples that are the noise they are drawn from: what a generator that does nothing would get."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -28,6 +32,7 @@ class Evaluation:
     images_seen: int
     figures: Mapping[str, float]
     seconds: float  # that the run stood still for it, on this rank
+    noise: Mapping[str, float] | None = None  # figures of the noise itself, where somebody wants them
 
 
 Listener = Callable[[Evaluation], None]

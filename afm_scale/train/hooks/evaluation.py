@@ -34,20 +34,25 @@ class EvaluationHook(QuietHook):
     """
 
     def __init__(
-        self, evaluate: Evaluate, *, every_steps: int, listeners: Sequence[Listener], failures: Failures
+        self, evaluate: Evaluate, *, every_steps: int, listeners: Sequence[Listener], failures: Failures,
+        measures_noise: bool = False,
     ) -> None:
         self._evaluate = evaluate
         self._every_steps = every_steps
         self._listeners = tuple(listeners)
         self._failures = failures
+        self._measures_noise = measures_noise  # once in this process
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if state.step % self._every_steps != 0:
             return
         began = time.monotonic()
         figures = dict(self._evaluate(state))
+        noise = dict(self._evaluate.of_noise(state)) if self._measures_noise else None
+        self._measures_noise = False
         evaluation = Evaluation(
-            step=state.step, images_seen=state.images_seen, figures=figures, seconds=time.monotonic() - began
+            step=state.step, images_seen=state.images_seen, figures=figures, seconds=time.monotonic() - began,
+            noise=noise,
         )
         for listener in self._listeners:
             with self._failures.kept():
@@ -87,5 +92,6 @@ def build(config: EvaluationConfig, around: Surroundings) -> EvaluationHook:
     told = [tell] if around.plan.rank == 0 else []
     listeners = [log_to(around.events), note_in(around.notes), *told, *around.listeners]
     return EvaluationHook(
-        around.evaluate(config), every_steps=config.every_steps, listeners=listeners, failures=around.failures
+        around.evaluate(config), every_steps=config.every_steps, listeners=listeners, failures=around.failures,
+        measures_noise=around.wants_noise,
     )

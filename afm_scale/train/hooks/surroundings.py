@@ -31,6 +31,7 @@ class Surroundings:
     checkpoint: CheckpointConfig
     manager: CheckpointManager
     evaluate: Callable[[Any], Evaluate]  # from what `hooks.evaluation` says; collective
+    wants_noise: bool = False  # whether figures of the noise itself are wanted with the first evaluation
     notes: dict[str, float] = field(default_factory=dict)  # numbers, as on every rank, for the next row
     listeners: list[Listener] = field(default_factory=list)  # to evaluations, on every rank; after the hook's own
     before_save: list[Callable[[TrainState], None]] = field(default_factory=list)  # collective; raise to prevent it

@@ -42,6 +42,8 @@ class Memory:
     began_images: Annotated[int, Range(0, 2**62)] = 0  # how many images the learner had seen then
     points: tuple[Point, ...] = ()  # in order
     is_pending: bool = False  # the newest point has not been acted on
+    fired: tuple[str, ...] = ()  # the rules that hold at the newest point
+    noise: dict[str, Value] = field(default_factory=dict)  # the figures that noise itself gets
     window: Window = Window()
 
     def of_phase(self) -> tuple[Point, ...]:

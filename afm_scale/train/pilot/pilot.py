@@ -11,11 +11,12 @@ a run that is killed at any instant, and resumed, does the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from ...core.errors import ConfigError
 from ...core.typed import to_mapping
 from ...parallel.plan import ParallelPlan, Player
 from ..evaluation import Evaluation
@@ -25,8 +26,9 @@ from ..state import TrainState
 from .acts import Act, AdvancePhase, AverageIntoGenerator, Stop
 from .config import PilotConfig
 from .decide import decide
-from .memory import Memory, Point, Window
+from .memory import Memory, Point, Value, Window
 from .phases import Phase
+from .rules import fired
 from .window import Signals
 
 
@@ -61,14 +63,28 @@ class Pilot:
         self._signals.add(report)
 
     def observe(self, found: Evaluation) -> None:
-        """Collective: reads the signals of the steps since the last one."""
-        figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
-        point = Point(
-            step=found.step, images_seen=found.images_seen, figures=figures, signals=self._signals.means(),
-            phase=self._memory.phase,
-        )
+        """Collective: reads the signals of the steps since the last one.
+
+        Raises ConfigError for a figure that the evaluation does not have.
+        """
+        for setting in ("quality", "diversity"):
+            if (name := getattr(self._config, setting)) is not None and name not in found.figures:
+                raise ConfigError(
+                    f"pilot.{setting} {name!r}: hooks.evaluation gives {', '.join(found.figures)}; name one of these"
+                )
         memory = self._memory
-        self._state.pilot = replace(memory, points=(*memory.points, point), is_pending=True, window=Window())
+        point = Point(
+            step=found.step, images_seen=found.images_seen, figures=_plain(found.figures),
+            signals=self._signals.means(), phase=memory.phase,
+        )
+        noise = memory.noise if found.noise is None else _plain(found.noise)
+        memory = replace(memory, points=(*memory.points, point), is_pending=True, window=Window(), noise=noise)
+        rules = fired(
+            self._config.rules, memory, quality=self._config.quality, diversity=self._config.diversity
+        )
+        self._state.pilot = replace(memory, fired=tuple(rules))
+        for rule, evidence in rules.items():
+            self._events.write("rule", step=found.step, rule=rule, evidence=_plain(evidence))
 
     def before_save(self, state: TrainState) -> None:
         """Collective: makes the memory complete."""
@@ -136,6 +152,11 @@ class NoPilot:
 
     def steer(self, state: TrainState) -> bool:
         return True
+
+
+def _plain(figures: Mapping[str, float]) -> dict[str, Value]:
+    """As JSON has them: null for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 @torch.no_grad()

@@ -1,16 +1,19 @@
 """How failures are recognised: each rule is one short function of the evaluations so far, newest last.
 
 A rule answers with its evidence, numbers by name, or None: then it does not hold. One whose signals are not there
-(an objective without a discriminator has no logits) never does.
+(an objective without a discriminator has no logits) never does. docs/pilot.md has the runs behind the numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Annotated
 
 from ...core.ranges import Range
+from .memory import Memory, Point, Value
 
 Evidence = Mapping[str, float]
 
@@ -18,15 +21,41 @@ GRADIENT = "generator/adversarial_gradient_square"  # of D's gradient at the sam
 COST = "generator/transport_cost"  # mean square of a sample minus its noise
 REAL, FAKE = "discriminator/logit_real", "discriminator/logit_fake"
 
+Evaluations = Annotated[int, Range(1, 10_000)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StallConfig:
     """Quality is flat while D's gradient at the samples decays and the gap between the logits grows: D wins."""
 
-    patience: Annotated[int, Range(1, 10_000)] = 4  # evaluations in a row without improvement
+    patience: Evaluations = 4  # evaluations in a row without improvement
     least_improvement: Annotated[float, Range(0, below=1)] = 0.02  # that counts as one, as a share of the best before
     gradient_falls_to: Annotated[float, Range(above=0, high=1)] = 0.5  # of its median in the phase
     gap_grows_to: Annotated[float, Range(1, 1e6)] = 1.5  # times its median in the phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig:
+    """The generator returns its noise: the transport weight is too large."""
+
+    cost_below: Annotated[float, Range(above=0, high=1e6)] = 0.05  # transport cost, where noise has variance 1
+    quality_above: Annotated[float, Range(above=0, high=1)] = 0.5  # as a share of what the noise itself gets
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiseConfig:
+    """Quality rises sharply, or is no number."""
+
+    times: Annotated[float, Range(above=1, high=1e6)] = 3.0  # the best so far
+    patience: Evaluations = 2  # evaluations in a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseConfig:
+    """Diversity falls: samples become alike."""
+
+    falls_to: Annotated[float, Range(above=0, below=1)] = 0.5  # of the best so far
+    patience: Evaluations = 2  # evaluations in a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +63,74 @@ class RulesConfig:
     """When something has gone wrong; null: not watched."""
 
     stall: StallConfig | None = StallConfig()
+    identity: IdentityConfig | None = IdentityConfig()
+    divergence: RiseConfig | None = RiseConfig()
+    collapse: CollapseConfig | None = CollapseConfig()  # of the figure that pilot.diversity names
 
 
-def best(values: Sequence[float | None]) -> float:
+def fired(rules: RulesConfig, memory: Memory, *, quality: str, diversity: str | None) -> dict[str, Evidence]:
+    """The rules that hold at the newest evaluation, and why, by their names."""
+    points = memory.points
+    found = {
+        "stall": rules.stall and stall(rules.stall, memory.of_phase(), quality),
+        "identity": rules.identity and identity(rules.identity, points[-1], quality, memory.noise.get(quality)),
+        "divergence": rules.divergence and divergence(rules.divergence, points, quality),
+        "collapse": rules.collapse and diversity and collapse(rules.collapse, points, diversity),
+    }
+    return {name: evidence for name, evidence in found.items() if evidence}
+
+
+def stall(config: StallConfig, points: Sequence[Point], quality: str) -> Evidence | None:
+    """Of the evaluations of a phase. Quality is flat, and D overpowers G (AFM paper, App. C: "vanishing gradient")."""
+    qualities = [point.figures.get(quality) for point in points]
+    if not is_flat(qualities, config.patience, config.least_improvement):
+        return None
+    gradients = [point.signals.get(GRADIENT) for point in points]
+    gaps = [_difference(point.signals.get(REAL), point.signals.get(FAKE)) for point in points]
+    if None in gradients or None in gaps:
+        return None
+    usual = math.sqrt(median(gradients)), median(gaps)
+    now = math.sqrt(gradients[-1]), gaps[-1]
+    if now[0] > config.gradient_falls_to * usual[0] or now[1] < config.gap_grows_to * usual[1]:
+        return None
+    return {"gradient": now[0], "usual_gradient": usual[0], "gap": now[1], "usual_gap": usual[1]}
+
+
+def identity(config: IdentityConfig, point: Point, quality: str, of_noise: Value) -> Evidence | None:
+    """Samples are near their noise, and as bad as noise (AFM paper, Fig. 2: too large a transport weight)."""
+    cost, value = point.signals.get(COST), point.figures.get(quality)
+    if cost is None or value is None or of_noise is None:
+        return None
+    if cost >= config.cost_below or value < config.quality_above * of_noise:
+        return None
+    return {"transport_cost": cost, "quality": value, "quality_of_noise": of_noise}
+
+
+def divergence(config: RiseConfig, points: Sequence[Point], quality: str) -> Evidence | None:
+    """Every one of the last qualities is so much worse than the best before them, or no number."""
+    qualities = [point.figures.get(quality) for point in points]
+    before, last = qualities[: -config.patience], qualities[-config.patience :]
+    reference = best(before)
+    if math.isinf(reference) or any(value is not None and value <= config.times * reference for value in last):
+        return None
+    return {"quality": math.inf if last[-1] is None else last[-1], "best": reference}
+
+
+def collapse(config: CollapseConfig, points: Sequence[Point], diversity: str) -> Evidence | None:
+    """Every one of the last diversities is so much less than the largest before them."""
+    values = [point.figures.get(diversity) or 0.0 for point in points]
+    before, last = values[: -config.patience], values[-config.patience :]
+    if not before or max(last) >= config.falls_to * max(before):
+        return None
+    return {"diversity": last[-1], "most": max(before)}
+
+
+def best(values: Sequence[Value]) -> float:
     """The least of those that are finite; infinity if none is."""
-    return min((value for value in values if value is not None), default=float("inf"))
+    return min((value for value in values if value is not None), default=math.inf)
 
 
-def is_flat(qualities: Sequence[float | None], patience: int, least_improvement: float) -> bool:
+def is_flat(qualities: Sequence[Value], patience: int, least_improvement: float) -> bool:
     """Whether the best of the last `patience` is no better, by that share, than the best of those before.
 
     Qualities that fall as they get better, newest last.
@@ -49,3 +138,7 @@ def is_flat(qualities: Sequence[float | None], patience: int, least_improvement:
     if len(qualities) <= patience:
         return False
     return not best(qualities[-patience:]) < best(qualities[:-patience]) * (1 - least_improvement)
+
+
+def _difference(first: Value, second: Value) -> Value:
+    return None if first is None or second is None else first - second

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from afm_scale.core.errors import ConfigError
 from afm_scale.core.run_folder import RunFolder
 from afm_scale.core.schedules import Constant, Piecewise
 from afm_scale.core.typed import build, to_mapping
@@ -135,3 +136,25 @@ def test_what_the_pilot_knows_is_plain_and_comes_back_as_it_was() -> None:
     assert build(Memory, to_mapping(memory)) == memory
     assert [found.step for found in memory.of_phase()] == []
     assert point(30, 1.0, 1) in history((1.0,), points=(point(30, 1.0, 1),), phase=1, began=20).of_phase()
+
+
+def test_a_figure_that_the_evaluation_does_not_have_is_told_with_those_it_has(tmp_path: Path) -> None:
+    plan = small_plan()
+    state = small_state(plan)
+    with pytest.raises(ConfigError, match=r"pilot\.diversity 'spread': .* gives frechet_distance; name one of these"):
+        steered(
+            state, plan, PilotConfig(diversity="spread"), [ready(PhaseConfig(name="a"))], tmp_path, steps=2,
+            qualities={1: 1.0},
+        )
+
+
+def test_a_rule_that_holds_is_one_event_with_its_evidence_and_is_remembered(tmp_path: Path) -> None:
+    plan = small_plan()
+    state = small_state(plan)
+    steered(
+        state, plan, PilotConfig(), [ready(PhaseConfig(name="a"))], tmp_path, steps=4,
+        qualities={1: 2.0, 2: 9.0, 3: 8.0, 4: 2.0},
+    )
+    (event,) = [event for event in RunFolder(tmp_path).read_events() if event["kind"] == "rule"]
+    assert (event["step"], event["rule"], event["evidence"]) == (3, "divergence", {"quality": 8.0, "best": 2.0})
+    assert state.pilot is not None and state.pilot.fired == ()  # of the newest

@@ -1,0 +1,104 @@
+"""Each rule holds where it is meant to, at the edge of its numbers, and says why; it is silent without its signals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from afm_scale.train.pilot.memory import Memory, Point
+from afm_scale.train.pilot.rules import (
+    COST,
+    FAKE,
+    GRADIENT,
+    REAL,
+    CollapseConfig,
+    IdentityConfig,
+    RiseConfig,
+    RulesConfig,
+    StallConfig,
+    collapse,
+    divergence,
+    fired,
+    identity,
+    stall,
+)
+
+from .small import QUALITY, point
+
+STALL = StallConfig(patience=2, least_improvement=0.1, gradient_falls_to=0.5, gap_grows_to=1.5)
+
+
+def points(*values: tuple[float, float, float]) -> list[Point]:
+    """Of quality, gradient and gap."""
+    return [
+        point(10 * number, quality, **{GRADIENT: gradient**2, REAL: gap / 2, FAKE: -gap / 2})
+        for number, (quality, gradient, gap) in enumerate(values, start=1)
+    ]
+
+
+HEALTHY = [(5.0, 1.0, 1.0), (4.0, 1.0, 1.0), (3.0, 1.0, 1.0)]
+
+
+def test_a_stall_is_flat_quality_with_a_gradient_that_decays_while_the_gap_grows() -> None:
+    evidence = stall(STALL, points(*HEALTHY, (3.0, 0.9, 1.1), (3.0, 0.4, 1.6)), QUALITY)
+    assert evidence == pytest.approx({"gradient": 0.4, "usual_gradient": 1.0, "gap": 1.6, "usual_gap": 1.0})
+
+
+@pytest.mark.parametrize(
+    "newest",
+    [(2.0, 0.4, 1.6), (3.0, 0.6, 1.6), (3.0, 0.4, 1.4)],
+    ids=["quality improves", "the gradient is there", "the gap is as ever"],
+)
+def test_a_stall_needs_all_of_its_signs(newest: tuple[float, float, float]) -> None:
+    assert stall(STALL, points(*HEALTHY, (3.0, 0.9, 1.1), newest), QUALITY) is None
+
+
+def test_a_stall_is_not_looked_for_where_no_discriminator_speaks() -> None:
+    flat = [point(10 * number, 3.0) for number in range(1, 6)]
+    assert stall(STALL, flat, QUALITY) is None
+
+
+def test_identity_is_a_small_cost_and_the_quality_of_noise() -> None:
+    config = IdentityConfig(cost_below=0.05, quality_above=0.5)
+    assert identity(config, point(10, 40.0, **{COST: 0.01}), QUALITY, 60.0) is not None
+    assert identity(config, point(10, 20.0, **{COST: 0.01}), QUALITY, 60.0) is None  # good samples near their noise
+    assert identity(config, point(10, 40.0, **{COST: 0.2}), QUALITY, 60.0) is None  # bad samples far from it
+    assert identity(config, point(10, 40.0), QUALITY, 60.0) is None
+    assert identity(config, point(10, 40.0, **{COST: 0.01}), QUALITY, None) is None
+
+
+def test_a_divergence_is_quality_that_is_so_much_worse_or_no_number_so_often() -> None:
+    config = RiseConfig(times=3.0, patience=2)
+
+    def holds(*qualities: float | None) -> bool:
+        history = [point(10 * number, quality) for number, quality in enumerate(qualities, start=1)]
+        return divergence(config, history, QUALITY) is not None
+
+    assert holds(2.0, 7.0, 7.0) and holds(2.0, None, 7.0)
+    assert not holds(2.0, 7.0, 5.9)  # once better than three times
+    assert not holds(2.0, 1.0, 7.0)  # once is no rule
+    assert not holds(7.0, 7.0) and not holds(None, None, None)
+    assert divergence(config, [point(1, 2.0), point(2, None), point(3, None)], QUALITY)["quality"] == math.inf
+
+
+def test_a_collapse_is_diversity_that_has_fallen_to_a_share_of_its_most() -> None:
+    config = CollapseConfig(falls_to=0.5, patience=2)
+
+    def holds(*values: float) -> bool:
+        history = [
+            Point(step=number, images_seen=0, figures={"diversity": value}, signals={}, phase=0)
+            for number, value in enumerate(values)
+        ]
+        return collapse(config, history, "diversity") is not None
+
+    assert holds(0.8, 0.3, 0.39)
+    assert not holds(0.8, 0.3, 0.41) and not holds(0.8, 0.9, 0.3) and not holds(0.1, 0.1)
+
+
+def test_a_rule_that_is_off_never_holds() -> None:
+    history = tuple(points(*HEALTHY, (3.0, 0.9, 1.1), (30.0, 0.4, 1.6), (30.0, 0.4, 1.6)))
+    memory = Memory(points=history, is_pending=True)
+    rules = RulesConfig(stall=STALL, divergence=RiseConfig())
+    assert set(fired(rules, memory, quality=QUALITY, diversity=None)) == {"stall", "divergence"}
+    assert set(fired(RulesConfig(stall=STALL, divergence=None), memory, quality=QUALITY, diversity=None)) == {"stall"}
