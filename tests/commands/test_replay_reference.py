@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,10 @@ from torch import Tensor
 
 from afm_scale.commands.replay_reference import SAME_ON_EVERY_CPU, replay
 from afm_scale.core.errors import UserError
-from tests.ranks import run_ranks
+from tests.program import run
+from tests.ranks import PRELOADED, start_afresh
 
+Replay = Callable[[Path], dict[str, float]]
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 CASES = ["afm_1nfe", "afm_1nfe_deep2", "afm_1nfe_guided", "afm_2nfe_v", "afm_any_v"]
@@ -29,13 +35,19 @@ def golden(name: str) -> Path:
     return GOLDEN / f"{name}.json"
 
 
-def replay_anew(case_file: Path) -> dict[str, float]:
-    """`replay` in a process of its own, in which MKL has not computed yet."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SAME_ON_EVERY_CPU.items():
-            patch.setenv(name, value)
-        (errors,) = run_ranks(1, replay, case_file, timeout=100)
-    return errors
+def begin(environment: dict[str, str]) -> None:
+    start_afresh(environment)
+    warnings.simplefilter("error")
+
+
+@pytest.fixture(scope="module")
+def replay_elsewhere() -> Iterator[Replay]:
+    """`replay` in a process in which MKL had not computed before: one for all cases, as the command has one."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
+    environment = {**os.environ, **SAME_ON_EVERY_CPU}
+    with ProcessPoolExecutor(1, server, initializer=begin, initargs=(environment,)) as process:
+        yield lambda case_file: process.submit(replay, case_file).result(timeout=100)
 
 
 def changed_copy(
@@ -58,8 +70,8 @@ def truncated(case: dict[str, Any], num_half_steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recorded_run_of_the_published_method_is_reproduced(name: str) -> None:
-    errors = replay_anew(golden(name))
+def test_a_recorded_run_of_the_published_method_is_reproduced(replay_elsewhere: Replay, name: str) -> None:
+    errors = replay_elsewhere(golden(name))
     kinds = {"losses", "predictions", "gradient norms", "gradient scale", "final weights", "forwards"}
     assert set(errors) == kinds
     assert {kind: error for kind, error in errors.items() if not error <= TOLERANCE} == {}
@@ -71,12 +83,12 @@ def test_a_recorded_run_of_the_published_method_is_reproduced(name: str) -> None
      (3, "ot_scale", "losses"), (5, "gen_grad_norm", "gradient norms"), (1, "square_avg", "gradient scale")],
 )  # fmt: skip
 def test_a_recorded_number_that_is_wrong_by_a_millionth_is_found(
-    tmp_path: Path, record: int, key: str, kind: str
+    replay_elsewhere: Replay, tmp_path: Path, record: int, key: str, kind: str
 ) -> None:
     def change(case: dict[str, Any]) -> None:
         case["records"][record][key] += 1e-6
 
-    errors = replay_anew(changed_copy(tmp_path, "afm_1nfe_guided", change))
+    errors = replay_elsewhere(changed_copy(tmp_path, "afm_1nfe_guided", change))
     assert errors.pop(kind) == pytest.approx(1e-6, rel=1e-3)
     assert max(errors.values()) <= TOLERANCE
 
@@ -87,11 +99,13 @@ def test_a_recorded_number_that_is_wrong_by_a_millionth_is_found(
      ("final.ema.final_layer.linear.bias", "final weights"), ("step3.prediction", "predictions"),
      ("forward.final_gen", "forwards"), ("forward.final_dis", "forwards"), ("forward.cls", "forwards")],
 )  # fmt: skip
-def test_a_recorded_tensor_that_is_wrong_in_one_place_is_found(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_recorded_tensor_that_is_wrong_in_one_place_is_found(
+    replay_elsewhere: Replay, tmp_path: Path, name: str, kind: str
+) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         tensors[name].view(-1)[-1] += 1e-6
 
-    errors = replay_anew(changed_copy(tmp_path, "afm_1nfe_guided", change_tensors=change))
+    errors = replay_elsewhere(changed_copy(tmp_path, "afm_1nfe_guided", change_tensors=change))
     assert errors.pop(kind) == pytest.approx(1e-6, rel=1e-3)
     assert max(errors.values()) <= TOLERANCE
 
@@ -102,12 +116,12 @@ def test_a_recorded_tensor_that_is_wrong_in_one_place_is_found(tmp_path: Path, n
      ("afm_any_v", "timesteps_src"), ("afm_any_v", "timesteps_tgt"), ("afm_any_v", "latents"),
      ("afm_1nfe_guided", "noises_cg"), ("afm_1nfe_guided", "timesteps_cg")],
 )  # fmt: skip
-def test_every_recorded_draw_is_used(tmp_path: Path, name: str, draw: str) -> None:
+def test_every_recorded_draw_is_used(replay_elsewhere: Replay, tmp_path: Path, name: str, draw: str) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         for half_step in range(2):  # a discriminator's and a generator's
             tensors[f"step{half_step}.{draw}"].view(-1)[0] *= 0.9
 
-    assert max(replay_anew(changed_copy(tmp_path, name, change_tensors=change)).values()) > 1e-7
+    assert max(replay_elsewhere(changed_copy(tmp_path, name, change_tensors=change)).values()) > 1e-7
 
 
 @pytest.mark.parametrize(
@@ -115,42 +129,42 @@ def test_every_recorded_draw_is_used(tmp_path: Path, name: str, draw: str) -> No
     [("gp_scale", 0.26), ("cp_scale", 0.02), ("gp_batch_ratio", 0.5), ("ot_decay_steps", 22), ("ema_decay", 0.91),
      ("weight_decay", 0.1), ("clip", 0.5), ("cg_scale", 0.31), ("lr", 1.1e-3), ("classifier_flow", False)],
 )  # fmt: skip
-def test_every_setting_of_a_case_matters(tmp_path: Path, key: str, value: object) -> None:
-    errors = replay_anew(changed_copy(tmp_path, "afm_1nfe_guided", lambda case: case.update({key: value})))
+def test_every_setting_of_a_case_matters(replay_elsewhere: Replay, tmp_path: Path, key: str, value: object) -> None:
+    errors = replay_elsewhere(changed_copy(tmp_path, "afm_1nfe_guided", lambda case: case.update({key: value})))
     assert max(errors.values()) > 1e-6
 
 
-def test_without_clipping_a_case_that_never_clips_is_the_same(tmp_path: Path) -> None:
-    errors = replay_anew(changed_copy(tmp_path, "afm_1nfe", lambda case: case.update(clip=None)))
+def test_without_clipping_a_case_that_never_clips_is_the_same(replay_elsewhere: Replay, tmp_path: Path) -> None:
+    errors = replay_elsewhere(changed_copy(tmp_path, "afm_1nfe", lambda case: case.update(clip=None)))
     assert max(errors.values()) <= TOLERANCE
 
 
-def test_a_case_with_fewer_half_steps_ends_earlier(tmp_path: Path) -> None:
-    errors = replay_anew(changed_copy(tmp_path, "afm_2nfe_v", lambda case: truncated(case, 3)))
+def test_a_case_with_fewer_half_steps_ends_earlier(replay_elsewhere: Replay, tmp_path: Path) -> None:
+    errors = replay_elsewhere(changed_copy(tmp_path, "afm_2nfe_v", lambda case: truncated(case, 3)))
     assert errors.pop("final weights") > 1e-4  # the recorded ones are those after six half-steps
     assert errors.pop("forwards") > 1e-6
     assert max(errors.values()) <= TOLERANCE
 
 
-def test_a_case_without_gradient_normalisation_scales_no_gradient(tmp_path: Path) -> None:
+def test_a_case_without_gradient_normalisation_scales_no_gradient(replay_elsewhere: Replay, tmp_path: Path) -> None:
     # With the scale off, the first update of the generator still starts from the recorded weights: all values that
     # were recorded before it moved agree, and its gradient norm does not.
     def change(case: dict[str, Any]) -> None:
         case["grad_norm"] = None
         truncated(case, 2)
 
-    errors = replay_anew(changed_copy(tmp_path, "afm_1nfe", change))
+    errors = replay_elsewhere(changed_copy(tmp_path, "afm_1nfe", change))
     assert "gradient scale" not in errors
     assert errors["losses"] <= TOLERANCE and errors["predictions"] <= TOLERANCE
     assert errors["gradient norms"] > 1e-3
 
 
 @pytest.mark.parametrize("name", ["final.gen.blocks.1.mlp.fc1.bias", "step3.prediction", "forward.cls"])
-def test_what_is_not_a_number_is_an_error_and_not_a_zero(tmp_path: Path, name: str) -> None:
+def test_what_is_not_a_number_is_an_error_and_not_a_zero(replay_elsewhere: Replay, tmp_path: Path, name: str) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         tensors[name].view(-1)[0] = math.nan
 
-    assert max(replay_anew(changed_copy(tmp_path, "afm_1nfe_guided", change_tensors=change)).values()) == math.inf
+    assert max(replay_elsewhere(changed_copy(tmp_path, "afm_1nfe_guided", change_tensors=change)).values()) == math.inf
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
@@ -200,14 +214,14 @@ def test_the_command_ends_with_1_if_one_case_does_not_agree(tmp_path: Path) -> N
         tensors["final.gen.pos_embed"] += 1e-6
 
     wrong = changed_copy(tmp_path, "afm_1nfe", change_tensors=change)
-    done = command(wrong, golden("afm_2nfe_v"))
-    assert done.returncode == 1
-    assert f"{wrong}: max error 1.0" in done.stdout and f"{golden('afm_2nfe_v')}: max error" in done.stdout
+    code, told, _ = run("replay_reference", wrong, golden("afm_2nfe_v"))
+    assert code == 1
+    assert f"{wrong}: max error 1.0" in told and f"{golden('afm_2nfe_v')}: max error" in told
 
 
 def test_the_command_ends_with_2_and_one_message_if_a_case_cannot_be_read(tmp_path: Path) -> None:
     shutil.copy(golden("afm_1nfe"), tmp_path)
-    done = command(tmp_path / "afm_1nfe.json")
-    assert done.returncode == 2
-    assert done.stdout == "" and "Traceback" not in done.stderr
-    assert "afm_1nfe.safetensors: no such file" in done.stderr
+    code, printed, told = run("replay_reference", tmp_path / "afm_1nfe.json")
+    assert code == 2
+    assert printed == "" and "Traceback" not in told
+    assert "afm_1nfe.safetensors: no such file" in told
