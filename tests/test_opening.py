@@ -57,7 +57,9 @@ ALLOWED = {
     ("benchmarks.checkpoint", "dcp.FileSystemReader"): "of what it has just written, to compare with",
     **{
         (module, "figure.savefig"): "into the file of write_atomically"
-        for module in ("evaluation.accuracy", "evaluation.toys.mixture2d", "evaluation.toys.mixture1d")
+        for module in (
+            "evaluation.accuracy", "evaluation.toys.mixture2d", "evaluation.toys.mixture1d", "benchmarks.compared"
+        )
     },
 }
 """Calls (module, function) that open no file by its name, or do so after `require_regular`."""

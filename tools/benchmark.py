@@ -1,4 +1,4 @@
-"""Times parts of the product: python tools/benchmark.py data|step|traffic|evaluation ..."""
+"""Times parts of the product: python tools/benchmark.py data|step|traffic|evaluation|checkpoint|compare ..."""
 
 import sys
 from pathlib import Path

@@ -139,12 +139,20 @@ def _benchmark_checkpoint() -> Command:
     return checkpoint
 
 
+def _benchmark_compare() -> Command:
+    """ways of training beside each other: data x seeds, a table and a picture"""
+    from ..benchmarks import compare
+
+    return compare
+
+
 BENCHMARKS = {
     "data": _benchmark_data,
     "step": _benchmark_step,
     "traffic": _benchmark_traffic,
     "evaluation": _benchmark_evaluation,
     "checkpoint": _benchmark_checkpoint,
+    "compare": _benchmark_compare,
 }
 
 COMMANDS = {

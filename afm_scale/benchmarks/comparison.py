@@ -1,0 +1,166 @@
+"""What is compared: ways of training x data x seeds, and what each run is asked for afterwards.
+
+    title: four phases against one
+    folder: runs/compare/phases         # a run lies in FOLDER/WAY/DATA/seed_S
+    seeds: [0, 1, 2]
+    data: {digits: [], mnist: ["data.file=FILE.npz"]}               # overrides for all runs on them
+    ways:
+      one phase: {recipe: "{data}_afm", overrides: ["loop.steps=4000"]}
+      four phases: {recipe: "{data}_afm_phases"}
+    figures: [class_accuracy, frechet_distance, recall]             # of the run's report
+    curves: [frechet_distance, recall]                              # of its evaluations, by step
+    events: {reloads: {kind: reload}}                               # how many lines of events.jsonl have these values
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..core.errors import ConfigError, DataError, UserError
+from ..core.files import read_regular
+from ..core.ranges import Seed, Text
+from ..core.run_folder import RunFolder
+from ..core.strict_json import parse_json
+from ..run.config import RunConfig
+from ..run.counting import step_flops
+from ..run.load import dump_yaml, load
+from ..run.phases import configs_of_phases, phases_of
+
+Name = Annotated[str, Text(60, r"[\w .,=+x-]*[\w]", "letters, digits, spaces and . , = + - _")]
+EQUAL = 0.02  # ways whose operations differ by no more than this share are at equal compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayConfig:
+    """A recipe, in whose name {data} stands for the name of the data, and what is laid over it."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()  # they win over those of the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """Ways x data x seeds, all trained by the `train` command."""
+
+    title: str
+    folder: Path  # of the runs; relative to where the command is called
+    ways: Mapping[Name, WayConfig]
+    seeds: tuple[Seed, ...] = (0, 1, 2)  # loop.seed of the runs of a way
+    data: Mapping[Name, tuple[str, ...]]  # overrides of all runs on them, by a name of one's choice
+    figures: tuple[str, ...]  # of the report; a table's columns
+    curves: tuple[str, ...] = ()  # figures of hooks.evaluation, drawn by step
+    # of lines of events.jsonl: a column's name, and the values that a line must have to be counted
+    events: Mapping[Name, Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, found in (("ways", self.ways), ("data", self.data), ("seeds", self.seeds), ("figures", self.figures)):
+            if not found:
+                raise ConfigError(f"a comparison needs {name}, found none")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds {list(self.seeds)}: one comes twice")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    way: str
+    data: str
+    seed: int
+    folder: Path
+    recipe: str
+    overrides: Sequence[str]
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Raises ConfigError, which begins with the way."""
+        try:
+            return load(RunConfig, self.recipe, self.overrides).resolved()
+        except ConfigError as error:
+            raise ConfigError(f"way {self.way!r} on {self.data!r}: {error}") from None
+
+    @property
+    def name(self) -> str:
+        return f"{self.way} / {self.data} / seed {self.seed}"
+
+    def summary(self) -> Mapping[str, Any] | None:
+        """The last word of the run; None while it has not ended. Raises UserError if it was trained otherwise."""
+        content = _content(RunFolder(self.folder).summary)
+        if content is None:
+            return None
+        trained = (_content(RunFolder(self.folder).config) or b"").decode(errors="replace")
+        if trained != dump_yaml(self.config):
+            raise UserError(
+                f"{self.folder} holds a finished run of other settings than {self.name} has now; move it away, or "
+                "choose another folder"
+            )
+        try:
+            return parse_json(content)
+        except ValueError as error:
+            raise DataError(f"{self.folder}: summary.json: {error}; remove it, and the run is ended anew") from None
+
+    def counted(self, wanted: Mapping[str, Any]) -> int:
+        """How many lines of its log of events have these values."""
+        return sum(all(line.get(name) == value for name, value in wanted.items()) for line in self._events())
+
+    def curve(self, figure: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a figure of its evaluations; where the run went back, what came last."""
+        found = {
+            line["step"]: line["figures"][figure] for line in self._events()
+            if line["kind"] == "evaluation" and figure in line["figures"]
+        }
+        return sorted(found), [found[step] for step in sorted(found)]
+
+    def _events(self) -> Iterator[Mapping[str, Any]]:
+        if RunFolder(self.folder).events.exists():
+            yield from RunFolder(self.folder).read_events()
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return read_regular(path)
+    except FileNotFoundError:
+        return None
+
+
+def jobs_of(config: ComparisonConfig) -> list[Job]:
+    """All runs: the first seed of every way first, so that a comparison half done compares."""
+    return [
+        _job(config, way, data, seed) for seed in config.seeds for data in config.data for way in config.ways
+    ]
+
+
+def _job(config: ComparisonConfig, way: str, data: str, seed: int) -> Job:
+    chosen = config.ways[way]
+    folder = config.folder / _folder(way) / _folder(data) / f"seed_{seed}"
+    overrides = (*config.data[data], *chosen.overrides, f"loop.seed={seed}", f"run.folder={folder}")
+    return Job(way, data, seed, folder, chosen.recipe.replace("{data}", data), overrides)
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def operations(config: RunConfig) -> float:
+    """Floating-point operations of all updates of a run: counted for a step by its networks, times batch and steps.
+
+    Each phase of a pilot counts with its own objective, for as long as it may last. What is measured on the way is not
+    training, and not counted.
+    """
+    total, left = 0.0, config.loop.steps
+    for phase, during in zip(phases_of(config), configs_of_phases(config), strict=True):
+        steps = left if phase.until.updates is None else min(left, phase.until.updates)
+        total += step_flops(during) * config.data.global_batch * steps
+        left -= steps
+    return total
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the sample standard deviation of two or more."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,132 @@
+"""`afm_scale benchmark compare`: ways x data x seeds by the train command, resumed, in a table and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from afm_scale.__main__ import main
+from afm_scale.benchmarks.compared import Outcome, shown, table, unequal
+from afm_scale.benchmarks.comparison import ComparisonConfig, jobs_of, operations
+from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE
+from afm_scale.run.config import RunConfig
+from afm_scale.run.load import load
+
+SMALL = ["loop.steps=2", "data.global_batch=8", "model.generator.width=8", "model.discriminator.width=8",
+         "parallel={plan: ddp, device: cpu}", "hooks.evaluation={kind: mixture1d, every_steps: 1}"]
+
+
+def written(folder: Path, **changes: object) -> Path:
+    file = folder / "comparison.yaml"
+    settings: dict[str, object] = {
+        "title": "short runs", "folder": str(folder / "runs"), "seeds": [0, 1], "data": {"mixture1d": SMALL},
+        "ways": {
+            "as it is": {"recipe": "{data}_afm"},
+            "no transport": {"recipe": "mixture1d_afm", "overrides": ["objective.transport_weight=0"]},
+        },
+        "figures": ["w1", "transport_cost"], "curves": ["w1"], "events": {"starts": {"kind": "start"}},
+    }
+    file.write_text(yaml.safe_dump(settings | changes))
+    return file
+
+
+def config_of(file: Path) -> ComparisonConfig:
+    return load(ComparisonConfig, str(file))
+
+
+def test_runs_are_ways_times_data_times_seeds_the_first_seed_of_all_first(tmp_path: Path) -> None:
+    jobs = jobs_of(config_of(written(tmp_path)))
+    assert [(job.way, job.seed) for job in jobs] == [
+        ("as it is", 0), ("no transport", 0), ("as it is", 1), ("no transport", 1)
+    ]
+    assert jobs[0].folder == tmp_path / "runs" / "as_it_is" / "mixture1d" / "seed_0" == jobs[0].config.run.folder
+    assert jobs[3].config.objective.transport_weight(0) == 0 and jobs[3].config.loop.seed == 1
+
+
+def test_ways_of_unequal_operations_are_told_from_equal_ones(tmp_path: Path) -> None:
+    ways = {name: {"recipe": "mixture1d_afm", "overrides": [f"loop.steps={steps}"]}
+            for name, steps in (("short", 100), ("like it", 101), ("long", 103))}
+    config = config_of(written(tmp_path, ways=ways))
+    jobs = jobs_of(config)
+    counted = {(job.way, job.data): operations(job.config) for job in jobs}
+    assert counted["long", "mixture1d"] == pytest.approx(1.03 * counted["short", "mixture1d"])
+    (warning,) = unequal(Outcome(config, jobs, {}, {}, counted))
+    assert "'long' takes 1.03 times those of 'short'" in warning
+    del counted["long", "mixture1d"]
+    two = config_of(written(tmp_path, ways={name: ways[name] for name in ("short", "like it")}))
+    assert unequal(Outcome(two, jobs_of(two), {}, {}, counted)) == []
+
+
+def test_phases_of_a_pilot_count_with_their_own_objectives() -> None:
+    steps = ["loop.steps=10"]
+    plain = operations(load(RunConfig, "mixture1d_afm", steps))
+    less = operations(load(RunConfig, "mixture1d_afm", [*steps, "objective.penalty.share=0.25"]))
+    half = "pilot={phases: [{name: a, until: {updates: 5}}, {name: b, objective: {penalty: {share: 0.25}}}]}"
+    assert less < plain
+    assert operations(load(RunConfig, "mixture1d_afm", [*steps, half])) == pytest.approx((plain + less) / 2)
+
+
+def test_the_table_states_means_with_sample_deviations(tmp_path: Path) -> None:
+    config = config_of(written(tmp_path))
+    jobs = jobs_of(config)
+    summaries = {job: {"quality": {"w1": 1.0 + job.seed, "transport_cost": 0.5}} for job in jobs[:3]}
+    counted = {(job.way, job.data): 1e9 for job in jobs}
+    text = table(Outcome(config, jobs, summaries, {jobs[3]: "exit code 1: it diverged"}, counted))
+    assert "| mixture1d | as it is | 2 of 2 | 1e+09 | 1.500 ± 0.707 | 0.500 ± 0.000 | 0, 0 |" in text
+    assert "| mixture1d | no transport | 1 of 2 | 1e+09 | 1.000 | 0.500 | 0, 0 |" in text
+    assert "- failed: no transport / mixture1d / seed 1: exit code 1: it diverged" in text
+    assert shown([]) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_comparison_runs_goes_on_and_refuses_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, seeds=[0])
+    assert main(["benchmark", "compare", str(file)]) == EXIT_DONE
+    first = capsys.readouterr()
+    assert "2 of 2: " in first.err and "| mixture1d | as it is | 1 of 1 |" in first.out
+    folder = tmp_path / "runs"
+    assert (folder / "table.md").read_text() in first.out
+    image = imread(folder / "figures.png")
+    assert image.shape[0] > 300 and image.min() < 0.5
+
+    summary = folder / "as_it_is" / "mixture1d" / "seed_0" / "summary.json"
+    before = summary.stat().st_mtime_ns
+    assert main(["benchmark", "compare", str(file), "seeds=[0, 1]"]) == EXIT_DONE
+    assert "4 of 4" in (second := capsys.readouterr()).err and "| as it is | 2 of 2 |" in second.out
+    assert summary.stat().st_mtime_ns == before and json.loads(summary.read_text())["step"] == 2
+
+    assert main(["benchmark", "compare", str(file), "data={mixture1d: ['loop.steps=3']}"]) == 2
+    assert "holds a finished run of other settings than as it is / mixture1d / seed 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_run_that_fails_is_told_and_the_others_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = {"lost": {"recipe": "mixture1d_afm", "overrides": ["run.resume_from=nowhere"]},
+            "good": {"recipe": "mixture1d_afm"}}
+    file = written(tmp_path, ways=ways, seeds=[0])
+    assert main(["benchmark", "compare", str(file), "--processes", "1"]) == EXIT_FAILURE
+    found = capsys.readouterr()
+    assert "| good | 1 of 1 |" in found.out and "- failed: lost / mixture1d / seed 0: exit code 2: error:" in found.out
+
+
+def test_mistakes_in_a_comparison_are_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for changes, told in (
+        ({"seeds": [1, 1]}, "one comes twice"),
+        ({"ways": {}}, "needs ways, found none"),
+        ({"ways": {"a": {"recipe": "nothing"}}}, "way 'a' on 'mixture1d': nothing: neither a file"),
+        ({"ways": dict.fromkeys(("a b", "a_b"), {"recipe": "mixture1d_afm"})}, "names that give one folder"),
+        ({"wyas": {}}, "unknown key; did you mean 'ways'"),
+    ):
+        assert main(["benchmark", "compare", str(written(tmp_path, **changes))]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
