@@ -58,7 +58,8 @@ ALLOWED = {
     **{
         (module, "figure.savefig"): "into the file of write_atomically"
         for module in (
-            "evaluation.accuracy", "evaluation.toys.mixture2d", "evaluation.toys.mixture1d", "benchmarks.compared"
+            "evaluation.accuracy", "evaluation.course_picture", "evaluation.toys.mixture2d",
+            "evaluation.toys.mixture1d", "benchmarks.compared",
         )
     },
 }

@@ -48,6 +48,13 @@ def _evaluate() -> Command:
     return evaluate
 
 
+def _report() -> Command:
+    """the course of a run: a picture of its curves, phases and acts"""
+    from . import report
+
+    return report
+
+
 def _show() -> Command:
     """print the resolved recipe"""
     from . import show
@@ -159,6 +166,7 @@ COMMANDS = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
+    "report": _report,
     "show": _show,
     "settings": _settings,
     "doctor": _doctor,

@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import DataError
 from .files import LOG_LIMIT, read_regular
+from .ranges import LARGEST_WHOLE
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RunFolder:
         events.jsonl          what happened: starts, saves, evaluations, signals
         metrics.jsonl         a row of numbers every few steps
         summary.json          the last word, of a finished run
+        report.png            its course, of whoever asked for it
         tensorboard/  samples/  skipped/
         checkpoints/          step_00001234/ ...
         discriminators/       step_00001234/ ..., earlier discriminators that may come back
@@ -56,6 +58,10 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.png"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -85,6 +91,8 @@ class RunFolder:
     def read_events(self) -> Iterator[Mapping[str, Any]]:
         """Yields {"time", "kind", ...} in the order of writing; a last line that a kill tore is left out.
 
+        As it was written: `core.history` says which of them are of steps that were taken again.
+
         Raises DataError if the file is not there, or is not a log of events.
         """
         return _lines(self.events, "kind")
@@ -108,4 +116,6 @@ def _lines(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
             raise DataError(f"{path}, line {number} is not JSON ({error}); restore the file") from error
         if not isinstance(row, dict) or key not in row:
             raise DataError(f"{path}, line {number} has no {key!r}: it is not of a run's log; restore the file")
+        if type(row.get("step", 0)) is not int or not 0 <= row.get("step", 0) <= LARGEST_WHOLE:
+            raise DataError(f"{path}, line {number}: its 'step' is no whole number from 0 on; restore the file")
         yield row
