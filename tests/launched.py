@@ -20,6 +20,8 @@ from afm_scale.parallel.launch import Ranks, launch
 
 from .ranks import PRELOADED, start_afresh
 
+PATIENCE = 2.0  # of a rank whose error rank 0 is to tell; a command has more, for ranks that import torch first
+
 LAUNCHERS_WORDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
                    "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "AFM_SCALE_LAUNCHER_PID")
 
@@ -75,5 +77,5 @@ def _run(environment: dict[str, str], stderr: str, function: Callable[[Ranks], A
         with launch(config, log_of=lambda rank: Path(stderr).with_suffix(".log")) as ranks:
             function(ranks)
     except RunError as error:
-        leave(tell(error))
+        leave(tell(error, patience=PATIENCE))
     leave(0)

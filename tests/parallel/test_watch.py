@@ -16,7 +16,7 @@ from afm_scale.core.words import STANDING, Word
 from afm_scale.parallel.launch import Ranks
 from tests.launched import Launched, free_port, words_of
 
-LIMIT = 8
+LIMIT = 6
 
 
 def start(function, world_size: int = 2) -> list[Launched]:
