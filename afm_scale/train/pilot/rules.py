@@ -26,12 +26,14 @@ Evaluations = Annotated[int, Range(1, 10_000)]
 
 @dataclass(frozen=True, kw_only=True)
 class StallConfig:
-    """Quality is flat while D's gradient at the samples decays and the gap between the logits grows: D wins."""
+    """Quality is flat, and D no longer teaches: it has won (its gradient decays while the gap grows), or is lost (the
+    gap is gone)."""
 
     patience: Evaluations = 4  # evaluations in a row without improvement
     least_improvement: Annotated[float, Range(0, below=1)] = 0.02  # that counts as one, as a share of the best before
-    gradient_falls_to: Annotated[float, Range(above=0, high=1)] = 0.5  # of its median in the phase
-    gap_grows_to: Annotated[float, Range(1, 1e6)] = 1.5  # times its median in the phase
+    gradient_falls_to: Annotated[float, Range(above=0, high=1)] = 0.5  # D has won: of its largest in the phase
+    gap_grows_to: Annotated[float, Range(1, 1e6)] = 1.2  # and the gap between the logits, times its median
+    gap_falls_to: Annotated[float, Range(above=0, high=1)] = 0.1  # D is lost: the gap, of its largest in the phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,10 @@ def fired(rules: RulesConfig, memory: Memory, *, quality: str, diversity: str | 
 
 
 def stall(config: StallConfig, points: Sequence[Point], quality: str) -> Evidence | None:
-    """Of the evaluations of a phase. Quality is flat, and D overpowers G (AFM paper, App. C: "vanishing gradient")."""
+    """Of the evaluations of a phase: quality is flat, and D has won or is lost.
+
+    The paper tells of a gradient that vanishes because D wins (App. C), users of its code of logits that converge.
+    """
     qualities = [point.figures.get(quality) for point in points]
     if not is_flat(qualities, config.patience, config.least_improvement):
         return None
@@ -89,11 +94,14 @@ def stall(config: StallConfig, points: Sequence[Point], quality: str) -> Evidenc
     gaps = [_difference(point.signals.get(REAL), point.signals.get(FAKE)) for point in points]
     if None in gradients or None in gaps:
         return None
-    usual = math.sqrt(median(gradients)), median(gaps)
-    now = math.sqrt(gradients[-1]), gaps[-1]
-    if now[0] > config.gradient_falls_to * usual[0] or now[1] < config.gap_grows_to * usual[1]:
-        return None
-    return {"gradient": now[0], "usual_gradient": usual[0], "gap": now[1], "usual_gap": usual[1]}
+    gradient, gap = math.sqrt(gradients[-1]), gaps[-1]
+    usual = {"largest_gradient": math.sqrt(max(gradients)), "usual_gap": median(gaps), "largest_gap": max(gaps)}
+    has_won = (
+        gradient <= config.gradient_falls_to * usual["largest_gradient"]
+        and gap >= config.gap_grows_to * usual["usual_gap"]
+    )
+    is_lost = median(gaps[-config.patience :]) <= config.gap_falls_to * usual["largest_gap"]
+    return {"gradient": gradient, "gap": gap, **usual} if has_won or is_lost else None
 
 
 def identity(config: IdentityConfig, point: Point, quality: str, of_noise: Value) -> Evidence | None:

@@ -42,7 +42,15 @@ HEALTHY = [(5.0, 1.0, 1.0), (4.0, 1.0, 1.0), (3.0, 1.0, 1.0)]
 
 def test_a_stall_is_flat_quality_with_a_gradient_that_decays_while_the_gap_grows() -> None:
     evidence = stall(STALL, points(*HEALTHY, (3.0, 0.9, 1.1), (3.0, 0.4, 1.6)), QUALITY)
-    assert evidence == pytest.approx({"gradient": 0.4, "usual_gradient": 1.0, "gap": 1.6, "usual_gap": 1.0})
+    assert evidence == pytest.approx(
+        {"gradient": 0.4, "largest_gradient": 1.0, "gap": 1.6, "usual_gap": 1.0, "largest_gap": 1.6}
+    )
+
+
+def test_a_stall_is_flat_quality_with_logits_that_have_come_together() -> None:
+    assert stall(STALL, points(*HEALTHY, (3.0, 1.0, 0.09), (3.0, 1.0, -0.1)), QUALITY) is not None
+    assert stall(STALL, points(*HEALTHY, (3.0, 1.0, 0.3), (3.0, 1.0, -0.05)), QUALITY) is None  # their median is 0.125
+    assert stall(STALL, points(*HEALTHY, (2.0, 1.0, 0.05), (1.0, 1.0, 0.05)), QUALITY) is None  # it still improves
 
 
 @pytest.mark.parametrize(
