@@ -54,9 +54,11 @@ class RiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CollapseConfig:
-    """Diversity falls: samples become alike."""
+    """Diversity, as a share of that of the data, falls, or never comes: samples are alike."""
 
-    falls_to: Annotated[float, Range(above=0, below=1)] = 0.5  # of the best so far
+    falls_to: Annotated[float, Range(above=0, below=1)] = 0.5  # of the most so far
+    floor: Annotated[float, Range(0, below=1)] = 0.1  # or below this share of the data's
+    after: Annotated[int, Range(0, 10_000)] = 4  # evaluations, in which a generator may still be at its beginning
     patience: Evaluations = 2  # evaluations in a row
 
 
@@ -125,12 +127,14 @@ def divergence(config: RiseConfig, points: Sequence[Point], quality: str) -> Evi
 
 
 def collapse(config: CollapseConfig, points: Sequence[Point], diversity: str) -> Evidence | None:
-    """Every one of the last diversities is so much less than the largest before them."""
+    """Every one of the last diversities is so much less than the most before them, or next to nothing."""
     values = [point.figures.get(diversity) or 0.0 for point in points]
     before, last = values[: -config.patience], values[-config.patience :]
-    if not before or max(last) >= config.falls_to * max(before):
+    if not before:
         return None
-    return {"diversity": last[-1], "most": max(before)}
+    has_fallen = max(last) < config.falls_to * max(before)
+    is_nothing = max(last) < config.floor and len(before) >= config.after
+    return {"diversity": last[-1], "most": max(before)} if has_fallen or is_nothing else None
 
 
 def best(values: Sequence[Value]) -> float:

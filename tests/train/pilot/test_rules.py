@@ -90,18 +90,30 @@ def test_a_divergence_is_quality_that_is_so_much_worse_or_no_number_so_often() -
     assert divergence(config, [point(1, 2.0), point(2, None), point(3, None)], QUALITY)["quality"] == math.inf
 
 
+def spread(*values: float) -> list[Point]:
+    return [
+        Point(step=number, images_seen=0, figures={"diversity": value}, signals={}, phase=0)
+        for number, value in enumerate(values)
+    ]
+
+
 def test_a_collapse_is_diversity_that_has_fallen_to_a_share_of_its_most() -> None:
     config = CollapseConfig(falls_to=0.5, patience=2)
 
     def holds(*values: float) -> bool:
-        history = [
-            Point(step=number, images_seen=0, figures={"diversity": value}, signals={}, phase=0)
-            for number, value in enumerate(values)
-        ]
-        return collapse(config, history, "diversity") is not None
+        return collapse(config, spread(*values), "diversity") is not None
 
     assert holds(0.8, 0.3, 0.39)
     assert not holds(0.8, 0.3, 0.41) and not holds(0.8, 0.9, 0.3) and not holds(0.1, 0.1)
+
+
+def test_a_collapse_is_also_diversity_that_never_comes() -> None:
+    def holds(*values: float) -> bool:
+        return collapse(CollapseConfig(floor=0.1, after=4, patience=2), spread(*values), "diversity") is not None
+
+    assert holds(0.03, 0.02, 0.03, 0.03, 0.04, 0.03)
+    assert not holds(0.03, 0.02, 0.03, 0.03, 0.04)  # it may be at its beginning
+    assert not holds(0.03, 0.02, 0.03, 0.03, 0.04, 0.11)
 
 
 def test_a_rule_that_is_off_never_holds() -> None:
