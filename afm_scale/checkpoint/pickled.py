@@ -31,20 +31,29 @@ class Made:
     state: Any = None
 
 
+class Entries(dict):
+    """A mapping that is no plain dict where it was written: a `collections.OrderedDict`, whose attributes are left out.
+    """
+
+
 class Reference(NamedTuple):
     """What the pickle leaves to its reader: a storage that lies elsewhere in the file."""
 
     to: Any
 
 
-def read_pickle(content: bytes, names: Collection[Name]) -> Any:
+def read_pickle(content: bytes, names: Collection[Name], mappings: Collection[Name] = ()) -> Any:
     """The value in a pickle: plain values, `Name`s, `Made` records and `Reference`s. It takes time and memory in
     proportion to the length of `content`, whatever that is.
+
+    Args:
+        names: those that it may hold.
+        mappings: those of `names` that make `Entries` where they are called with nothing.
 
     Raises ValueError for a name that is not one of `names`, and for what torch does not write.
     """
     try:
-        return _Machine(content, names).run()
+        return _Machine(content, names, mappings).run()
     except (IndexError, KeyError, TypeError, struct.error) as error:
         raise ValueError(f"it is no pickle of plain values ({type(error).__name__}: {error})") from error
 
@@ -52,8 +61,8 @@ def read_pickle(content: bytes, names: Collection[Name]) -> Any:
 class _Machine:
     """Instructions are looked up by their byte; each takes its operands from `content` at `place`."""
 
-    def __init__(self, content: bytes, names: Collection[Name]) -> None:
-        self.content, self.names = content, names
+    def __init__(self, content: bytes, names: Collection[Name], mappings: Collection[Name]) -> None:
+        self.content, self.names, self.mappings = content, names, mappings
         self.place = 0
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under the marks
@@ -140,10 +149,12 @@ class _Machine:
         arguments, of = self.stack.pop(), self.stack.pop()
         if not isinstance(of, Name) or not isinstance(arguments, tuple):
             raise ValueError("something is made of what is no name")
-        self.stack.append(Made(of, arguments))
+        self.stack.append(Entries() if of in self.mappings and not arguments else Made(of, arguments))
 
     def build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, Entries):
+            return  # attributes of a mapping: the versions of modules
         if not isinstance(made, Made) or made.state is not None:
             raise ValueError("a state is given to what takes none")
         made.state = state
@@ -154,8 +165,8 @@ class _Machine:
             raise ValueError("entries are added to what is no mapping")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Nothing else: the hash of a tuple of tuples takes any time, a record's is its identity.
-            if not isinstance(key, (str, Made)):
-                raise ValueError("a mapping has a key that is no text")
+            if not isinstance(key, (str, Made)) and not (type(key) is int and abs(key) < 2**31):
+                raise ValueError("a mapping has a key that is no text and no number of 32 bits")
             target[key] = value
 
     def append(self, items: list[Any]) -> None:
@@ -167,6 +178,7 @@ class _Machine:
 
 _STOP = ord(".")
 _BYTE, _TWO_BYTES, _INTEGER, _LENGTH, _FRAME = (struct.Struct(form) for form in ("<B", "<H", "<i", "<I", "<Q"))
+_FLOAT = struct.Struct(">d")
 
 
 def _pops(method: Callable[[_Machine, list[Any]], None]) -> Callable[[_Machine], None]:
@@ -184,6 +196,7 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("M"): lambda m: m.push(m.number(_TWO_BYTES)),
     ord("J"): lambda m: m.push(m.number(_INTEGER)),
     0x8A: lambda m: m.push(m.long_integer()),  # LONG1
+    ord("G"): lambda m: m.push(m.number(_FLOAT)),  # BINFLOAT
     0x8C: lambda m: m.push(m.text(m.number(_BYTE))),  # SHORT_BINUNICODE
     ord("X"): lambda m: m.push(m.text(m.number(_LENGTH))),
     ord("}"): lambda m: m.push({}),

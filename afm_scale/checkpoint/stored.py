@@ -20,18 +20,18 @@ from .dtypes import DTYPES
 from .metadata import Chunk
 from .pickled import Made, Name, Reference, read_pickle
 
-_REBUILD, _REBUILD_TYPED = (Name("torch._utils", f"_rebuild_tensor_v{version}") for version in (2, 3))
-_DTYPES = {Name("torch", name): dtype for name, dtype in DTYPES.items()}
-_STORAGES = {  # torch's names for a storage of a type; the younger types have none, and go by _REBUILD_TYPED
+REBUILD, REBUILD_TYPED = (Name("torch._utils", f"_rebuild_tensor_v{version}") for version in (2, 3))
+NAMED_DTYPES = {Name("torch", name): dtype for name, dtype in DTYPES.items()}
+STORAGES = {  # torch's names for a storage of a type; the younger types have none, and go by REBUILD_TYPED
     Name("torch", f"{name}Storage"): dtype for name, dtype in {
         "Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Int": torch.int32,
         "Long": torch.int64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32,
         "Double": torch.float64, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
     }.items()
 }
-_UNTYPED, _HOOKS = Name("torch.storage", "UntypedStorage"), Name("collections", "OrderedDict")
-_COUNTS = {_REBUILD: 6, _REBUILD_TYPED: 7}  # of arguments
-_NAMES = {_REBUILD, _REBUILD_TYPED, _UNTYPED, _HOOKS, *_DTYPES, *_STORAGES}
+UNTYPED, HOOKS = Name("torch.storage", "UntypedStorage"), Name("collections", "OrderedDict")
+_COUNTS = {REBUILD: 6, REBUILD_TYPED: 7}  # of arguments
+_NAMES = {REBUILD, REBUILD_TYPED, UNTYPED, HOOKS, *NAMED_DTYPES, *STORAGES}
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, and the lengths of its name and of what else follows
 _MOST_BYTES_ABOUT = 2**12
 
@@ -42,7 +42,7 @@ def read_chunk(file: BinaryIO, chunk: Chunk, *, is_compared: bool = False) -> Te
     Raises ValueError if anything else lies there, before memory is asked for, or if its bytes have changed since they
     were written; `is_compared`: the whole file is known to be as it was, or that is found out elsewhere.
     """
-    archive = _Archive(file, chunk, is_compared)
+    archive = Archive(file, chunk.offset, chunk.length, is_compared)
     if (order := archive.small("byteorder")) != sys.byteorder.encode():
         raise ValueError(f"its bytes are in the order {order[:20]!r}, this machine's are {sys.byteorder}")
     stride = _stride(read_pickle(archive.small("data.pkl"), _NAMES), chunk)
@@ -53,39 +53,53 @@ def read_chunk(file: BinaryIO, chunk: Chunk, *, is_compared: bool = False) -> Te
     return raw.view(chunk.dtype).as_strided(chunk.sizes, stride)
 
 
-class _Archive:
-    """The ZIP archive between two bytes of a file, its members by their names in it."""
+class Archive:
+    """The ZIP archive between two bytes of a file, its members by their names in it. Raises ValueError for none."""
 
-    def __init__(self, file: BinaryIO, chunk: Chunk, is_compared: bool) -> None:
+    def __init__(self, file: BinaryIO, offset: int, length: int, is_compared: bool = False) -> None:
         self._is_compared = is_compared
-        self._part = _Part(file, chunk.offset, chunk.length)
+        self._part = _Part(file, offset, length)
         try:
             with zipfile.ZipFile(self._part) as archive:
                 self._members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
             raise ValueError(f"it is no tensor of torch's: {error}") from error
 
-    def small(self, name: str) -> bytes:
+    def small(self, name: str, limit: int = _MOST_BYTES_ABOUT) -> bytes:
         """The whole of a member that is not the numbers themselves."""
-        content = bytearray(min(self._member(name).file_size, _MOST_BYTES_ABOUT))
+        content = bytearray(min(self._member(name).file_size, limit))
         self.read_into(memoryview(content), name)
         return bytes(content)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def size(self, name: str) -> int:
+        """Bytes of a member, as it says of itself."""
+        return self._member(name).file_size
 
     def read_into(self, buffer: memoryview, name: str) -> None:
         """A member of exactly the buffer's length. Raises ValueError for any other, and if its check sum is wrong."""
         member = self._member(name)
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != len(buffer):
             raise ValueError(f"its {name} has {member.file_size} bytes, not the {len(buffer)} of such a tensor")
+        self.read_part_into(buffer, name, 0)
+        if not self._is_compared and zlib.crc32(buffer) != member.CRC:
+            raise ValueError(f"the bytes of its {name} are not those that were written")
+
+    def read_part_into(self, buffer: memoryview, name: str, first: int) -> None:
+        """As many bytes of a member as the buffer has, from its byte `first` on; no check sum can be compared."""
+        member = self._member(name)
+        if member.compress_type != zipfile.ZIP_STORED or first + len(buffer) > member.file_size:
+            raise ValueError(f"its {name} is compressed, or has fewer than {first + len(buffer)} bytes")
         self._part.seek(max(member.header_offset, 0))
         header = self._part.read(_HEADER.size)
         if len(header) != _HEADER.size or header[:4] != b"PK\3\4":
             raise ValueError(f"its {name} does not lie where it is said to")
         _, length_of_name, length_of_rest = _HEADER.unpack(header)
-        self._part.seek(length_of_name + length_of_rest, io.SEEK_CUR)
+        self._part.seek(length_of_name + length_of_rest + first, io.SEEK_CUR)
         if self._part.readinto(buffer) != len(buffer):
             raise ValueError("it has been cut off")
-        if not self._is_compared and zlib.crc32(buffer) != member.CRC:
-            raise ValueError(f"the bytes of its {name} are not those that were written")
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self._members:
@@ -132,7 +146,7 @@ def _stride(value: Any, chunk: Chunk) -> tuple[int, ...]:
     if not isinstance(storage, Reference) or not isinstance(storage.to, tuple) or len(storage.to) != 5:
         raise ValueError("its storage is not in it")
     kind, of, key = storage.to[:3]
-    dtype = _dtype(of, _STORAGES) if value.of == _REBUILD else _dtype(value.arguments[6], _DTYPES)
+    dtype = _dtype(of, STORAGES) if value.of == REBUILD else _dtype(value.arguments[6], NAMED_DTYPES)
     if (kind, key) != ("storage", "0") or dtype != chunk.dtype:
         raise ValueError(f"its numbers are not {chunk.dtype}")
     if first != 0 or sizes != chunk.sizes or not _are_whole(stride) or len(stride) != len(sizes):

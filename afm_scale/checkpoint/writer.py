@@ -18,16 +18,16 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from ..core.files import open_descriptor
 
 _PIECE_BYTES = 2**24
-_PIECES_BEHIND = 16  # in memory at once
+PIECES_BEHIND = 16  # in memory at once
 
 
 class Writer(dcp.FileSystemWriter):
     """Raises the operating system's error: torch wraps it in one of its own, and the wrapped one does not travel."""
 
-    def __init__(self, folder: Path, beside: Executor) -> None:
-        """`beside` takes the sums of what is written."""
+    def __init__(self, folder: Path, beside: Executor, pieces_behind: int = PIECES_BEHIND) -> None:
+        """`beside` takes the sums of what is written, `pieces_behind` pieces of 16 MiB behind at most."""
         super().__init__(folder, per_thread_copy_ahead=0)  # tensors are on the CPU already: no device stream
-        self.fs = _SummingFileSystem(beside)
+        self.fs = _SummingFileSystem(beside, pieces_behind)
         self.tensors: set[str] = set()  # the names of which this rank wrote something
 
     @property
@@ -55,14 +55,14 @@ class Writer(dcp.FileSystemWriter):
 class _SummingFileSystem(FileSystem):
     """Keeps the sums of the bytes that were handed over, which are not those that a bad disk gives back."""
 
-    def __init__(self, beside: Executor) -> None:
-        self._beside = beside
+    def __init__(self, beside: Executor, pieces_behind: int) -> None:
+        self._beside, self._pieces_behind = beside, pieces_behind
         self.sums: dict[str, str] = {}
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
         with super().create_stream(path, mode) as file:
-            summed = _Summed(file, self._beside)
+            summed = _Summed(file, self._beside, self._pieces_behind)
             yield summed
             self.sums[Path(path).name] = summed.sum()
 
@@ -77,9 +77,9 @@ class _Summed:
     Its sum is taken of copies, so that it may fall behind the writing and catch up while the disk is waited for.
     """
 
-    def __init__(self, file: BinaryIO, beside: Executor) -> None:
+    def __init__(self, file: BinaryIO, beside: Executor, pieces_behind: int) -> None:
         self._file = file
-        self._beside = beside
+        self._beside, self._pieces_behind = beside, pieces_behind
         self._behind: deque[Future[None]] = deque()
         self._sha = hashlib.sha256()
         self.tell, self.flush, self.fileno, self.close = file.tell, file.flush, file.fileno, file.close
@@ -88,7 +88,7 @@ class _Summed:
         with memoryview(content).cast("B") as whole:
             for start in range(0, len(whole), _PIECE_BYTES):
                 piece = whole[start:start + _PIECE_BYTES]
-                if len(self._behind) >= _PIECES_BEHIND:
+                if len(self._behind) >= self._pieces_behind:
                     self._behind.popleft().result()
                 self._behind.append(self._beside.submit(self._sha.update, bytes(piece)))
                 self._file.write(piece)
