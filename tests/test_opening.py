@@ -26,6 +26,7 @@ ALLOWED = {
     ("checkpoint.manifest", "open"): "for writing, in a folder that this process has made under a name of its own",
     ("checkpoint.manifest", "os.open"): "a folder, to put its names on the disk",
     ("checkpoint.stored", "zipfile.ZipFile"): "a part of a file that open_regular has opened",
+    ("checkpoint.formats.native", "torch.save"): "into the stream of torch's writer, in a folder made for it",
     ("checkpoint.formats.torch_writer", "zipfile.ZipFile"): "in a file that is open for writing",
     ("checkpoint.formats.torch_writer", "archive.open"): "a member of an archive that is open",
     ("core.screen", "os.open"): "nothing, in the place of a descriptor that was closed",

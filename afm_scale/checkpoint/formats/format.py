@@ -1,7 +1,7 @@
 """What a format of checkpoints owes: to be recognised, to be opened as a `Source`, and to be written from one.
 
 Every source speaks this program's own names (`checkpoint/names.py`), whatever stands in the file: a conversion is
-`open` of one format and `write` of another. A file of one network holds `average.NAME` (a generator, a classifier: the
+`source` of one format and `write` of another. A file of one network holds `average.NAME` (a generator, a classifier: the
 weights that are published) or `discriminator.NAME`.
 """
 
@@ -120,7 +120,7 @@ class Format(Protocol):
         """Whether this is such a checkpoint, by what can be seen without reading tensors. Raises nothing."""
         ...
 
-    def open(self, path: Path, told: Told) -> Source:
+    def source(self, path: Path, told: Told) -> Source:
         """Raises CheckpointError, in words that name the file, for anything that is not whole and of this format."""
         ...
 

@@ -43,7 +43,7 @@ class Native:
     def recognises(self, path: Path) -> bool:
         return path.is_dir() and any(problem_with(found) is None for found in candidates(path))
 
-    def open(self, path: Path, told: Told) -> Source:
+    def source(self, path: Path, told: Told) -> Source:
         passed_over: list[str] = []
         source = of_newest_whole(
             path, candidates(path), _opened, lambda found, reason: passed_over.append(f"passed over torn: {reason}"),

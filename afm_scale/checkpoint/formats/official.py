@@ -29,12 +29,12 @@ class Official:
 
     def recognises(self, path: Path) -> bool:
         try:
-            with self.open(path, Told()):
+            with self.source(path, Told()):
                 return True
         except CheckpointError:
             return False
 
-    def open(self, path: Path, told: Told) -> Source:
+    def source(self, path: Path, told: Told) -> Source:
         file = TorchFile(path)
         try:
             tensors = state_dict_of(path, file.content)

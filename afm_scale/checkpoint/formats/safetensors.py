@@ -42,7 +42,7 @@ class Safetensors:
         except (CheckpointError, OSError, ValueError):
             return False
 
-    def open(self, path: Path, told: Told) -> Source:
+    def source(self, path: Path, told: Told) -> Source:
         with ExitStack() as opening:
             if path.is_dir():
                 config, tensors = _json(path / CONFIG), _of_folder(path, opening)

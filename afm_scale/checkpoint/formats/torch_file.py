@@ -32,7 +32,7 @@ class Torch:
         except CheckpointError:
             return False
 
-    def open(self, path: Path, told: Told) -> Source:
+    def source(self, path: Path, told: Told) -> Source:
         file = TorchFile(path)
         try:
             content = file.content
