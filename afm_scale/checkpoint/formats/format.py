@@ -1,8 +1,8 @@
 """What a format of checkpoints owes: to be recognised, to be opened as a `Source`, and to be written from one.
 
 Every source speaks this program's own names (`checkpoint/names.py`), whatever stands in the file: a conversion is
-`source` of one format and `write` of another. A file of one network holds `average.NAME` (a generator, a classifier: the
-weights that are published) or `discriminator.NAME`.
+`source` of one format and `write` of another. A file of one network holds `average.NAME` (a generator, a classifier:
+the weights that are published) or `discriminator.NAME`.
 """
 
 from __future__ import annotations
