@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -26,10 +27,15 @@ class Keeping:
 
     A damaged one may look complete, and must not stand in the place of one that is whole. So those count that this
     process has written or loaded; any other is compared with its sums when it comes to be counted, once.
+    Where somebody says which steps are `wanted`, these stay and no others.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep_every_steps: int | None) -> None:
+    def __init__(
+        self, folder: Path, keep_last: int, keep_every_steps: int | None,
+        wanted: Callable[[], Collection[int]] | None = None,
+    ) -> None:
         self._folder = folder
+        self._wanted = wanted
         self._keep_last = keep_last
         self._keep_every_steps = keep_every_steps
         self._whole: set[Path] = set()
@@ -46,20 +52,28 @@ class Keeping:
 
     def prune(self, beside: Executor) -> None:
         """Hides, then deletes, what need not stay; `beside` compares sums. Raises CheckpointError if it cannot."""
+        for step, path in self._superfluous(beside):
+            hidden = hidden_folder(self._folder, step, "pruned")
+            try:
+                os.rename(path, hidden)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the old checkpoint {path} cannot be removed: {error.strerror}; "
+                    f"give write permission for {self._folder}. Newer checkpoints are intact."
+                ) from error
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    def _superfluous(self, beside: Executor) -> Iterator[tuple[int, Path]]:
+        if self._wanted is not None:
+            wanted = self._wanted()
+            yield from ((step, path) for step, path in visible_checkpoints(self._folder) if step not in wanted)
+            return
         whole = 0
         for step, path in visible_checkpoints(self._folder):
             if whole < self._keep_last:
                 whole += self._is_whole(path, beside)
             elif self._keep_every_steps is None or step % self._keep_every_steps:
-                hidden = hidden_folder(self._folder, step, "pruned")
-                try:
-                    os.rename(path, hidden)
-                except OSError as error:
-                    raise CheckpointError(
-                        f"the old checkpoint {path} cannot be removed: {error.strerror}; "
-                        f"give write permission for {self._folder}. Newer checkpoints are intact."
-                    ) from error
-                shutil.rmtree(hidden, ignore_errors=True)
+                yield step, path
 
     def _is_whole(self, path: Path, beside: Executor) -> bool:
         if path in self._torn or problem_with(path) is not None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -64,9 +64,11 @@ class CheckpointManager:
 
     def __init__(
         self, folder: Path, config: CheckpointConfig, *, rank: int, world_size: int, description: Mapping[str, Any],
-        card: Card | None = None,
+        card: Card | None = None, wanted: Callable[[], Collection[int]] | None = None,
     ) -> None:
         """Creates the folder, and ends what a killed run had begun; `description` and card go into every manifest.
+
+        `wanted`, which rank 0 asks after every save, names the steps that stay in the place of what `config` keeps.
 
         Raises CheckpointError if the folder cannot be written.
         """
@@ -77,7 +79,7 @@ class CheckpointManager:
         self._description = json.loads(json.dumps(description))
         self._card = None if card is None else json.loads(json.dumps(to_plain(card)))
         self._saving: futures.Future[None] | None = None
-        self._keeping = Keeping(folder, config.keep_last, config.keep_every_steps)
+        self._keeping = Keeping(folder, config.keep_last, config.keep_every_steps, wanted)
         self._has_read_back = False
         self._group = dist.new_group(backend="gloo") if world_size > 1 else None
         if self._group is None:  # torch says so at every save; one rank is no mistake

@@ -78,6 +78,7 @@ def _run(
     manager = build.build_manager(config, ranks, origin)
     afterwards.callback(manager.settle)  # after an error a save may be under way: the folder is held until it is over
     observers = build_observers(config, plan, state, manager, origin.run)
+    afterwards.callback(observers.pilot.settle)
     if held is not None:
         held.on_loss(observers.failures.keep)
     look = Comparison(config, origin.data)

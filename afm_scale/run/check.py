@@ -10,6 +10,7 @@ from ..objectives.described import Described
 from ..parallel.kinds import kind as parallel
 from .config import RunConfig
 from .phases import check_phases, configs_of_phases
+from .pilot import check_reloads
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -21,6 +22,7 @@ def check(config: RunConfig, world_size: int) -> None:
     check_measured(config)
     if config.pilot is not None:
         check_phases(config.pilot, config)
+        check_reloads(config.pilot, config)
     for phase in configs_of_phases(config):
         check_objective(phase, microbatch)
 

@@ -50,3 +50,21 @@ def build_evaluation(config: RunConfig, chosen: Any, plan: ParallelPlan) -> Eval
         decoder_of=lambda vae: decoder_of(config.data, vae, place.device, setting="hooks.evaluation.vae"),
     )
     return OfAverage(EVALUATIONS[type(chosen)](chosen, tools), plan, num_steps)
+
+
+class Evaluations:
+    """What measures a run's average, built once however many want it."""
+
+    def __init__(self, config: RunConfig, plan: ParallelPlan) -> None:
+        self._config, self._plan = config, plan
+        self._built: Evaluate | None = None
+
+    def of(self, chosen: Any) -> Evaluate:
+        """By `hooks.evaluation`, which is `chosen`. As `build_evaluation`; collective the first time."""
+        if self._built is None:
+            self._built = build_evaluation(self._config, chosen, self._plan)
+        return self._built
+
+    def measure(self, state: TrainState) -> Mapping[str, float]:
+        """Collective; see `Evaluate`."""
+        return self.of(self._config.hooks.evaluation)(state)

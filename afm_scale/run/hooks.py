@@ -16,8 +16,8 @@ from ..train.hooks.table import HOOKS
 from ..train.pilot.pilot import NoPilot, Pilot
 from ..train.state import TrainState
 from .config import RunConfig
-from .evaluations import build_evaluation
-from .phases import build_phases
+from .evaluations import Evaluations
+from .pilot import build_pilot
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def build_observers(
     folder, failures = RunFolder(config.run.folder), Failures()
     events = EventLog(folder.events, enabled=plan.rank == 0)
     stop = StopHook(plan, failures, events)
+    evaluations = Evaluations(config, plan)
     around = Surroundings(
         plan=plan, folder=folder, events=events, failures=failures, total_steps=config.loop.steps,
         seed=config.loop.seed, sampling_steps=config.sampling.num_steps, checkpoint=config.checkpoint,
@@ -49,11 +50,11 @@ def build_observers(
             config.pilot is not None and config.pilot.rules.identity is not None
             and config.objective.prediction is not None
         ),
-        evaluate=lambda chosen: build_evaluation(config, chosen, plan),
+        evaluate=evaluations.of,
     )
     pilot: Pilot | NoPilot = NoPilot()
     if config.pilot is not None:
-        pilot = Pilot(config.pilot, build_phases(config), state, plan, events)
+        pilot = build_pilot(config, plan, state, events, evaluations)
         around.listeners.append(pilot.observe)
         around.before_save.append(pilot.before_save)
     hooks: list[Hook | None] = []

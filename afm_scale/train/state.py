@@ -81,18 +81,29 @@ class TrainState:
         named = {}
         for average, kept in self.averages.items():
             named |= with_prefix(of_average(average), plan.state_dict(kept.network))
-        for role, player in self.players.items():
-            named |= with_prefix(of_role(role), plan.state_dict(player.module))
-            named |= with_prefix(of_optimizer(role), plan.optimizer_state_dict(player))
+        for role in self.players:
+            named |= self.player_tensors(plan, role)
         return named | with_prefix(OBJECTIVE, self.objective.state_dict())
+
+    def player_tensors(self, plan: ParallelPlan, role: Role, *, optimizer: bool = True) -> dict[str, Tensor]:
+        """Those of `tensors` that are a player's: its weights and, if wanted, its optimizer's state."""
+        player = self.players[role]
+        named = with_prefix(of_role(role), plan.state_dict(player.module))
+        return named | (with_prefix(of_optimizer(role), plan.optimizer_state_dict(player)) if optimizer else {})
 
     def take(self, plan: ParallelPlan, tensors: Mapping[str, Tensor]) -> None:
         """Makes the values of `tensors(plan)`, into which a checkpoint was loaded, those of the run. Collective."""
         for name, average in self.averages.items():
             plan.load_state_dict(average.network, under(of_average(name), tensors))
-        for role, player in self.players.items():
-            plan.load_state_dict(player.module, under(of_role(role), tensors))
-            plan.load_optimizer_state_dict(player, under(of_optimizer(role), tensors))
+        for role in self.players:
+            self.take_player(plan, role, tensors)
+
+    def take_player(self, plan: ParallelPlan, role: Role, tensors: Mapping[str, Tensor]) -> None:
+        """Does as `take`, for those of `player_tensors(plan, role)`."""
+        player = self.players[role]
+        plan.load_state_dict(player.module, under(of_role(role), tensors))
+        if optimizer := under(of_optimizer(role), tensors):
+            plan.load_optimizer_state_dict(player, optimizer)
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state, as plain JSON values; kept in the checkpoint's manifest."""

@@ -20,10 +20,26 @@ class AverageIntoGenerator:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReloadDiscriminator:
+    """The discriminator becomes that of an earlier step (the paper's D reload)."""
+
+    to: int  # the step
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TryDiscriminators:
+    """Short branches decide which of these steps' discriminators comes back, if any."""
+
+    candidates: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """The run is over before its last step."""
 
     why: str
 
 
-Act = AdvancePhase | AverageIntoGenerator | Stop
+Act = AdvancePhase | AverageIntoGenerator | ReloadDiscriminator | TryDiscriminators | Stop

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from ...core.ranges import MANY, Count, Range
 from ...core.schedules import Schedule
+from .reload import ByRule, ByTrial
+from .ring import RingConfig
 from .rules import RulesConfig
 
 
@@ -63,3 +65,5 @@ class PilotConfig:
     images_per_epoch: Annotated[int, Range(1, MANY)] | None = None  # for phases counted in epochs: 1281167 of ImageNet
     phases: tuple[PhaseConfig, ...] = ()  # one after another; none: the whole run is one, as the recipe says
     rules: RulesConfig = RulesConfig()
+    ring: RingConfig | None = None  # earlier discriminators, kept so that one can come back; null: none is
+    reload: ByRule | ByTrial = ByRule()  # which one comes back, in phases that say discriminator_reload

@@ -8,6 +8,7 @@ from .acts import Act, AdvancePhase, AverageIntoGenerator, Stop
 from .config import PilotConfig
 from .memory import Memory
 from .phases import Phase, why_over
+from .reload import on_stall
 
 
 def decide(
@@ -21,5 +22,13 @@ def decide(
     )
     if memory.is_pending and current.average_into_generator == "every_evaluation":
         yield AverageIntoGenerator(why=f"phase {current.name}")
+    is_last = memory.phase + 1 == len(phases)
     if over is not None:
-        yield AdvancePhase(why=over) if memory.phase + 1 < len(phases) else Stop(why=f"the last phase is over: {over}")
+        yield Stop(why=f"the last phase is over: {over}") if is_last else AdvancePhase(why=over)
+    elif current.discriminator_reload == "on_stagnation" and memory.is_pending and "stall" in memory.fired:
+        least = config.rules.stall.least_improvement if config.rules.stall is not None else 0.0
+        act = on_stall(
+            config.reload, memory, step=step, quality=config.quality, least_improvement=least, is_last=is_last
+        )
+        if act is not None:
+            yield act

@@ -34,6 +34,14 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reload:
+    """An earlier discriminator came back, or a trial found that none should."""
+
+    step: Step  # at which
+    to: Step | None  # the step it is of; None: the present one stayed
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Everything that a checkpoint keeps of the pilot."""
 
@@ -45,6 +53,8 @@ class Memory:
     fired: tuple[str, ...] = ()  # the rules that hold at the newest point
     noise: dict[str, Value] = field(default_factory=dict)  # the figures that noise itself gets
     window: Window = Window()
+    ring: tuple[Step, ...] = ()  # the steps whose discriminators are kept, in order
+    reloads: tuple[Reload, ...] = ()  # in order
 
     def of_phase(self) -> tuple[Point, ...]:
         """The evaluations of the phase that is going on."""

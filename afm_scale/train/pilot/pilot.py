@@ -23,11 +23,12 @@ from ..evaluation import Evaluation
 from ..hooks.events import EventLog
 from ..hooks.hook import StepReport
 from ..state import TrainState
-from .acts import Act, AdvancePhase, AverageIntoGenerator, Stop
+from .acts import Act, AdvancePhase, AverageIntoGenerator, ReloadDiscriminator, Stop, TryDiscriminators
 from .config import PilotConfig
 from .decide import decide
 from .memory import Memory, Point, Value, Window
 from .phases import Phase
+from .reloading import Reloading
 from .rules import fired
 from .window import Signals
 
@@ -36,13 +37,18 @@ class Pilot:
     """Collective in all it does: every rank calls it, knows the same and decides the same."""
 
     def __init__(
-        self, config: PilotConfig, phases: Sequence[Phase], state: TrainState, plan: ParallelPlan, events: EventLog
+        self, config: PilotConfig, phases: Sequence[Phase], state: TrainState, plan: ParallelPlan, events: EventLog,
+        reloading: Reloading | None = None,
     ) -> None:
-        """Of a state that is where the run starts or goes on. `phases` are those of the recipe, at least one."""
+        """Of a state that is where the run starts or goes on. `phases` are those of the recipe, at least one.
+
+        `reloading` is there where earlier discriminators are kept.
+        """
         self._config = config
         self._phases = tuple(phases)
         self._plan = plan
         self._events = events
+        self._reloading = reloading
         self._signals = Signals(plan)
         self._state = state
         self._in_force: tuple[int, int] | None = None  # phase, and when it began
@@ -53,6 +59,8 @@ class Pilot:
             self._state.pilot = Memory(began=self._state.step, began_images=self._state.images_seen)
             self._note_phase("the run begins")
         self._signals.begin(self._memory.window)
+        if self._reloading is not None:
+            self._reloading.ring.on_start(state)
 
     @property
     def _memory(self) -> Memory:
@@ -89,13 +97,16 @@ class Pilot:
     def before_save(self, state: TrainState) -> None:
         """Collective: makes the memory complete."""
         state.pilot = replace(self._memory, window=self._signals.window())
+        if self._reloading is not None:
+            self._reloading.ring.before_save(state)
 
     def steer(self, state: TrainState) -> bool:
         """Does what is to be done before the next step. Returns whether there is to be one."""
         self._put_in_force(state)
+        if self._reloading is not None:
+            self._reloading.ring.keep(state)
         goes_on = True
         for act in decide(self._config, self._phases, self._memory, step=state.step, images_seen=state.images_seen):
-            self._note(act, state.step)
             goes_on = self._do(act, state) and goes_on
         state.pilot = replace(self._memory, is_pending=False)
         self._put_in_force(state)
@@ -103,6 +114,11 @@ class Pilot:
 
     def _do(self, act: Act, state: TrainState) -> bool:
         """Whether the run goes on after it."""
+        if isinstance(act, ReloadDiscriminator | TryDiscriminators):
+            assert self._reloading is not None
+            self._reloading.do(act, state)
+            return True
+        self._note(act, state.step)
         if isinstance(act, AverageIntoGenerator):
             average_into_learner(state, self._plan)
         elif isinstance(act, AdvancePhase):
@@ -132,6 +148,11 @@ class Pilot:
         names = {AdvancePhase: "advance_phase", AverageIntoGenerator: "average_into_generator", Stop: "stop"}
         self._events.write("act", step=step, act=names[type(act)], **to_mapping(act))
 
+    def settle(self) -> None:
+        """Until this rank's threads no longer write. Not collective."""
+        if self._reloading is not None:
+            self._reloading.ring.settle()
+
     def _note_phase(self, why: str) -> None:
         phase = self._phases[self._memory.phase]
         settings = to_mapping(phase.from_step(self._memory.began).learning_rates)
@@ -152,6 +173,9 @@ class NoPilot:
 
     def steer(self, state: TrainState) -> bool:
         return True
+
+    def settle(self) -> None:
+        """Nothing is written."""
 
 
 def _plain(figures: Mapping[str, float]) -> dict[str, Value]:
