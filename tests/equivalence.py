@@ -128,11 +128,11 @@ def play(config: RunConfig, plan: ParallelPlan, state: TrainState) -> Outcome:
         f"{name}/gradient norm": torch.stack([report.grad_norms[name] for report in recorder.reports])
         for name in recorder.reports[0].grad_norms
     }
-    tensors = {name: _whole(tensor).clone() for name, tensor in state.tensors(plan).items()}
+    tensors = {name: whole(tensor).clone() for name, tensor in state.tensors(plan).items()}
     return Outcome(tensors, terms | norms, (state.step, state.images_seen, state.data.state_dict()))
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
