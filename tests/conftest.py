@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 STARTERS = {
-    "run_ranks", "run", "start", "train", "ForkedProgram", "Launched", "Trials", "judge", "subprocess",
+    "run_ranks", "run", "start", "train", "train_forked", "ForkedProgram", "Launched", "Trials", "judge", "subprocess",
     "multiprocessing",
 }
 """By these names modules of tests start processes: tests.ranks, tests.program, tests.launched, tests.damage,

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
+from .launched import LAUNCHERS_WORDS, free_port, words_of
 from .ranks import PRELOADED, start_afresh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,16 +33,17 @@ SMALL_FLOW_MATCHING = ("digits_flow_matching", *SMALL_GENERATOR, *QUIET)
 class ForkedProgram:
     """`python -m afm_scale ARGUMENTS`, forked from a server that has imported torch; the face of subprocess.Popen."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         folder = Path(tempfile.mkdtemp(prefix="program_"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._outputs = [folder / name for name in ("stdout", "stderr")]
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
         outputs = [str(path) for path in self._outputs]
-        self._process = server.Process(target=_run_forked, args=(list(arguments), dict(os.environ), *outputs))
+        around = dict(os.environ if environment is None else environment)
+        self._process = server.Process(target=_run_forked, args=(list(arguments), around, *outputs))
         self._process.start()
-        self.pid = self._process.pid
+        self.pid, self.sentinel = self._process.pid, self._process.sentinel
 
     @property
     def returncode(self) -> int | None:
@@ -67,6 +70,44 @@ class ForkedProgram:
         return tuple(path.read_text(encoding="utf-8") if path.exists() else "" for path in self._outputs)
 
 
+class ForkedRanks:
+    """The ranks of one command, forked and without a launcher, of which each would import torch anew: as one Popen."""
+
+    def __init__(self, arguments: Sequence[str], ranks: int) -> None:
+        port = free_port()
+        around = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_WORDS}
+        self._failed = 0
+        self._ranks = [ForkedProgram(arguments, around | words_of(rank, ranks, port)) for rank in range(ranks)]
+
+    @property
+    def returncode(self) -> int | None:
+        """None while one is there; of the rank that failed first, if one did."""
+        codes = [rank.poll() for rank in self._ranks]
+        return None if None in codes else self._failed or next((code for code in codes if code), 0)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What all ranks said, one after the other. As a launcher does, it ends the others as soon as one has failed.
+
+        Raises subprocess.TimeoutExpired.
+        """
+        running = list(self._ranks)
+        while running and wait([rank.sentinel for rank in running], timeout):
+            for rank in [rank for rank in running if rank.poll() is not None]:
+                running.remove(rank)
+                if rank.returncode != 0 and self._failed == 0:
+                    self._failed = rank.returncode
+                    self.kill()
+        stdout, stderr = zip(*(rank.communicate(0 if running else None) for rank in self._ranks), strict=True)
+        return "".join(stdout), "".join(stderr)
+
+
 def _run_forked(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
     start_afresh(environment)
     os.chdir(ROOT)
@@ -90,7 +131,7 @@ def start(*arguments: str | Path, ranks: int = 1) -> subprocess.Popen[str] | For
     )
 
 
-def end(process: subprocess.Popen[str] | ForkedProgram, timeout: float = 120) -> tuple[int, str, str]:
+def end(process: subprocess.Popen[str] | ForkedProgram | ForkedRanks, timeout: float = 120) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); the process is killed if it takes longer."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -107,3 +148,8 @@ def train(
     recipe: Sequence[str], folder: Path, *overrides: str, ranks: int = 1
 ) -> subprocess.Popen[str] | ForkedProgram:
     return start("train", *recipe, f"run.folder={folder}", "parallel.device=cpu", *overrides, ranks=ranks)
+
+
+def train_forked(recipe: Sequence[str], folder: Path, *overrides: str, ranks: int) -> ForkedRanks:
+    """`train` where the launcher is not what it is about."""
+    return ForkedRanks(["train", *recipe, f"run.folder={folder}", "parallel.device=cpu", *overrides], ranks)

@@ -23,7 +23,7 @@ from afm_scale.data.table import build_source
 from afm_scale.packing.writer import Packing
 
 from .data.small import encoded, packed_images, picture
-from .program import SMALL_AFM, end, train
+from .program import SMALL_AFM, end, train_forked
 
 NUM_SAMPLES = 12
 SHARD = "shard-000001.tar"
@@ -307,7 +307,7 @@ def test_skipped_samples_are_counted_and_listed_and_are_the_same_on_every_run(da
 @pytest.mark.slow
 def test_two_ranks_skip_the_same_samples_and_stay_in_step(data: Path, tmp_path: Path) -> None:
     spoil(data)
-    code, _, stderr = end(train(recipe(data, "skip"), tmp_path / "run", ranks=2))
+    code, _, stderr = end(train_forked(recipe(data, "skip"), tmp_path / "run", ranks=2))
     assert code == EXIT_DONE, stderr
     stream = EpochOrder(NUM_SAMPLES, seed=0).indices(Positions(0, 1, POSITIONS)).tolist()
     wanted = sorted((1 + at // 16, at % 2) for at, sample in enumerate(stream) if sample == BROKEN)
@@ -321,12 +321,12 @@ def test_a_broken_sample_that_only_one_rank_meets_ends_all_with_its_name(data: P
     spoil(data, sample=4)
     stream = EpochOrder(NUM_SAMPLES, seed=0).indices(Positions(0, 1, 8)).tolist()
     assert stream.index(4) % 2 == 1
-    code, _, stderr = end(train(recipe(data), tmp_path / "run", ranks=2))
+    code, _, stderr = end(train_forked(recipe(data), tmp_path / "run", ranks=2))
     assert_told(code, stderr, [SHARD, "sample 000000004"])
 
 
 @pytest.mark.slow
 def test_damage_found_by_rank_0_alone_ends_all_ranks(data: Path, tmp_path: Path) -> None:
     (data / SHARD).unlink()
-    code, _, stderr = end(train(recipe(data), tmp_path / "run", ranks=2))
+    code, _, stderr = end(train_forked(recipe(data), tmp_path / "run", ranks=2))
     assert_told(code, stderr, [SHARD, "No such file"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from afm_scale.data.shards import PackedShards
 
 from .data.small import packed_images
 from .data.small_sources import damaged
-from .program import QUIET, SMALL_AFM, end, train
+from .program import QUIET, SMALL_AFM, ForkedRanks, end, train_forked
 from .test_resume import last_step, rows, wait_until
 
 pytestmark = pytest.mark.slow
@@ -39,13 +38,13 @@ def packed(folder: Path, *broken: int) -> Path:
     return damaged(folder, *broken)
 
 
-def start(data: Path, folder: Path, *overrides: str, ranks: int = 1, **changes: object) -> subprocess.Popen[str]:
+def start(data: Path, folder: Path, *overrides: str, ranks: int = 1, **changes: object) -> ForkedRanks:
     described = {"kind": "webdataset", "folder": str(data), "size": 8, "num_classes": 4, "global_batch": BATCH,
                  "workers": 2} | changes
-    return train(PIXELS, folder, f"data={json.dumps(described)}", *SETTINGS, *overrides, ranks=ranks)
+    return train_forked(PIXELS, folder, f"data={json.dumps(described)}", *SETTINGS, *overrides, ranks=ranks)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: ForkedRanks) -> None:
     code, _, stderr = end(process)
     assert code == EXIT_DONE, stderr
     assert "Warning" not in stderr and "leaked" not in stderr
