@@ -1,4 +1,4 @@
-"""Shows what a checkpoint holds."""
+"""Shows what a checkpoint holds, or in what two differ."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from ..checkpoint.names import group_of
 from ..checkpoint.sums import compare
 from ..checkpoint.tensors import digest
 from ..core.screen import note, say
+from ..run.differing import differences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder for its newest complete one")
+    parser.add_argument(
+        "other", type=Path, nargs="?", help="another, of any format: what differs is listed, of any two formats"
+    )
     parser.add_argument("--digest", action="store_true", help="one SHA-256 over all tensors by name, on the last line")
     parser.add_argument("--json", action="store_true", help="the manifest as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.other is not None:
+        for line in differences(options.checkpoint, options.other):
+            say(line)
+        return 0
     path, manifest = of_newest_whole(
         options.checkpoint, candidates(options.checkpoint), _compared,
         lambda path, reason: note(reason), do="Name another run or another checkpoint",

@@ -97,6 +97,20 @@ def _inspect_checkpoint() -> Command:
     return inspect_checkpoint
 
 
+def _convert_checkpoint() -> Command:
+    """from one format of checkpoints to another"""
+    from . import convert_checkpoint
+
+    return convert_checkpoint
+
+
+def _export() -> Command:
+    """a run's average as safetensors, with a page about it"""
+    from . import export
+
+    return export
+
+
 def _replay_reference() -> Command:
     """recorded runs of the published method through this code, in float64"""
     from . import replay_reference
@@ -173,6 +187,8 @@ COMMANDS = {
     "make_shards": _make_shards,
     "encode_latents": _encode_latents,
     "inspect_checkpoint": _inspect_checkpoint,
+    "convert_checkpoint": _convert_checkpoint,
+    "export": _export,
     "replay_reference": _replay_reference,
     "guidance_figure": _guidance_figure,
     "benchmark": BENCHMARKS,

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from ..checkpoint.card import Card, Latents, card_in
 from ..checkpoint.falling_back import candidates, of_newest_whole
+from ..checkpoint.formats.format import Source, Told
+from ..checkpoint.formats.safetensors import CONFIG
+from ..checkpoint.formats.table import format_of
 from ..checkpoint.manifest import MANIFEST_NAME, whole_manifest, without_sums
-from ..checkpoint.names import AVERAGE, under
+from ..checkpoint.names import AVERAGE, of_role, under, with_prefix
+from ..checkpoint.sums import sha256_of
 from ..checkpoint.tensors import first_mismatch, read_tensors
 from ..core.errors import CheckpointError, ConfigError, TornError
 from ..core.files import read_regular
@@ -36,7 +40,7 @@ from .networks import build_described
 
 Device = Literal["auto", "cpu", "cuda"]
 
-_KINDS = {Role.GENERATOR: AnyGenerator, Role.DISCRIMINATOR: AnyDiscriminator, Role.CLASSIFIER: AnyClassifier}
+KINDS = {Role.GENERATOR: AnyGenerator, Role.DISCRIMINATOR: AnyDiscriminator, Role.CLASSIFIER: AnyClassifier}
 # What torch and a network's own arithmetic raise at sizes that make no sense.
 _IMPOSSIBLE = (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError)
 _TIMEOUT_SECONDS = 24 * 3600  # ranks wait for one that writes or computes alone
@@ -53,8 +57,14 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the manifest, which lists all that lies beside it: the same wherever the checkpoint lies."""
-        return sha256(read_regular(self.path / MANIFEST_NAME)).hexdigest()
+        """SHA-256 of the manifest, which lists all that lies beside it: the same wherever the checkpoint lies.
+
+        Of other formats, of their files.
+        """
+        if (self.path / MANIFEST_NAME).is_file():
+            return sha256(read_regular(self.path / MANIFEST_NAME)).hexdigest()
+        files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.safetensors"))
+        return sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -83,7 +93,7 @@ class Checkpoint:
         Raises CheckpointError if the checkpoint cannot be read, or its card is of another network.
         """
         network = self.network()
-        weights = under(AVERAGE, self._read.pop() if self._read else read_tensors(self.path, AVERAGE))
+        weights = under(AVERAGE, self._read.pop() if self._read else _average_at(self.path))
         mismatch = first_mismatch(weights, network.state_dict())
         if mismatch is not None:
             raise CheckpointError(
@@ -115,7 +125,7 @@ class Checkpoint:
 
     def _described(self, role: Role) -> Any:
         try:
-            return build(_KINDS[role], self.card.networks[role], (role.value,))
+            return build(KINDS[role], self.card.networks[role], (role.value,))
         except ConfigError as error:
             raise CheckpointError(
                 f"{self.path} holds a network that this program cannot build: {error}; use the version of the program "
@@ -141,6 +151,10 @@ def open_checkpoint(path: Path, *, holds: Role | None = None, card_alone: bool =
     """
 
     def opened(found: Path) -> tuple[Checkpoint, str]:
+        if is_of_another_format(found):
+            with format_of("auto", found).source(found, Told()) as source:
+                weights = [] if card_alone else [_average_of(source)]
+                return Checkpoint(found, source.card(), source.about.step, weights), str(found)
         manifest = whole_manifest(found)
         try:
             card = card_in(found, manifest)
@@ -165,6 +179,24 @@ def open_checkpoint(path: Path, *, holds: Role | None = None, card_alone: bool =
     if described != str(checkpoint.path) and not card_alone:
         _tell(described)
     return checkpoint
+
+
+def is_of_another_format(path: Path) -> bool:
+    """Whether a path is a file, or a folder of weights with their config.json, and no checkpoint of this program's."""
+    return path.is_file() or (path / CONFIG).is_file() and not (path / MANIFEST_NAME).exists()
+
+
+def _average_at(path: Path) -> dict[str, Tensor]:
+    if not is_of_another_format(path):
+        return read_tensors(path, AVERAGE)
+    with format_of("auto", path).source(path, Told()) as source:
+        return _average_of(source)
+
+
+def _average_of(source: Source) -> dict[str, Tensor]:
+    """The weights of the average, or of the learner where a file has no average."""
+    prefix = AVERAGE if any(name.startswith(AVERAGE) for name in source.tensors) else of_role(source.card().learner)
+    return with_prefix(AVERAGE, {name: lazy.read() for name, lazy in under(prefix, source.tensors).items()})
 
 
 def _tell(line: str) -> None:

@@ -59,21 +59,32 @@ class Safetensors:
     def write(self, source: Source, out: Path, wanted: Wanted) -> None:
         if (problem := cannot_hold(source.tensors)) is not None:
             raise CheckpointError(f"{problem}, which safetensors does not know; use --to torch, or another --dtype")
-        part, tensors = single_part(source.tensors)
-        config = plain_of(source.about) | {"part": part}
-        head = {"format": "pt", _IN_HEAD: json.dumps(config)}
-        if out.suffix == ".safetensors":
-            require_free(out.with_name(CONFIG))
-            with new_file(out) as file:
-                write_safetensors(file, tensors, head)
-                write_json(out.with_name(CONFIG), config)
+        if out.suffix != ".safetensors":
+            with new_folder(out) as folder:
+                write_folder(source, folder, wanted)
             return
-        with new_folder(out) as folder:
-            write_shards(folder, tensors, head, wanted.shard_bytes)
-            write_json(folder / CONFIG, config)
+        tensors, config, head = _described(source)
+        require_free(out.with_name(CONFIG))
+        with new_file(out) as file:
+            write_safetensors(file, tensors, head)
+            write_json(out.with_name(CONFIG), config)
 
 
 SAFETENSORS = Safetensors()
+
+
+def write_folder(source: Source, folder: Path, wanted: Wanted) -> None:
+    """Into a folder that is there, and whose completion is the caller's affair."""
+    tensors, config, head = _described(source)
+    write_shards(folder, tensors, head, wanted.shard_bytes)
+    write_json(folder / CONFIG, config)
+
+
+def _described(source: Source) -> tuple[dict[str, Lazy], dict[str, Any], dict[str, str]]:
+    """Tensors by the names that they are to have, config.json, and the metadata of a file."""
+    part, tensors = single_part(source.tensors)
+    config = plain_of(source.about) | {"part": part}
+    return tensors, config, {"format": "pt", _IN_HEAD: json.dumps(config)}
 
 
 def single_part(tensors: Mapping[str, Lazy]) -> tuple[str | None, dict[str, Lazy]]:

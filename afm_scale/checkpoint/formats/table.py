@@ -19,6 +19,9 @@ FORMATS: Mapping[str, Format] = {
     "official": OFFICIAL,
 }
 
+HOLD_ALL = frozenset({"native", "safetensors", "torch", "deepspeed", "megatron"})
+"""Those that hold several networks and optimizers; the others are files of one network."""
+
 
 def format_of(name: str, path: Path) -> Format:
     """The format of a name; 'auto': the first that recognises what lies at `path`. Raises CheckpointError for none."""

@@ -1,0 +1,11 @@
+"""Converts checkpoints between formats: python tools/convert_checkpoint.py --from FORMAT --to FORMAT IN OUT"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from afm_scale.commands.ending import main
+
+if __name__ == "__main__":
+    main("convert_checkpoint")
