@@ -167,12 +167,20 @@ def _benchmark_compare() -> Command:
     return compare
 
 
+def _benchmark_convert() -> Command:
+    """converting a checkpoint: time beside copying it, and memory"""
+    from ..benchmarks import convert
+
+    return convert
+
+
 BENCHMARKS = {
     "data": _benchmark_data,
     "step": _benchmark_step,
     "traffic": _benchmark_traffic,
     "evaluation": _benchmark_evaluation,
     "checkpoint": _benchmark_checkpoint,
+    "convert": _benchmark_convert,
     "compare": _benchmark_compare,
 }
 
