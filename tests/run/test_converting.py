@@ -122,3 +122,15 @@ def test_two_checkpoints_are_compared_tensor_by_tensor(tmp_path: Path, capsys: p
     out = converted(OLD / "afm", tmp_path / "out", "torch")
     assert main(["inspect_checkpoint", str(OLD / "afm"), str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("have equal values; largest difference 0")
+
+
+def test_the_example_of_the_page_loads_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text()
+    examples = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    assert main(["export", str(OLD / "afm"), str(tmp_path / "digits_model")]) == 0
+    monkeypatch.chdir(tmp_path)
+    for example in examples:
+        assert len(example.splitlines()) <= 10
+        found: dict[str, torch.Tensor] = {}
+        exec(example, found)
+        assert found["images"].shape == (3, 1, 8, 8)
