@@ -34,6 +34,7 @@ class StallConfig:
     gradient_falls_to: Annotated[float, Range(above=0, high=1)] = 0.5  # D has won: of its largest in the phase
     gap_grows_to: Annotated[float, Range(1, 1e6)] = 1.2  # and the gap between the logits, times its median
     gap_falls_to: Annotated[float, Range(above=0, high=1)] = 0.1  # D is lost: the gap, of its largest in the phase
+    gradient_stays_at: Annotated[float, Range(above=0, high=1)] = 0.7  # and its gradient, of its median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,10 @@ def stall(config: StallConfig, points: Sequence[Point], quality: str) -> Evidenc
         gradient <= config.gradient_falls_to * usual["largest_gradient"]
         and gap >= config.gap_grows_to * usual["usual_gap"]
     )
-    is_lost = median(gaps[-config.patience :]) <= config.gap_falls_to * usual["largest_gap"]
+    # In a run that has converged the gradient goes with the gap.
+    is_lost = median(gaps[-config.patience :]) <= config.gap_falls_to * usual["largest_gap"] and (
+        median(gradients[-config.patience :]) >= config.gradient_stays_at**2 * median(gradients)
+    )
     return {"gradient": gradient, "gap": gap, **usual} if has_won or is_lost else None
 
 

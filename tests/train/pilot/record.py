@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 from afm_scale.checkpoint.manifest import read_manifest, resolve_checkpoint
+from afm_scale.train.pilot.rules import COST, FAKE, GRADIENT, REAL
 
+READ = (GRADIENT, COST, REAL, FAKE)  # the signals that rules read
 COMMON = ("hooks.samples=null", "hooks.metrics.tensorboard=false", "report=null", "checkpoint.every_steps=100000")
 DIGITS = (
     "digits_afm", *COMMON, "data.part=train", "hooks.evaluation={kind: digits, every_steps: 100}",
@@ -51,7 +53,8 @@ def record(name: str, out: Path, *more: str) -> None:
         words = [sys.executable, "-m", "afm_scale", "train", *RUNS[name], f"run.folder={run}", *more]
         subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
         remembered = read_manifest(resolve_checkpoint(run)).scalars["pilot"]
-    kept = {key: remembered[key] for key in ("points", "noise")}
+    points = [{**point, "signals": {name: point["signals"][name] for name in READ}} for point in remembered["points"]]
+    kept = {"points": points, "noise": remembered["noise"]}
     (out / f"{name}.json").write_text(json.dumps(_rounded(kept)) + "\n")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from afm_scale.core.typed import build
 from afm_scale.train.pilot.memory import Memory, Point
 from afm_scale.train.pilot.rules import (
     COST,
@@ -26,6 +30,7 @@ from afm_scale.train.pilot.rules import (
 
 from .small import QUALITY, point
 
+RECORDED = Path(__file__).parent / "recorded"
 STALL = StallConfig(patience=2, least_improvement=0.1, gradient_falls_to=0.5, gap_grows_to=1.5)
 
 
@@ -51,6 +56,7 @@ def test_a_stall_is_flat_quality_with_logits_that_have_come_together() -> None:
     assert stall(STALL, points(*HEALTHY, (3.0, 1.0, 0.09), (3.0, 1.0, -0.1)), QUALITY) is not None
     assert stall(STALL, points(*HEALTHY, (3.0, 1.0, 0.3), (3.0, 1.0, -0.05)), QUALITY) is None  # their median is 0.125
     assert stall(STALL, points(*HEALTHY, (2.0, 1.0, 0.05), (1.0, 1.0, 0.05)), QUALITY) is None  # it still improves
+    assert stall(STALL, points(*HEALTHY, (3.0, 0.6, 0.05), (3.0, 0.6, 0.05)), QUALITY) is None  # it has converged
 
 
 @pytest.mark.parametrize(
@@ -122,3 +128,26 @@ def test_a_rule_that_is_off_never_holds() -> None:
     rules = RulesConfig(stall=STALL, divergence=RiseConfig())
     assert set(fired(rules, memory, quality=QUALITY, diversity=None)) == {"stall", "divergence"}
     assert set(fired(RulesConfig(stall=STALL, divergence=None), memory, quality=QUALITY, diversity=None)) == {"stall"}
+
+
+def fired_in(name: str, quality: str) -> dict[str, int]:
+    """The rules that held at some evaluation of a recorded run (record.py), and the step of the first that each did."""
+    recorded = build(Memory, json.loads((RECORDED / f"{name}.json").read_text()))
+    first: dict[str, int] = {}
+    for count in range(1, len(recorded.points) + 1):
+        memory = replace(recorded, points=recorded.points[:count])
+        for rule in fired(RulesConfig(), memory, quality=quality, diversity="diversity"):
+            first.setdefault(rule, memory.points[-1].step)
+    return first
+
+
+@pytest.mark.parametrize(
+    ("name", "quality", "rules"),
+    [
+        ("mixture_good", "w1", {}),
+        ("mixture_weight_20", "w1", {"identity": 200}),
+        ("digits_frozen_generator", "frechet_distance", {"stall": 500, "collapse": 600}),
+    ],
+)
+def test_recorded_runs_are_told_by_the_rule_of_their_fault(name: str, quality: str, rules: dict[str, int]) -> None:
+    assert fired_in(name, quality) == rules
