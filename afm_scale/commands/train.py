@@ -26,6 +26,7 @@ from ..parallel.launch import Ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..run import build
 from ..run.arguments import add_recipe
+from ..run.beginning import foreign_beginning
 from ..run.changes import Comparison
 from ..run.check import check
 from ..run.config import RunConfig
@@ -83,7 +84,7 @@ def _run(
         held.on_loss(observers.failures.keep)
     look = Comparison(config, origin.data)
     with agreed():
-        where = start(state, plan, manager, config.run, observers.events, look)
+        where = start(state, plan, manager, config.run, observers.events, look, foreign_beginning(config))
     with agreed():
         if plan.rank == 0:
             write_records(RunFolder(config.run.folder), origin, dump_yaml(config), state.step)

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.sinusoids import TimeEmbedding
 from .dit import Backbone, BackboneConfig
-from .layers import DefaultLinear, LabelEmbedder, TimeEmbedding, TimestepEmbedder, small_normal
+from .layers import DefaultLinear, LabelEmbedder, TimestepEmbedder, small_normal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.network import Entry, Shared
 from ..core.ranges import Range
+from ..core.sinusoids import sincos_positions
 from ..ops.block import gated_residual, modulated_norm
-from .layers import Attention, Linear, Mlp, PatchEmbed, sincos_positions, zeros
+from .layers import Attention, Linear, Mlp, PatchEmbed, zeros
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.ranges import Range
+from ..core.sinusoids import TimeEmbedding
 from .dit import Backbone, BackboneConfig, FinalLayer
-from .layers import LabelEmbedder, TimeEmbedding, TimestepEmbedder
+from .layers import LabelEmbedder, TimestepEmbedder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.network import Entry, Shared
 from ..core.random import tensor_generator
+from ..core.sinusoids import NUM_FREQUENCIES, TimeEmbedding, time_sinusoids
 from ..core.types import NO_CLASS
 from ..ops.attention import attention
 
@@ -124,38 +124,20 @@ class LabelTable(nn.Embedding):
         return small_normal(tuple(self.weight.shape), generator)
 
 
-TimeEmbedding = Literal["dit", "sit", "diffusers"]
-"""Whose sinusoids a network is told its times by; weights of the one mean nothing to another."""
-
-
 class TimestepEmbedder(nn.Module):
-    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened.
-
-    dit: of 1000 t, as in the published DiT and AFM. sit: of 1 - t, the published SiT's time. diffusers: of 1000 t, with
-    its frequencies, which reach the lowest one where the others stop before it.
-    """
-
-    NUM_FREQUENCIES = 128
-    MAX_PERIOD = 10_000
-    _OF: ClassVar[dict[TimeEmbedding, tuple[float, float, int]]] = {  # what is embedded: a + b t; steps of a period
-        "dit": (0, 1000, NUM_FREQUENCIES), "sit": (1, -1, NUM_FREQUENCIES), "diffusers": (0, 1000, NUM_FREQUENCIES - 1),
-    }
+    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened."""
 
     def __init__(self, hidden_size: int, embedding: TimeEmbedding = "dit") -> None:
         super().__init__()
-        self._start, self._factor, self._spacing = self._OF[embedding]
+        self._embedding = embedding
         self.mlp = nn.Sequential(
-            Linear(2 * self.NUM_FREQUENCIES, hidden_size, start=small_normal),
+            Linear(2 * NUM_FREQUENCIES, hidden_size, start=small_normal),
             nn.SiLU(),
             Linear(hidden_size, hidden_size, start=small_normal),
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        index = torch.arange(self.NUM_FREQUENCIES, dtype=torch.float32, device=t.device)
-        frequencies = torch.exp(-math.log(self.MAX_PERIOD) * index / self._spacing)
-        angles = (self._start + self._factor * t.float())[:, None] * frequencies  # [B, 128]
-        sinusoids = torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return self.mlp(time_sinusoids(self._embedding, t).to(self.mlp[0].weight.dtype))
 
 
 class HeadNorm(nn.LayerNorm):
@@ -227,18 +209,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-def sincos_positions(hidden_size: int, height: int, width: int) -> Tensor:
-    """Fixed 2-D positional embedding, [1, height * width, d]: half of the width codes the column, half the row."""
-
-    def one_axis(position: Tensor) -> Tensor:
-        quarter = hidden_size // 4
-        frequencies = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-        angles = position.flatten()[:, None] * frequencies
-        return torch.cat((torch.sin(angles), torch.cos(angles)), dim=1)
-
-    rows, columns = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
-    )
-    return torch.cat((one_axis(columns), one_axis(rows)), dim=1)[None].float()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from ..checkpoint.formats.table import FORMATS
 from ..checkpoint.manager import CheckpointConfig
 from ..core.kinds import one_of
 from ..core.schedules import AverageConfig
@@ -33,7 +35,8 @@ class FolderConfig:
 
     folder: Path  # of the run
     resume_from: Path | None = None  # a checkpoint to continue, state and step count included
-    initialise_from: Path | None = None  # a checkpoint whose weights alone are taken; the run starts at step 0
+    initialise_from: Path | None = None  # a checkpoint, of any format: its weights alone are taken, at step 0
+    initialise_format: Literal[tuple(("auto", *FORMATS))] = "auto"  # that checkpoint's, if it does not show
     accept_changes: tuple[str, ...] = ()  # settings (or sections) that may differ from the checkpoint's all the same
 
 

@@ -13,6 +13,7 @@ from ..core.packages import require
 from ..core.processes import check_processes
 from ..core.run_folder import RunFolder
 from ..data.table import check_packages
+from .beginning import check_beginning, is_foreign
 from .config import RunConfig
 from .features import check_extractor
 from .guides import check_frozen
@@ -38,7 +39,7 @@ def check_ready(config: RunConfig, *, may_be_open: bool = False) -> None:
             measurement.check_ready(check_extractor)
     build_networks(config)
     check_frozen(config, may_be_open=may_be_open)
-    _check_beginning(config)
+    _check_beginning(config, may_be_open=may_be_open)
 
 
 def _check_packages(config: RunConfig) -> None:
@@ -48,9 +49,15 @@ def _check_packages(config: RunConfig) -> None:
         require("wandb", "hooks.metrics.wandb", "wandb")
 
 
-def _check_beginning(config: RunConfig) -> None:
-    """A new run's first checkpoint; one that goes on begins at its own, whatever these say."""
-    if not visible_checkpoints(RunFolder(config.run.folder).checkpoints):
-        for path in (config.run.resume_from, config.run.initialise_from):
-            if path is not None:
-                read_manifest(resolve_checkpoint(path))
+def _check_beginning(config: RunConfig, *, may_be_open: bool) -> None:
+    """A new run's first checkpoint; one that goes on begins at its own, whatever these say.
+
+    `may_be_open`: a published file that a recipe names need not be here yet.
+    """
+    if visible_checkpoints(RunFolder(config.run.folder).checkpoints):
+        return
+    for path in (config.run.resume_from, config.run.initialise_from):
+        if path is not None and path == config.run.initialise_from and is_foreign(config):
+            check_beginning(config)
+        elif path is not None and not (may_be_open and path.suffix and not path.exists()):
+            read_manifest(resolve_checkpoint(path))

@@ -27,6 +27,7 @@ _ANOTHER = "Name another run or another checkpoint"
 def start(
     state: TrainState, plan: ParallelPlan, manager: CheckpointManager, config: FolderConfig, events: EventLog,
     look: Callable[[Path], None] = lambda checkpoint: None,
+    begin: Callable[[TrainState, ParallelPlan], str] | None = None,
 ) -> str:
     """Puts the state where the run goes on, and says in one line where that is. In this order:
 
@@ -35,13 +36,14 @@ def start(
     3. `initialise_from`: the weights alone, at step 0;
     4. scratch.
 
-    `look` is called with a checkpoint of the first two before it is loaded, and raises if it must not be gone on from.
+    `begin` is the third for a checkpoint that is no run's (`run/beginning.py`). `look` is called with a checkpoint of
+    the first two before it is loaded, and raises if it must not be gone on from.
     Torn ones are passed over, said and noted. Raises CheckpointError if the checkpoint chosen is of another model, or
     if there are some and none is whole: then nothing has been written but the notes, and nothing removed.
     """
     torn: Torn = []
     try:
-        where = _put(state, plan, manager, config, look, torn)
+        where = _put(state, plan, manager, config, look, begin, torn)
         manager.clear_leftovers()
     finally:
         # Loading was collective; only now may rank 0 fail by itself, at a file of its own.
@@ -55,7 +57,7 @@ def start(
 
 def _put(
     state: TrainState, plan: ParallelPlan, manager: CheckpointManager, config: FolderConfig,
-    look: Callable[[Path], None], torn: Torn,
+    look: Callable[[Path], None], begin: Callable[[TrainState, ParallelPlan], str] | None, torn: Torn,
 ) -> str:
     def go_on(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
         with agreed():
@@ -87,6 +89,8 @@ def _put(
     elif config.resume_from is not None:
         checkpoint = use(config.resume_from, go_on, _ANOTHER)
         where = f"resumed at step {state.step} from {checkpoint}"
+    elif begin is not None:
+        return begin(state, plan)
     elif config.initialise_from is not None:
         checkpoint = use(config.initialise_from, restore_weights, _ANOTHER)
         where = f"new run with the weights of {checkpoint}"

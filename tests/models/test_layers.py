@@ -8,15 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from afm_scale.models.layers import (
-    Attention,
-    Mlp,
-    PatchEmbed,
-    TimeEmbedding,
-    TimestepEmbedder,
-    initial_weights,
-    sincos_positions,
-)
+from afm_scale.core.sinusoids import TimeEmbedding, sincos_positions
+from afm_scale.models.layers import Attention, Mlp, PatchEmbed, TimestepEmbedder, initial_weights
 from tests.models.small import awake
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -58,6 +58,13 @@ class Official:
                 "classifier"
             )
         size_of(source.path, {name: lazy.entry for name, lazy in tensors.items()})
+        for network in () if source.about.card is None else source.about.card.networks.values():
+            foreign = [name for name in ("kind", "time_embedding") if network.get(name, "dit") not in ("dit", "mlp")]
+            if foreign:  # names and shapes would be those of one, and its outputs others
+                raise CheckpointError(
+                    f"{source.path} holds a network of {foreign[0]} {network[foreign[0]]!r}, which a published file "
+                    "cannot say; write native, torch or safetensors"
+                )
         with new_file(out) as file:
             write_torch(file, tensors, out.stem or "archive")
 

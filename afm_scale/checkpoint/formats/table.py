@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...core.errors import CheckpointError
+from .dit import DIT
 from .format import Format
 from .native import NATIVE
 from .official import OFFICIAL
 from .safetensors import SAFETENSORS
+from .sit import SIT
 from .torch_file import TORCH
 
 FORMATS: Mapping[str, Format] = {
@@ -17,6 +19,8 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": SAFETENSORS,
     "torch": TORCH,
     "official": OFFICIAL,
+    "dit": DIT,
+    "sit": SIT,
 }
 
 HOLD_ALL = frozenset({"native", "safetensors", "torch", "deepspeed", "megatron"})
