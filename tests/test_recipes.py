@@ -78,6 +78,7 @@ OTHERS = {
     "mixture2d_afm", "mixture2d_flow_matching", "mnist_afm",
 }
 OTHERS_GUIDED = {"mixture2d_afm_flow", "mixture2d_afm_plain", "digits_afm_guided"}  # by a classifier
+OF_PHASES = {name.replace("_guided", "_phases") for name in GUIDED}  # guided in the last one; test_recipes_of_phases.py
 CLASSIFIERS = {"classifier_b2", "classifier_digits", "mixture2d_classifier"}
 
 
@@ -93,7 +94,7 @@ def header(name: str) -> str:
 
 
 def test_the_names_others_build_on_are_there() -> None:
-    assert TABLE_11.keys() | OTHERS | OTHERS_GUIDED | CLASSIFIERS <= set(NAMES)
+    assert TABLE_11.keys() | OTHERS | OTHERS_GUIDED | OF_PHASES | CLASSIFIERS <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +126,7 @@ def test_a_recipe_builds_its_networks_without_storage(name: str) -> None:
     learner = Role.CLASSIFIER if name in CLASSIFIERS else Role.GENERATOR
     assert networks.keys() == {learner} | ({Role.DISCRIMINATOR} if config.objective.kind == "afm" else set())
     assert (config.objective.kind == "classification") == (name in CLASSIFIERS)
-    assert (classifier is not None) == (name in OTHERS_GUIDED.union(GUIDED))
+    assert (classifier is not None) == (name in OTHERS_GUIDED.union(GUIDED, OF_PHASES))
     for network in [*networks.values(), *filter(None, [classifier])]:
         tensors = [*network.parameters(), *network.buffers()]
         assert tensors and all(tensor.is_meta for tensor in tensors)

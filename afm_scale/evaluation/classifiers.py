@@ -55,7 +55,7 @@ class AccuracyConfig:
         """Raises ConfigError if the accuracy of a classifier of `data` cannot be measured on the samples chosen."""
         check_samples(self, data, setting)
 
-    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+    def check_ready(self, check_extractor: Callable[[Any], None], *, may_be_open: bool = False) -> None:
         if self.held_out is not None:
             self.held_out.fingerprint()
 

@@ -37,10 +37,11 @@ class Measurement(Protocol):
         """Raises ConfigError, which begins with `setting`, if what is trained on these data cannot be measured so."""
         ...
 
-    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+    def check_ready(self, check_extractor: Callable[[Any], None], *, may_be_open: bool = False) -> None:
         """Raises UserError if what it will read is not here. `check_extractor` tells it of a configuration of features.
 
-        Before a run is built: nothing is read but descriptions.
+        Before a run is built: nothing is read but descriptions. `may_be_open`: what a recipe leaves to its user need
+        not be named yet.
         """
         ...
 
@@ -71,7 +72,7 @@ class OfGenerator:
     def check(self, data: SourceConfig, setting: str) -> None:
         """Any data will do."""
 
-    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
+    def check_ready(self, check_extractor: Callable[[Any], None], *, may_be_open: bool = False) -> None:
         """It reads nothing."""
 
 

@@ -27,7 +27,8 @@ class SampleEvaluationConfig(OfGenerator):
 
     kind: Literal["samples"] = "samples"
     every_steps: Count  # between two evaluations
-    reference: Path  # an npz that `python -m afm_scale evaluate --write-reference` made, or ADM's
+    # an npz that `python -m afm_scale evaluate --write-reference` made, or ADM's; must be given to train
+    reference: Path | None = None
     features: FeaturesConfig = InceptionConfig()  # what images are compared by
     num_samples: Annotated[int, Range(2, 100_000_000)] = 10_000  # drawn from the average
     members: Annotated[int, Range(0, 100_000_000)] = 10_000  # of the samples, for precision and recall; 0: neither
@@ -44,10 +45,23 @@ class SampleEvaluationConfig(OfGenerator):
                 f"precision and recall with {self.neighbours} neighbours; use more samples, or members: 0"
             )
 
-    def check_ready(self, check_extractor: Callable[[Any], None]) -> None:
-        if not self.reference.exists():
-            raise absent(self.reference)
+    def check_ready(self, check_extractor: Callable[[Any], None], *, may_be_open: bool = False) -> None:
+        if self.reference is None and may_be_open:
+            return  # the features' weights go with it
+        if not self.named_reference.exists():
+            raise absent(self.named_reference)
         check_extractor(self.features)
+
+    @property
+    def named_reference(self) -> Path:
+        """Raises ConfigError if the recipe leaves it to its user, who has not named one."""
+        if self.reference is None:
+            raise ConfigError(
+                "hooks.evaluation.reference is null: samples need something to be compared with; set "
+                "hooks.evaluation.reference to an npz that `python -m afm_scale evaluate IMAGES --write-reference "
+                "FILE` made, or to ADM's; or set hooks.evaluation=null"
+            )
+        return self.reference
 
 
 @dataclass(frozen=True)
@@ -75,11 +89,12 @@ def sample_evaluation(config: SampleEvaluationConfig, tools: Tools) -> SampleEva
     """Collective: reads everything that is needed, once. Raises, on every rank, the UserError that one of them met."""
     decoder, place = None, tools.place
     with agreed():
+        path = config.named_reference
         extractor = tools.extractor_of(config.features, place.device)
         if extractor.reads == "images":
             decoder = tools.decoder_of(config.vae)
-    reference = read_reference_on_all(config.reference, extractor, place, batch_size=config.batch_size)
+    reference = read_reference_on_all(path, extractor, place, batch_size=config.batch_size)
     with agreed():
         shape = tools.shape if decoder is None else decoder.shape
-        rehearse(extractor, shape, reference, config.reference, k=config.neighbours, device=place.device)
+        rehearse(extractor, shape, reference, path, k=config.neighbours, device=place.device)
     return SampleEvaluation(config, extractor, reference, decoder)

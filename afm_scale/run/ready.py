@@ -36,7 +36,7 @@ def check_ready(config: RunConfig, *, may_be_open: bool = False) -> None:
     config.data.fingerprint()
     for measurement in (config.report, config.hooks.evaluation):
         if measurement is not None:
-            measurement.check_ready(check_extractor)
+            measurement.check_ready(check_extractor, may_be_open=may_be_open)
     build_networks(config)
     check_frozen(config, may_be_open=may_be_open)
     _check_beginning(config, may_be_open=may_be_open)
