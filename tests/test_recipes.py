@@ -75,7 +75,7 @@ TABLE_11 = {
 GUIDED = [name for name, row in TABLE_11.items() if row.guidance]
 OTHERS = {
     "digits_afm", "digits_flow_matching", "mixture1d_afm", "afm_anystep_xl2", "afm_1step_tiny", "flow_matching_xl2",
-    "mixture2d_afm", "mixture2d_flow_matching", "mnist_afm",
+    "mixture2d_afm", "mixture2d_flow_matching", "mnist_afm", "digits_afm_phases",
 }
 OTHERS_GUIDED = {"mixture2d_afm_flow", "mixture2d_afm_plain", "digits_afm_guided"}  # by a classifier
 OF_PHASES = {name.replace("_guided", "_phases") for name in GUIDED}  # guided in the last one; test_recipes_of_phases.py
