@@ -111,6 +111,13 @@ def _export() -> Command:
     return export
 
 
+def _reload_discriminator() -> Command:
+    """bring back an earlier discriminator of a stopped run"""
+    from . import reload_discriminator
+
+    return reload_discriminator
+
+
 def _replay_reference() -> Command:
     """recorded runs of the published method through this code, in float64"""
     from . import replay_reference
@@ -197,6 +204,7 @@ COMMANDS = {
     "inspect_checkpoint": _inspect_checkpoint,
     "convert_checkpoint": _convert_checkpoint,
     "export": _export,
+    "reload_discriminator": _reload_discriminator,
     "replay_reference": _replay_reference,
     "guidance_figure": _guidance_figure,
     "benchmark": BENCHMARKS,

@@ -30,6 +30,7 @@ from .memory import Memory, Point, Value, Window
 from .phases import Phase
 from .reloading import Reloading
 from .rules import fired
+from .trial import Branch
 from .window import Signals
 
 
@@ -111,6 +112,15 @@ class Pilot:
         state.pilot = replace(self._memory, is_pending=False)
         self._put_in_force(state)
         return goes_on
+
+    def reload(
+        self, state: TrainState, act: ReloadDiscriminator | TryDiscriminators
+    ) -> tuple[int | None, tuple[Branch, ...]]:
+        """By hand, where nothing trains: see `Reloading.do`. Raises TornError if what is asked for is not whole."""
+        assert self._reloading is not None
+        self.on_start(state)
+        self._put_in_force(state)
+        return self._reloading.do(act, state, or_older=False)
 
     def _do(self, act: Act, state: TrainState) -> bool:
         """Whether the run goes on after it."""

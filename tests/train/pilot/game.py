@@ -31,7 +31,9 @@ QUALITY = "frechet_distance"
 PHASES = "pilot.phases=[{name: a, discriminator_reload: on_stagnation}]"
 ALONE = Layout("ddp", 1, 1)
 RING = "pilot.ring={every_steps: 2, keep: 4}"
-MEASURED = ("data.part=train", "hooks.evaluation={kind: digits, every_steps: 1000}", "loop.steps=1000")
+MEASURED = (
+    "data.part=train", "hooks.evaluation={kind: digits, every_steps: 1000, num_samples: 100}", "loop.steps=1000",
+)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_a_ring_keeps_its_ends_and_ages_evenly_by_ratio(keep: int) -> None:
         assert (ring[0], ring[-1]) == (every, now) or keep == 2
         ages = [now - step + every for step in ring]
         holes = [older / newer for older, newer in zip(ages, ages[1:], strict=False)]
-        assert max(holes, default=1) <= max(2.5, math.ceil(count ** (2 / (keep - 1))))
+        assert max(holes, default=1) <= max(2.5, count ** (2 / (keep - 1)))
         assert thinned(reversed(ring), now, keep, every) == ring
 
 
