@@ -67,13 +67,24 @@ def convert(asked: Conversion) -> Converted:
         differences = None
         if asked.verify or asked.verify is None and source.num_bytes < _VERIFIED_BYTES:
             try:
-                with target.source(asked.out, asked.told) as written:
+                with target.source(asked.out, told_by(source.about.card, asked.told)) as written:
                     differences = largest_differences(chosen(opened, asked.part, asked.out_format), written)
             except CheckpointError as error:
                 if asked.verify:
                     raise
                 notes.append(f"not verified: {error}")
         return Converted(kind.name, len(source.tensors), source.num_bytes, tuple(notes), differences)
+
+
+def told_by(card: Card | None, told: Told) -> Told:
+    """What there is to say of a file that was written from a source with this card, but cannot hold all of it."""
+    if card is None:
+        return told
+    network = card.networks.get(card.learner, {})
+    return replace(
+        told, heads=network.get("num_heads"), repetitions=network.get("repetitions"), num_steps=card.num_steps,
+        prediction=card.prediction,
+    )
 
 
 def chosen(source: Source, part: Part | None, out_format: str) -> Source:

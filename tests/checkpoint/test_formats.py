@@ -177,7 +177,7 @@ def test_a_program_in_a_torch_file_is_not_run(tmp_path: Path, kind: str) -> None
         FORMATS[kind].write(source, tmp_path / "x.pt", Wanted())
     with_program(tmp_path / "x.pt", tmp_path / "ran")
     for named in (kind, "auto"):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match="posix.mkdir, which no checkpoint"):
             format_of(named, tmp_path / "x.pt").source(tmp_path / "x.pt", Told())
     with pytest.raises(CheckpointError, match="posix.mkdir, which no checkpoint.*Nothing in it was run"):
         TorchFile(tmp_path / "x.pt")
@@ -237,7 +237,7 @@ def test_missing_and_surplus_keys_are_listed_with_the_nearest_name(tmp_path: Pat
     state = torch.load(PUBLISHED / "official_1nfe.pth", weights_only=True)
     state["blocks.1.attn.qkv.weigth"] = state.pop("blocks.1.attn.qkv.weight")
     with pytest.raises(CheckpointError) as caught:
-        FORMATS["official"].source(file_of("x", tmp_path, state), Told())
+        opened(file_of("x", tmp_path, state))
     assert "missing: blocks.1.attn.qkv.weight (there is blocks.1.attn.qkv.weigth)" in str(caught.value)
     assert "surplus: blocks.1.attn.qkv.weigth" in str(caught.value)
 

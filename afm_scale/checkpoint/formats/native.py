@@ -29,7 +29,7 @@ from ..metadata import Chunk
 from ..reader import Reader
 from ..stored import read_chunk
 from ..sums import OneThread, compare
-from ..writer import Writer
+from ..writer import Writer, system_error
 from .format import About, Lazy, Source, Told, Wanted
 from .output import new_folder
 
@@ -92,7 +92,10 @@ class _StreamingWriter(Writer):
             for item in plan.items:
                 begins, tensor = stream.tell(), self._source.read(item.index.fqn)
                 has_more = tensor.untyped_storage().nbytes() != tensor.nbytes  # torch writes all of it
-                torch.save(tensor.clone() if has_more else tensor, stream)
+                try:
+                    torch.save(tensor.clone() if has_more else tensor, stream)
+                except Exception as error:  # a full disk's is hidden in one of torch's
+                    raise system_error(error) or error from None
                 length = stream.tell() - begins
                 written.append(WriteResult(item.index, length, _StorageInfo(_FILE, begins, length)))
                 del tensor

@@ -51,6 +51,16 @@ _NUMBERS = {
 }
 
 
+def begins_as_torch(path: Path) -> bool:
+    """Whether the first bytes of a file are those of an archive or a pickle. Raises CheckpointError as `TorchFile`.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; name another file") from error
+
+
 class TorchFile:
     """A file that is open. `content` is what torch.load would return, of plain dicts, lists, tuples, texts and numbers,
     with a `Lazy` for every tensor, and a `Made` record for what else `names` admitted."""
@@ -89,8 +99,8 @@ class TorchFile:
 
     def _open(self) -> Archive:
         begins = self._file.read(4)
-        if begins[:2] == b"\x80\x02":
-            raise ValueError("it is in the form of torch before 1.6, which is one long pickle")
+        if begins[:1] == b"\x80":
+            raise ValueError("it is a pickle alone, such as torch wrote before 1.6, which is not read")
         if begins != b"PK\3\4":
             raise ValueError("it does not begin as one")
         archive = Archive(self._file, 0, os.fstat(self._file.fileno()).st_size)
