@@ -15,10 +15,12 @@ from afm_scale.checkpoint.formats.format import Told, Wanted
 from afm_scale.checkpoint.formats.table import format_of
 from afm_scale.checkpoint.names import under
 from afm_scale.core.types import Role
+from afm_scale.models import layers
 from afm_scale.run.converting import Conversion, convert, network_for
 from afm_scale.run.fitting import recipes_that_fit
 from tests.checkpoint.planting import OLD
 from tests.checkpoint.test_formats import PUBLISHED
+from tests.checkpoint.test_pretraining import as_where_golden_numbers_are_from
 
 CASES = json.loads((PUBLISHED / "formats.json").read_text())["cases"]
 
@@ -32,7 +34,10 @@ def converted(source: Path, out: Path, to: str, **asked: object) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PUBLISHED.glob("official_*.pth")))
-def test_a_converted_network_gives_the_published_outputs(tmp_path: Path, name: str) -> None:
+def test_a_converted_network_gives_the_published_outputs(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "time_sinusoids", as_where_golden_numbers_are_from)
     repetitions = CASES[name].get("repetitions")
     out = converted(PUBLISHED / f"{name}.pth", tmp_path / "out", "native", heads=3, repetitions=repetitions)
     golden = load_file(PUBLISHED / "formats.safetensors")
@@ -47,10 +52,7 @@ def test_a_converted_network_gives_the_published_outputs(tmp_path: Path, name: s
             Role.GENERATOR: lambda: network(x, t, r, y), Role.DISCRIMINATOR: lambda: network(x, t, y),
             Role.CLASSIFIER: lambda: network(x, t),
         }[role]()
-    # The float32 exponential of another machine rounds two of 128 frequencies otherwise, which angles of up to a
-    # thousand make 4e-5 of an output; a network that is told no time is free of it.
-    tolerance = 1e-5 if name == "official_1nfe" else 1e-4
-    torch.testing.assert_close(found, golden[f"out.{name}"].view_as(found).double(), atol=tolerance, rtol=0)
+    torch.testing.assert_close(found, golden[f"out.{name}"].view_as(found).double(), atol=1e-5, rtol=0)
 
 
 def test_a_run_becomes_a_published_file_and_draws_the_same_pictures_again(tmp_path: Path) -> None:
