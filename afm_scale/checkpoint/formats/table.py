@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...core.errors import CheckpointError
+from .diffusers import DIFFUSERS
 from .dit import DIT
 from .format import Format, Told
 from .native import NATIVE
@@ -22,6 +23,7 @@ FORMATS: Mapping[str, Format] = {
     "official": OFFICIAL,
     "dit": DIT,
     "sit": SIT,
+    "diffusers": DIFFUSERS,
 }
 
 HOLD_ALL = frozenset({"native", "safetensors", "torch", "deepspeed", "megatron"})
