@@ -90,7 +90,8 @@ class Ring:
         memory = state.pilot
         assert memory is not None
         came_back = any(reload.step == state.step for reload in memory.reloads)  # by hand: it is not of this step
-        if state.step == 0 or state.step % self._config.every_steps or came_back or state.step in memory.ring:
+        is_kept = memory.ring[-1:] == (state.step,)
+        if state.step == 0 or state.step % self._config.every_steps or came_back or is_kept:
             return
         tensors = state.player_tensors(self._plan, Role.DISCRIMINATOR, optimizer=self._config.optimizer)
         # After going back to an earlier step, what was kept of later ones is of steps that are taken again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,16 @@ def test_a_run_that_goes_on_finds_its_ring_and_keeps_what_came_after_anew(tmp_pa
     save(again)
     assert again.state.pilot.ring == (2, 4, 6)
     assert set(on_disk(tmp_path)) >= {2, 4, 6}
+
+
+def test_after_going_back_with_what_it_remembers_later_ones_are_kept_anew(tmp_path: Path) -> None:
+    run = game(tmp_path)
+    play(run, 5)
+    run.state.pilot = replace(run.state.pilot, ring=(2, 6, 8))  # of steps that are taken again
+    play(run, 7)
+    assert run.state.pilot.ring == (2, 6)
+    run.pilot.settle()
+    assert set(on_disk(tmp_path)) >= {2, 6}
 
 
 @pytest.mark.parametrize("optimizer", [True, False])
