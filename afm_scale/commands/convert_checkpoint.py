@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether half of the output channels are a variance")
     wanted = parser.add_argument_group("how to write")
     add_number(wanted, "--ranks", int, Range(1, 65_536), default=1, metavar="N", help="files that tensors are cut into")
-    add_number(wanted, "--stage", int, Range(1, 3), default=2, metavar="N", help="of ZeRO")
+    add_number(wanted, "--stage", int, Range(0, 3), default=2, metavar="N", help="of ZeRO; 0: universal")
     add_number(wanted, "--shard-bytes", int, Range(1, LARGEST_WHOLE), default=5 * 10**9, metavar="N",
         help="largest file of safetensors; above it there are several, with an index")
 

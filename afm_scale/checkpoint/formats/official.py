@@ -45,7 +45,7 @@ class Official:
                     "dit or --from sit?"
                 )
             prefix = of_role(size.role) if size.role is Role.DISCRIMINATOR else of_average()
-            return Source(path, with_prefix(prefix, tensors), _about(size, told), file.close)
+            return Source(path, with_prefix(prefix, tensors), about_of(size, told), file.close)
         except BaseException:
             file.close()
             raise
@@ -84,7 +84,7 @@ def state_dict_of(path: Path, content: Any) -> dict[str, Lazy]:
     return dict(content)
 
 
-def _about(size: Size, told: Told) -> About:
+def about_of(size: Size, told: Told) -> About:
     heads = size.heads(told)
     if heads is None:
         return About(no_card=size.no_heads(told))

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...core.errors import CheckpointError
+from .deepspeed import DEEPSPEED
 from .diffusers import DIFFUSERS
 from .dit import DIT
 from .format import Format, Told
+from .megatron import MEGATRON
 from .native import NATIVE
 from .official import OFFICIAL
 from .safetensors import SAFETENSORS
@@ -18,6 +20,8 @@ from .torch_reader import begins_as_torch
 
 FORMATS: Mapping[str, Format] = {
     "native": NATIVE,
+    "deepspeed": DEEPSPEED,
+    "megatron": MEGATRON,
     "safetensors": SAFETENSORS,
     "torch": TORCH,
     "official": OFFICIAL,

@@ -2,104 +2,95 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..stored import STORAGES
+from ..manifest import TensorEntry
+from ..pickled import Entries, Made, Reference
+from ..pickling import write_pickle
+from ..stored import NAMED_DTYPES, REBUILD, REBUILD_TYPED, STORAGES, UNTYPED
 from .format import Lazy
 
 _ALIGNMENT = 64  # of a tensor's bytes in the file, so that it can be mapped
 _LONG_EXTRA = 20  # bytes that an archive's header has more for a member of any size
-_LEGACY = {dtype: getattr(torch, name.name) for name, dtype in STORAGES.items()}  # the storage classes torch names
+_LEGACY = {dtype: name for name, dtype in STORAGES.items()}  # torch's classes of storages, by their names
+_TYPED = {dtype: name for name, dtype in NAMED_DTYPES.items()}
 
 
-class _Storage:
-    """Stands for the bytes of a tensor."""
+class Pieces(NamedTuple):
+    """A tensor that is made of others, end to end, of which no more than one is in memory."""
 
-    def __init__(self, lazy: Lazy, key: str) -> None:
-        self.lazy, self.key = lazy, key
-
-
-class _Pickler(pickle.Pickler):
-    """Writes a `Lazy` as torch writes a tensor. It writes alone: nothing is read by this module."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, protocol=2)
-        self.storages: list[_Storage] = []
-
-    def persistent_id(self, value: Any) -> Any:
-        if not isinstance(value, _Storage):
-            return None
-        entry = value.lazy.entry
-        legacy = _LEGACY.get(entry.torch_dtype)
-        count = entry.num_bytes // entry.torch_dtype.itemsize if legacy else entry.num_bytes
-        return ("storage", legacy or torch.storage.UntypedStorage, value.key, "cpu", count)
-
-    def tensor(self, lazy: Lazy) -> _Tensor:
-        self.storages.append(_Storage(lazy, str(len(self.storages))))
-        return _Tensor(self.storages[-1])
+    entry: TensorEntry
+    pieces: Callable[[], Iterator[Tensor]]
 
 
-class _Tensor:
-    """Reduces to torch's call that builds a tensor from its storage."""
+@dataclass
+class _Storages:
+    """The tensors that have been met, in the order of their keys."""
 
-    def __init__(self, storage: _Storage) -> None:
-        self.storage = storage
+    found: list[Lazy | Pieces] = field(default_factory=list)
 
-    def __reduce__(self) -> tuple[Any, tuple]:
-        entry = self.storage.lazy.entry
+    def tensor(self, lazy: Lazy | Pieces) -> Made:
+        """torch's call that builds a tensor from its storage."""
+        entry, key = lazy.entry, str(len(self.found))
+        self.found.append(lazy)
         stride = [1] * len(entry.shape)
         for i in range(len(stride) - 2, -1, -1):
             stride[i] = stride[i + 1] * max(entry.shape[i + 1], 1)
-        arguments = (self.storage, 0, tuple(entry.shape), tuple(stride), False, OrderedDict())
-        if entry.torch_dtype in _LEGACY:
-            return torch._utils._rebuild_tensor_v2, arguments
-        return torch._utils._rebuild_tensor_v3, (*arguments, entry.torch_dtype, None)
+        legacy = _LEGACY.get(entry.torch_dtype)
+        count = entry.num_bytes // entry.torch_dtype.itemsize if legacy else entry.num_bytes
+        storage = Reference(("storage", legacy or UNTYPED, key, "cpu", count))
+        arguments = (storage, 0, tuple(entry.shape), tuple(stride), False, Entries())
+        if legacy:
+            return Made(REBUILD, arguments)
+        return Made(REBUILD_TYPED, (*arguments, _TYPED[entry.torch_dtype], None))
+
+    def with_tensors(self, value: Any) -> Any:
+        """The content with `Made` records in the place of tensors."""
+        if isinstance(value, (Lazy, Pieces)):
+            return self.tensor(value)
+        if isinstance(value, dict):
+            kind = Entries if isinstance(value, (Entries, OrderedDict)) else dict
+            return kind((key, self.with_tensors(inner)) for key, inner in value.items())
+        if type(value) in (list, tuple):
+            return type(value)(self.with_tensors(inner) for inner in value)
+        return value
 
 
 def write_torch(file: BinaryIO, content: Any, name: str = "archive") -> None:
     """Into a file that is open for writing and can be sought.
 
     Args:
-        content: plain values, dicts, lists and tuples, with a `Lazy` where a tensor is to be.
+        content: plain values, dicts, lists and tuples, with a `Lazy` where a tensor is to be; `Made` records of
+            whatever the reader is to make.
         name: of the folder that all lies in, inside of the file.
     """
-    about = io.BytesIO()
-    pickler = _Pickler(about)
-    pickler.dump(_with_tensors(content, pickler))
+    storages = _Storages()
+    about = write_pickle(storages.with_tensors(content))
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        small = {"data.pkl": about.getvalue(), "byteorder": sys.byteorder.encode(), "version": b"3\n"}
+        small = {"data.pkl": about, "byteorder": sys.byteorder.encode(), "version": b"3\n"}
         for member, value in small.items():
             archive.writestr(_info(f"{name}/{member}", len(value)), value)
-        for storage in pickler.storages:
-            info = _info(f"{name}/data/{storage.key}", storage.lazy.entry.num_bytes)
+        for key, lazy in enumerate(storages.found):
+            info = _info(f"{name}/data/{key}", lazy.entry.num_bytes)
             begins = file.tell() + 30 + len(info.filename) + _LONG_EXTRA + 4
             padding = -begins % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             with archive.open(info, "w", force_zip64=True) as member:
-                tensor = storage.lazy.read()
-                if tensor.numel():
-                    member.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-                del tensor
+                for tensor in lazy.pieces() if isinstance(lazy, Pieces) else (lazy.read() for _ in range(1)):
+                    if tensor.numel():
+                        member.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                    del tensor
 
 
 def _info(name: str, num_bytes: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)  # of 1980: the same content is the same file
     info.file_size = num_bytes
     return info
-
-
-def _with_tensors(value: Any, pickler: _Pickler) -> Any:
-    if isinstance(value, Lazy):
-        return pickler.tensor(value)
-    if isinstance(value, dict):
-        return type(value)((key, _with_tensors(inner, pickler)) for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_with_tensors(inner, pickler) for inner in value)
-    return value
