@@ -57,6 +57,16 @@ def training_checkpoint(model: str, average: dict[str, Tensor], own: dict[str, T
     return {"model": own, "ema": average, "opt": optimizer.state_dict(), "args": namespace}
 
 
+class Planted:
+    """Code in a pickle: it would make the file `marker`."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
 def saved(content: Any, path: Path) -> Path:
     torch.save(content, path)
     return path

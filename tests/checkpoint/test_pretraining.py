@@ -21,7 +21,7 @@ from afm_scale.core.sinusoids import time_sinusoids
 from afm_scale.core.types import NO_CLASS
 from afm_scale.models import layers
 from afm_scale.models.generator import DiTGenerator
-from tests.checkpoint.published import generator, saved, state_dict, training_checkpoint
+from tests.checkpoint.published import Planted, generator, saved, state_dict, training_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "formats"
 FINAL, FINAL_BIAS = "final_layer.linear.weight", "final_layer.linear.bias"
@@ -147,14 +147,6 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(tmp_pat
         with pytest.raises(CheckpointError, match="kind is 'dit_diffusion', wanted 'dit'.*time_embedding"):
             SIT.write(source, tmp_path / "sit.pt", Wanted())
     assert not (tmp_path / "sit.pt").exists()
-
-
-class Planted:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.marker,)
 
 
 @pytest.mark.parametrize("kind", [DIT, SIT])

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from afm_scale.__main__ import main
-from afm_scale.checkpoint.formats.format import Told
+from afm_scale.checkpoint.formats.format import Told, Wanted
 from afm_scale.checkpoint.formats.sinusoids import on_other_sinusoids
-from afm_scale.checkpoint.formats.table import format_of
+from afm_scale.checkpoint.formats.table import FORMATS, format_of
 from afm_scale.commands.show import show_command
 from afm_scale.core.errors import CheckpointError
 from afm_scale.core.sinusoids import time_sinusoids
@@ -21,7 +21,7 @@ from afm_scale.run.beginning import beginnings, opened, shapes, weights
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 from afm_scale.run.networks import build_network
-from tests.checkpoint.published import generator, saved, state_dict, training_checkpoint
+from tests.checkpoint.published import Planted, generator, saved, state_dict, training_checkpoint
 from tests.program import run
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "formats"
@@ -130,6 +130,25 @@ def test_what_does_not_fit_ends_with_both_sizes_and_code_2(
     told = capsys.readouterr().err
     assert code == 2 and all(word in told for word in words), told
     assert not (tmp_path / "new").exists() and len(told.splitlines()) == 1
+
+
+def test_a_folder_of_diffusers_and_an_export_are_taken_as_the_file_they_came_from(sit: Path, tmp_path: Path) -> None:
+    wanted, _ = begun(config(sit), Role.GENERATOR)
+    with format_of("auto", sit).source(sit, Told(heads=2)) as source:
+        for kind, tolerance in (("diffusers", 1e-5), ("safetensors", 0.0), ("native", 0.0)):
+            FORMATS[kind].write(source, tmp_path / kind, Wanted())
+            network, _ = begun(config(tmp_path / kind, f"run.initialise_format={kind}"), Role.GENERATOR)
+            for name, value in wanted.state_dict().items():
+                torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=tolerance)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(state_dict() | {"more": Planted(tmp_path / "ran")}, tmp_path / "dit.pt")
+    for kind in ("auto", "dit", "sit", "official"):
+        new = (f"run.initialise_from={path}", f"run.initialise_format={kind}", f"run.folder={tmp_path / 'new'}")
+        assert main(["train", "digits_afm", *OVERRIDES, *new]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "new").exists()
 
 
 def test_the_shipped_model_that_would_fit_is_named(tmp_path: Path) -> None:
