@@ -28,7 +28,6 @@ ALLOWED = {
     ("checkpoint.stored", "zipfile.ZipFile"): "a part of a file that open_regular has opened",
     ("checkpoint.formats.native", "torch.save"): "into the stream of torch's writer, in a folder made for it",
     ("checkpoint.formats.torch_writer", "zipfile.ZipFile"): "in a file that is open for writing",
-    ("checkpoint.formats.torch_writer", "archive.open"): "a member of an archive that is open",
     ("core.screen", "os.open"): "nothing, in the place of a descriptor that was closed",
     ("data.transforms", "Image.open"): "bytes in memory",
     ("data.index", "safe_open"): "safetensors maps the file itself, after require_regular",

@@ -38,7 +38,8 @@ _PIECE = 2**22
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_number(parser, "--parameters", float, Range(0.001, 100), default=0.125, metavar="B", help="billions")
-    add("--memory", type=float, nargs="+", metavar="B", help="peak memory at these sizes, in place of time")
+    add_number(parser, "--memory", float, Range(0.001, 100), nargs="+", metavar="B",
+        help="peak memory at these sizes, in place of time")
     add("--from", dest="source_format", choices=("native", "torch", "safetensors"), default="safetensors")
     add("--to", dest="out_format", choices=("native", "torch", "safetensors"), default="torch")
     add_number(parser, "--runs", int, Range(1, MANY), default=5)

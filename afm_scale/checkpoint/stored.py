@@ -11,6 +11,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import torch
@@ -34,6 +35,7 @@ _COUNTS = {REBUILD: 6, REBUILD_TYPED: 7}  # of arguments
 _NAMES = {REBUILD, REBUILD_TYPED, UNTYPED, HOOKS, *NAMED_DTYPES, *STORAGES}
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, and the lengths of its name and of what else follows
 _MOST_BYTES_ABOUT = 2**12
+_PIECE_BYTES = 2**22  # above this a check sum is taken beside reading
 
 
 def read_chunk(file: BinaryIO, chunk: Chunk, *, is_compared: bool = False) -> Tensor:
@@ -83,9 +85,23 @@ class Archive:
         member = self._member(name)
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != len(buffer):
             raise ValueError(f"its {name} has {member.file_size} bytes, not the {len(buffer)} of such a tensor")
-        self.read_part_into(buffer, name, 0)
-        if not self._is_compared and zlib.crc32(buffer) != member.CRC:
+        if self._is_compared or len(buffer) < _PIECE_BYTES:
+            self.read_part_into(buffer, name, 0)
+            found = member.CRC if self._is_compared else zlib.crc32(buffer)
+        else:
+            found = self._read_and_sum(buffer, name)
+        if found != member.CRC:
             raise ValueError(f"the bytes of its {name} are not those that were written")
+
+    def _read_and_sum(self, buffer: memoryview, name: str) -> int:
+        """The check sum of what is read, taken of each piece in a thread while the next one is read."""
+        with ThreadPoolExecutor(1) as beside:
+            summed = beside.submit(int, 0)
+            for start in range(0, len(buffer), _PIECE_BYTES):
+                piece = buffer[start:start + _PIECE_BYTES]
+                self.read_part_into(piece, name, start)
+                summed = beside.submit(lambda piece, before: zlib.crc32(piece, before.result()), piece, summed)
+            return summed.result()
 
     def read_part_into(self, buffer: memoryview, name: str, first: int) -> None:
         """As many bytes of a member as the buffer has, from its byte `first` on; no check sum can be compared."""

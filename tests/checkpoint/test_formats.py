@@ -78,6 +78,8 @@ def test_a_published_file_becomes_ours_and_is_written_again_as_it_was(tmp_path: 
         FORMATS["native"].write(source, tmp_path / "native", Wanted())
     with opened(tmp_path / "native") as source:
         FORMATS["official"].write(source, tmp_path / "again.pth", Wanted())
+    with zipfile.ZipFile(tmp_path / "again.pth") as archive:
+        assert archive.testzip() is None
     given, again = (torch.load(path, weights_only=True) for path in (file, tmp_path / "again.pth"))
     require_same(dict(again), dict(given))
     assert list(again) == list(given)

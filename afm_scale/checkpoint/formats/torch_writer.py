@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,6 +20,7 @@ from ..pickling import write_pickle
 from ..stored import NAMED_DTYPES, REBUILD, REBUILD_TYPED, STORAGES, UNTYPED
 from .format import Lazy
 
+_PIECE_BYTES = 2**22
 _ALIGNMENT = 64  # of a tensor's bytes in the file, so that it can be mapped
 _LONG_EXTRA = 20  # bytes that an archive's header has more for a member of any size
 _LEGACY = {dtype: name for name, dtype in STORAGES.items()}  # torch's classes of storages, by their names
@@ -83,11 +86,36 @@ def write_torch(file: BinaryIO, content: Any, name: str = "archive") -> None:
             begins = file.tell() + 30 + len(info.filename) + _LONG_EXTRA + 4
             padding = -begins % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            with archive.open(info, "w", force_zip64=True) as member:
-                for tensor in lazy.pieces() if isinstance(lazy, Pieces) else (lazy.read() for _ in range(1)):
-                    if tensor.numel():
-                        member.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-                    del tensor
+            _add(archive, file, info, lazy.pieces() if isinstance(lazy, Pieces) else (lazy.read() for _ in range(1)))
+
+
+def _add(archive: zipfile.ZipFile, file: BinaryIO, info: zipfile.ZipInfo, tensors: Iterator[Tensor]) -> None:
+    """What `archive.writestr` does, of tensors end to end, with the check sum taken in a thread beside the disk."""
+    info.header_offset, info.compress_size, info.CRC = file.tell(), info.file_size, 0
+    file.write(info.FileHeader(zip64=True))
+    with ThreadPoolExecutor(1) as beside:
+        for tensor in tensors:
+            if tensor.numel():
+                content = memoryview(tensor.flatten().view(torch.uint8).numpy())
+                summed = beside.submit(_crc32, content, info.CRC)
+                for start in range(0, len(content), _PIECE_BYTES):
+                    file.write(content[start:start + _PIECE_BYTES])
+                info.CRC = summed.result()
+                del content, summed
+            del tensor
+    ends = file.tell()
+    file.seek(info.header_offset)
+    file.write(info.FileHeader(zip64=True))  # with the sum
+    file.seek(ends)
+    archive.filelist.append(info)
+    archive.NameToInfo[info.filename] = info
+    archive.start_dir = ends
+
+
+def _crc32(content: memoryview, value: int) -> int:
+    for start in range(0, len(content), _PIECE_BYTES):
+        value = zlib.crc32(content[start:start + _PIECE_BYTES], value)
+    return value
 
 
 def _info(name: str, num_bytes: int) -> zipfile.ZipInfo:
