@@ -189,8 +189,10 @@ def _of_others(path: Path, network: Learned, told: Told, step: int, close: Calla
     try:
         size = size_of(path, entries)
         network.name, about = size.role.value, about_of(size, told)
+        if size.role is Role.GENERATOR and (size.num_out != size.shape[0] or size.rows is None):
+            about = About(no_card=f"it has {size.num_out} outputs for {size.shape[0]} channels: no AFM generator")
     except CheckpointError as error:
-        network.name, about = Role.GENERATOR.value, About(no_card=str(error))
+        network.name, about = Role.GENERATOR.value, About(no_card=f"it {str(error).removeprefix(f'{path} ')}")
     tensors = network.named()
     notes = about.notes
     if network.name != Role.DISCRIMINATOR.value:

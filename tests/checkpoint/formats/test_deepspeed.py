@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from afm_scale.__main__ import main
 from afm_scale.checkpoint.formats.deepspeed import DEEPSPEED
 from afm_scale.checkpoint.formats.deepspeed_reader import Folder
 from afm_scale.checkpoint.formats.format import Told, Wanted
@@ -78,6 +79,9 @@ def test_deepspeed_loads_what_is_written_and_what_it_saves_is_read(
         assert moments["exp_avg_sq"].read().equal(wanted[f"optimizer.generator.{name}.exp_avg_sq"]), name
         assert not moments["exp_avg"].read().any()
     folder.close()
+    with DEEPSPEED.source(saved, Told()) as found:  # of whom this program knows nothing
+        assert {name.partition(".")[0] for name in found.tensors} == {"average", "generator", "optimizer"}
+        assert found.about.step == STEP and found.about.card is None
 
 
 def load_and_save_of(arguments: tuple[Path, int, Path, bool]) -> None:
@@ -125,3 +129,15 @@ def test_weights_of_other_types_are_refused_before_anything_is_written(tmp_path:
     with pytest.raises(CheckpointError, match="moves float32 weights"):
         DEEPSPEED.write(doubled, tmp_path / "out", Wanted(ranks=2))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_command_ends_with_one_message_and_leaves_nothing_behind(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    DEEPSPEED.write(source(), tmp_path / "out", Wanted(ranks=3, stage=2))
+    BAD[case][0](tmp_path / "out" / f"global_step{STEP}" / "zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    assert main(["convert_checkpoint", "--to", "torch", str(tmp_path / "out"), str(tmp_path / "new.pt")]) == 2
+    told = capfd.readouterr().err
+    assert told.count("error: ") == 1 and "Traceback" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
