@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..parallel.plan import ParallelPlan, Player
+from ..parallel.plan import Admits, ParallelPlan, Player
 
 Phase = Literal["forward", "backward", "step", "between"]
 
@@ -109,9 +109,9 @@ class WatchedPlan:
         with self._noting(player, "backward"):
             self._plan.backward(player, loss)
 
-    def step(self, player: Player, step: int) -> Tensor:
+    def step(self, player: Player, step: int, admits: Admits | None = None) -> Tensor:
         with self._noting(player, "step"):
-            return self._plan.step(player, step)
+            return self._plan.step(player, step, admits)
 
     @contextmanager
     def _noting(self, player: Player, phase: Phase) -> Iterator[None]:

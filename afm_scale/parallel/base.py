@@ -24,7 +24,7 @@ from .describe import describe
 from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
-from .plan import Player, Weights
+from .plan import Admits, Player, Weights
 from .precision import set_precision
 from .recompute import recompute
 
@@ -101,7 +101,7 @@ class BasePlan:
         loss.backward()
 
     @torch.no_grad()
-    def step(self, player: Player, step: int) -> Tensor:
+    def step(self, player: Player, step: int, admits: Admits | None = None) -> Tensor:
         self.reshard(player.module)
         (group,) = player.optimizer.param_groups
         for shard, parameter in zip(group["params"], player.parameters, strict=True):
@@ -109,9 +109,10 @@ class BasePlan:
             parameter.grad = None
         gradients = [shard.grad for shard in group["params"] if shard.grad is not None]
         norm = self._whole_square(player, torch.stack(torch._foreach_norm(gradients)).square()).sqrt()
-        torch._foreach_mul_(gradients, (player.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        group["lr"] = player.learning_rate(step)
-        player.optimizer.step()
+        if admits is None or admits(norm):
+            torch._foreach_mul_(gradients, (player.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            group["lr"] = player.learning_rate(step)
+            player.optimizer.step()
         player.optimizer.zero_grad()
         return norm
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,8 +42,8 @@ from .config import ParallelConfig
 from .kinds.deepspeed import DeepSpeedConfig
 from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
-from .optim import OptimizerConfig, build_optimizer
-from .plan import Player, Weights
+from .optim import AdamW, OptimizerConfig, build_optimizer
+from .plan import Admits, Player, Weights
 
 _BUCKET = 50_000_000  # elements reduced at once, which each engine may allocate; DeepSpeed's default is 2 GB
 
@@ -104,15 +104,26 @@ class DeepSpeedPlan(BasePlan):
         assert player is self._mover, f"the engine of {player.role} has not moved"
         self._engines[player.module].backward(loss, scale_wrt_gas=False)  # the loop has divided by the microbatches
 
-    def step(self, player: Player, step: int) -> Tensor:
-        """Does as the protocol says, but skips a step whose norm is not finite, and returns a norm of nan then."""
+    def step(self, player: Player, step: int, admits: Admits | None = None) -> Tensor:
+        """Does as the protocol says, but skips a step whose norm is not finite, and returns a norm of nan then.
+
+        ZeRO knows the norm in the middle of its own step alone: there `admits` is asked, by a hook of the optimizer.
+        """
         engine = self._engines[player.module]
         zero = engine.optimizer
         zero.refresh_fp32_params()  # who has written to the weights did not write to ZeRO's copy, which moves
         for group in zero.optimizer.param_groups:
             group["lr"] = player.learning_rate(step)
-        engine.step()  # clips by the same formula as BasePlan
-        norm = float("nan") if zero.overflow else engine.get_global_grad_norm()
+        with _asking(zero.optimizer, lambda: admits is None or admits(self._norm(zero))) as asked:
+            engine.step()  # clips by the same formula as BasePlan
+        norm = self._norm(zero)
+        if admits is not None and not asked:  # ZeRO has not come as far
+            admits(norm)
+        return norm
+
+    def _norm(self, zero: Any) -> Tensor:
+        """Of the step that ZeRO is in, or was in last; the engine knows it afterwards alone."""
+        norm = float("nan") if zero.overflow else zero._global_grad_norm
         return torch.as_tensor(norm, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
@@ -235,6 +246,27 @@ def zero_settings(config: DeepSpeedConfig) -> dict[str, Any]:
     except (ValidationError, AssertionError) as error:
         raise ConfigError(f"DeepSpeed refuses what parallel.deepspeed asks of it: {error}") from None
     return settings
+
+
+@contextmanager
+def _asking(optimizer: AdamW, moves: Callable[[], bool]) -> Iterator[list[bool]]:
+    """In the block `moves` is asked once, before the optimizer's first step; if it says no, none of them does anything.
+
+    Yields what it has said, if it was asked.
+    """
+    said: list[bool] = []
+
+    def ask(*_: Any) -> None:
+        if not said:
+            said.append(moves())
+        optimizer.is_held = not said[0]
+
+    hook = optimizer.register_step_pre_hook(ask)
+    try:
+        yield said
+    finally:
+        hook.remove()
+        optimizer.is_held = False
 
 
 def _join(ranks: Ranks) -> None:

@@ -34,7 +34,7 @@ from .config import ParallelConfig
 from .ddp import DDPPlan
 from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
-from .plan import Player, Weights
+from .plan import Admits, Player, Weights
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class MegatronPlan(DDPPlan):
         # It would ask for a variable that `launch` sets, in the middle of what is compiled; a CPU does not need it.
         linear_with_grad_accumulation_and_async_allreduce.warned = True
 
-    def step(self, player: Player, step: int) -> Tensor:
+    def step(self, player: Player, step: int, admits: Admits | None = None) -> Tensor:
         self._complete_gradients(player)
-        return super().step(player, step)
+        return super().step(player, step, admits)
 
     @torch.no_grad()
     def initialise(self, module: nn.Module, weights: Weights) -> None:

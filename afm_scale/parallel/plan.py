@@ -20,6 +20,9 @@ from ..core.schedules import Schedule
 from ..core.types import Role
 from .optim import OptimizerConfig
 
+Admits = Callable[[Tensor], bool]
+"""Whether an update is made, by the norm of its gradient [] before clipping; the same on every rank. Collective."""
+
 Weights = Iterable[tuple[str, Tensor]]
 """Full (unsharded) tensors by name, one at a time: initial values, or those of a converted checkpoint."""
 
@@ -73,8 +76,11 @@ class ParallelPlan(Protocol):
         """Accumulates this microbatch's gradients."""
         ...
 
-    def step(self, player: Player, step: int) -> Tensor:
-        """Clips, moves by the learning rate of `step`, clears the gradients. Returns the norm before clipping, []."""
+    def step(self, player: Player, step: int, admits: Admits | None = None) -> Tensor:
+        """Clips, moves by the learning rate of `step`, clears the gradients. Returns the norm before clipping, [].
+
+        Where `admits`, which is asked once, says no, weights and the optimizer's state stay as they were.
+        """
         ...
 
     def describe(self, networks: Mapping[str, Network]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class ReportBuilder:
         self._data_seconds = 0.0
         self._terms: dict[str, list[Tensor]] = {}
         self._images = 0
+        self._held_back: list[str] = []
         self.grad_norms: dict[str, Tensor] = {}
         self.learning_rates: dict[str, float] = {}
 
@@ -55,12 +56,19 @@ class ReportBuilder:
             self._terms.setdefault(f"{role.value}/{name}", []).append(value)
         self._images += images
 
+    def leave_out(self, role: Role) -> None:
+        """What a turn found that has changed nothing."""
+        self._terms = {name: found for name, found in self._terms.items() if not name.startswith(f"{role.value}/")}
+        del self.grad_norms[role.value]
+        self._held_back.append(role.value)
+
     def build(self, step: int, num_shares: int, skipped: Sequence[Skipped]) -> StepReport:
         return StepReport(
             step=step,
             images=self._images * num_shares,
             terms={name: torch.stack(values).mean() for name, values in self._terms.items()},
             grad_norms=self.grad_norms,
+            held_back=self._held_back,
             learning_rates=self.learning_rates,
             seconds=time.perf_counter() - self._started,
             data_seconds=self._data_seconds,
@@ -82,7 +90,7 @@ def train(
             report, nets, learner = ReportBuilder(), state.networks(), state.objective.learner
             # Take turns.
             for role in state.objective.turns(state.step):  # AFM: discriminator, then generator; the others: generator
-                player = state.players[role]
+                player, judge = state.players[role], pilot.before_turn(state, role)
                 batch = report.batch(state.next_batch)
                 micros = microbatches(batch, plan, config, state.step, role)
                 if len(micros) > 1:  # a first look
@@ -95,11 +103,13 @@ def train(
                         loss = state.objective.loss(role, nets, micro, draws, state.step)
                         plan.backward(player, loss.total / len(micros))
                     report.add(role, loss, len(micro) if role is learner else 0)
-                report.grad_norms[role.value] = plan.step(player, state.step)
+                report.grad_norms[role.value] = plan.step(player, state.step, judge)
                 report.learning_rates[role.value] = player.learning_rate(state.step)
-            # Move the averages.
-            for average in state.averages.values():
-                average.update(state.players[learner], state.step)
+                if judge is not None and judge.has_refused:
+                    report.leave_out(role)
+                elif role is learner:  # move the averages
+                    for average in state.averages.values():
+                        average.update(player, state.step)
             state.step += 1
             completed = report.build(state.step, plan.num_data_ranks, state.data.take_skipped())
             state.images_seen += completed.images

@@ -29,10 +29,10 @@ class SingleConfig(PlanKind):
         from afm_scale.parallel.base import BasePlan
 
         class SinglePlan(BasePlan):
-            def step(self, player, step):
+            def step(self, player, step, admits=None):
                 if config.single.count_only in ("all", player.role.value):
                     steps_taken.append(player.role.value)
-                return super().step(player, step)
+                return super().step(player, step, admits)
 
         turns_told.append(turn)
         return SinglePlan(ranks, config, turn)

@@ -46,9 +46,10 @@ class DivergenceGuard(QuietHook):
         if tuple(values) != self._names:
             self.look()
             self._names = tuple(values)
-        finite = torch.isfinite(torch.stack(list(values.values())))
-        first = torch.where(finite, math.inf, float(report.step)).double()
-        self._first = first if self._first is None else torch.minimum(self._first, first)
+        if values:  # of updates that were held back there are none
+            finite = torch.isfinite(torch.stack(list(values.values())))
+            first = torch.where(finite, math.inf, float(report.step)).double()
+            self._first = first if self._first is None else torch.minimum(self._first, first)
         if report.step % self._config.every_steps == 0:
             self.look()
 

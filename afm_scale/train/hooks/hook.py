@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +25,7 @@ class StepReport:
     seconds: float  # wall-clock time of the step as the host saw it
     data_seconds: float  # of which the loop waited for data
     skipped: Sequence[Skipped] = ()  # samples that this rank could not read
+    held_back: Collection[str] = ()  # players whose update was not made: their terms and norms are left out
 
 
 class Hook(Protocol):

@@ -129,7 +129,8 @@ class MetricsHook(QuietHook):
             for name, value in {**report.terms, **norms}.items():
                 values.setdefault(name, []).append(value)
         means = [torch.stack(steps).mean() for steps in values.values()]
-        skipped = means[0].new_tensor(sum(len(report.skipped) for report in reports))
+        number = sum(len(report.skipped) for report in reports)
+        skipped = torch.tensor(number, dtype=means[0].dtype if means else torch.float64, device=self._plan.device)
         *reduced, skipped_per_share = self._plan.mean_(torch.stack([*means, skipped])).tolist()
         return dict(zip(values, reduced, strict=True)), round(skipped_per_share * self._plan.num_data_ranks)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ...core.ranges import MANY, Count, Range
 from ...core.schedules import Schedule
+from .guard import GuardConfig
 from .reload import ByRule, ByTrial
 from .ring import RingConfig
 from .rules import RulesConfig
@@ -67,3 +68,4 @@ class PilotConfig:
     rules: RulesConfig = RulesConfig()
     ring: RingConfig | None = None  # earlier discriminators, kept so that one can come back; null: none is
     reload: ByRule | ByTrial = ByRule()  # which one comes back, in phases that say discriminator_reload
+    guard: GuardConfig | None = None  # against updates that would spoil the weights; null: none

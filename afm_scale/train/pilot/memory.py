@@ -42,6 +42,14 @@ class Reload:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guarded:
+    """What the guard has to know, by player."""
+
+    norms: dict[str, tuple[Annotated[float, FINITE], ...]] = field(default_factory=dict)  # of the last updates made
+    skips: dict[str, Step] = field(default_factory=dict)  # updates in a row that were not made, up to now
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Everything that a checkpoint keeps of the pilot."""
 
@@ -55,6 +63,7 @@ class Memory:
     window: Window = Window()
     ring: tuple[Step, ...] = ()  # the steps whose discriminators are kept, in order
     reloads: tuple[Reload, ...] = ()  # in order
+    guard: Guarded = Guarded()
 
     def of_phase(self) -> tuple[Point, ...]:
         """The evaluations of the phase that is going on."""

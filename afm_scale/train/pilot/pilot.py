@@ -18,6 +18,7 @@ import torch
 
 from ...core.errors import ConfigError
 from ...core.typed import to_mapping
+from ...core.types import Role
 from ...parallel.plan import ParallelPlan, Player
 from ..evaluation import Evaluation
 from ..hooks.events import EventLog
@@ -26,6 +27,7 @@ from ..state import TrainState
 from .acts import Act, AdvancePhase, AverageIntoGenerator, ReloadDiscriminator, Stop, TryDiscriminators
 from .config import PilotConfig
 from .decide import decide
+from .guard import Guard, Judge
 from .memory import Memory, Point, Value, Window
 from .phases import Phase
 from .reloading import Reloading
@@ -51,6 +53,7 @@ class Pilot:
         self._events = events
         self._reloading = reloading
         self._signals = Signals(plan)
+        self._guard = None if config.guard is None else Guard(config.guard, plan, events)
         self._state = state
         self._in_force: tuple[int, int] | None = None  # phase, and when it began
 
@@ -67,6 +70,10 @@ class Pilot:
     def _memory(self) -> Memory:
         assert self._state.pilot is not None
         return self._state.pilot
+
+    def before_turn(self, state: TrainState, role: Role) -> Judge | None:
+        """Who looks at the gradient of this turn before it moves anything."""
+        return None if self._guard is None else self._guard.of_turn(state, role)
 
     def note(self, report: StepReport) -> None:
         self._signals.add(report)
@@ -137,7 +144,8 @@ class Pilot:
 
     def _advance(self, state: TrainState, why: str) -> None:
         state.pilot = replace(
-            self._memory, phase=self._memory.phase + 1, began=state.step, began_images=state.images_seen
+            self._memory, phase=self._memory.phase + 1, began=state.step, began_images=state.images_seen,
+            guard=replace(self._memory.guard, norms={}),  # another objective may have others
         )
         if self._phases[self._memory.phase].config.optimizer == "reset":
             for player in state.players.values():
@@ -177,6 +185,9 @@ class NoPilot:
 
     def on_start(self, state: TrainState) -> None:
         """There is nothing to take up."""
+
+    def before_turn(self, state: TrainState, role: Role) -> None:
+        """Nobody looks."""
 
     def note(self, report: StepReport) -> None:
         """Nothing is remembered."""

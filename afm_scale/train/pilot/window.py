@@ -21,6 +21,9 @@ class Signals:
         self._sums: dict[str, Tensor] = {}  # [] float64
 
     def add(self, report: StepReport) -> None:
+        """Counts a step all of whose updates were made."""
+        if report.held_back:
+            return
         self._steps += 1
         norms = {f"{player}/grad_norm": norm for player, norm in report.grad_norms.items()}
         for name, value in {**report.terms, **norms}.items():

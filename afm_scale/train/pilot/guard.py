@@ -1,0 +1,109 @@
+"""The guard: an update whose gradient is not finite, or spikes, is not made.
+
+The norm of every turn's gradient is read before the optimizer moves: one number over the ranks, and one wait for the
+device, in each turn. Where the guard is off the loop waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ...core.errors import DivergenceError
+from ...core.ranges import Range
+from ...core.types import Role
+from ...parallel.plan import ParallelPlan
+from ..hooks.events import EventLog
+from ..state import TrainState
+from .memory import Guarded
+
+_LEAST = 10  # norms of a player before one of them can be a spike: the first ones of a run differ most
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What an update may be like, and how often one may be left out."""
+
+    # an update is skipped if its gradient's norm is so many times the median of that player's last ones; null: only if
+    # it is not finite
+    spike: Annotated[float, Range(above=1, high=1e9)] | None = 20.0
+    window: Annotated[int, Range(_LEAST, 10_000)] = 100  # updates of a player that the median is of, the newest
+    most_skips: Annotated[int, Range(1, 1_000_000)] = 10  # of a player in a row; one more ends the run
+
+
+class Guard:
+    """Collective in all it does."""
+
+    def __init__(self, config: GuardConfig, plan: ParallelPlan, events: EventLog) -> None:
+        self.config = config
+        self.plan = plan
+        self.events = events
+
+    def of_turn(self, state: TrainState, role: Role) -> Judge:
+        """To be called before the turn's first loss."""
+        return Judge(self, state, role)
+
+
+class Judge:
+    """Of one turn: whether its update is made. If not, the objective's state is as before the turn.
+
+    The optimizer's state, the weights and the average are left alone by whoever asks (`ParallelPlan.step`, the loop).
+    """
+
+    def __init__(self, guard: Guard, state: TrainState, role: Role) -> None:
+        self.has_refused = False
+        self._guard = guard
+        self._state = state
+        self._role = role
+        self._kept = {name: value.clone() for name, value in state.objective.state_dict().items()}
+
+    def __call__(self, norm: Tensor) -> bool:
+        """Of the gradient, [], before clipping. The mean over the ranks decides: kernels may differ in the last bit."""
+        assert self._state.pilot is not None
+        found = float(self._guard.plan.mean_(norm.detach().clone()))
+        memory, name = self._state.pilot.guard, self._role.value
+        why = why_skipped(self._guard.config, memory.norms.get(name, ()), found)
+        self.has_refused = why is not None
+        if why is not None:
+            self._put_back()
+            norm_or_null = found if math.isfinite(found) else None
+            step = self._state.step + 1  # as every report counts
+            self._guard.events.write("act", step=step, act="skip", player=name, norm=norm_or_null, why=why)
+        changed = after(self._guard.config, memory, name, found, is_made=why is None)
+        self._state.pilot = replace(self._state.pilot, guard=changed)
+        if changed.skips.get(name, 0) > self._guard.config.most_skips:
+            raise DivergenceError(
+                f"{changed.skips[name]} updates of the {name} in a row were not made, the last at step "
+                f"{self._state.step + 1}: {why}. The newest checkpoint is from before or among them; lower "
+                f"optimizer.{name}.learning_rate, or raise pilot.guard.spike or pilot.guard.most_skips, and run the "
+                "same command again"
+            )
+        return why is None
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """A gradient that is not finite was in the running mean of the gradient scale, where it would stay for ever."""
+        for name, value in self._state.objective.state_dict().items():
+            value.copy_(self._kept[name])
+
+
+def why_skipped(config: GuardConfig, norms: tuple[float, ...], norm: float) -> str | None:
+    """Why an update is not made, of its norm and those of the player's last updates; None: it is made."""
+    if not math.isfinite(norm):
+        return "the gradient is not finite"
+    if config.spike is not None and len(norms) >= _LEAST and norm > config.spike * (usual := median(norms)):
+        return f"the gradient's norm is {norm / usual:.3g} times the usual {usual:.3g}" if usual else "it was 0 so far"
+    return None
+
+
+def after(config: GuardConfig, memory: Guarded, player: str, norm: float, *, is_made: bool) -> Guarded:
+    """What is to be remembered of a turn: a spike must not raise the bar for the next one."""
+    if not is_made:
+        return replace(memory, skips={**memory.skips, player: memory.skips.get(player, 0) + 1})
+    norms = (*memory.norms.get(player, ()), norm)[-config.window :]
+    return replace(memory, norms={**memory.norms, player: norms}, skips={**memory.skips, player: 0})
