@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,7 +42,7 @@ from .config import ParallelConfig
 from .kinds.deepspeed import DeepSpeedConfig
 from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
-from .optim import AdamW, OptimizerConfig, build_optimizer
+from .optim import OptimizerConfig, asking, build_optimizer
 from .plan import Admits, Player, Weights
 
 _BUCKET = 50_000_000  # elements reduced at once, which each engine may allocate; DeepSpeed's default is 2 GB
@@ -114,7 +114,7 @@ class DeepSpeedPlan(BasePlan):
         zero.refresh_fp32_params()  # who has written to the weights did not write to ZeRO's copy, which moves
         for group in zero.optimizer.param_groups:
             group["lr"] = player.learning_rate(step)
-        with _asking(zero.optimizer, lambda: admits is None or admits(self._norm(zero))) as asked:
+        with asking(zero.optimizer, lambda: admits is None or admits(self._norm(zero))) as asked:
             engine.step()  # clips by the same formula as BasePlan
         norm = self._norm(zero)
         if admits is not None and not asked:  # ZeRO has not come as far
@@ -246,27 +246,6 @@ def zero_settings(config: DeepSpeedConfig) -> dict[str, Any]:
     except (ValidationError, AssertionError) as error:
         raise ConfigError(f"DeepSpeed refuses what parallel.deepspeed asks of it: {error}") from None
     return settings
-
-
-@contextmanager
-def _asking(optimizer: AdamW, moves: Callable[[], bool]) -> Iterator[list[bool]]:
-    """In the block `moves` is asked once, before the optimizer's first step; if it says no, none of them does anything.
-
-    Yields what it has said, if it was asked.
-    """
-    said: list[bool] = []
-
-    def ask(*_: Any) -> None:
-        if not said:
-            said.append(moves())
-        optimizer.is_held = not said[0]
-
-    hook = optimizer.register_step_pre_hook(ask)
-    try:
-        yield said
-    finally:
-        hook.remove()
-        optimizer.is_held = False
 
 
 def _join(ranks: Ranks) -> None:

@@ -5,9 +5,10 @@ It lives beside the plans because they build it: over shards, or inside an engin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +78,24 @@ class AdamW(torch.optim.Optimizer):
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> AdamW:
     return AdamW(parameters, config)
+
+
+@contextmanager
+def asking(optimizer: AdamW, moves: Callable[[], bool]) -> Iterator[list[bool]]:
+    """In the block `moves` is asked once, before the optimizer's first step; if it says no, none of them does anything.
+
+    Yields what it has said, if it was asked.
+    """
+    said: list[bool] = []
+
+    def ask(*_: Any) -> None:
+        if not said:
+            said.append(moves())
+        optimizer.is_held = not said[0]
+
+    hook = optimizer.register_step_pre_hook(ask)
+    try:
+        yield said
+    finally:
+        hook.remove()
+        optimizer.is_held = False

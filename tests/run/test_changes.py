@@ -65,13 +65,13 @@ def test_what_may_change_is_told_by_its_path_with_both_values(tmp_path: Path) ->
     (["data={kind: mnist, global_batch: 128}"], "data.kind"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_go_on_is_refused_unless_it_is_accepted(tmp_path: Path, overrides: list[str], key: str) -> None:
-    old = checkpoint_of(tmp_path, config_of())
+    old = checkpoint_of(tmp_path, config_of("data.part=train"))
     with pytest.raises(ConfigError, match=rf"{key}: .* -> .*run.accept_changes=\[{key}[],]"):
-        changes(old, config_of(*overrides))
+        changes(old, config_of("data.part=train", *overrides))
     for accepted in (key, key.partition(".")[0]):
-        assert key in changes(old, config_of(*overrides, f"run.accept_changes=[{accepted}]"))
+        assert key in changes(old, config_of("data.part=train", *overrides, f"run.accept_changes=[{accepted}]"))
     with pytest.raises(ConfigError, match=key):
-        changes(old, config_of(*overrides, f"run.accept_changes=[{key}s, other]"))
+        changes(old, config_of("data.part=train", *overrides, f"run.accept_changes=[{key}s, other]"))
 
 
 def test_another_objective_is_refused(tmp_path: Path) -> None:
