@@ -96,8 +96,11 @@ def why_skipped(config: GuardConfig, norms: tuple[float, ...], norm: float) -> s
     """Why an update is not made, of its norm and those of the player's last updates; None: it is made."""
     if not math.isfinite(norm):
         return "the gradient is not finite"
-    if config.spike is not None and len(norms) >= _LEAST and norm > config.spike * (usual := median(norms)):
-        return f"the gradient's norm is {norm / usual:.3g} times the usual {usual:.3g}" if usual else "it was 0 so far"
+    if config.spike is None or len(norms) < _LEAST:
+        return None
+    usual = median(norms)  # of a player that had nothing to learn it is 0, and what it learns first is no spike
+    if norm > config.spike * usual > 0:
+        return f"the gradient's norm is {norm / usual:.3g} times the usual {usual:.3g}"
     return None
 
 

@@ -50,6 +50,7 @@ def test_a_spike_is_so_many_times_the_median_of_the_last_norms() -> None:
     assert why_skipped(CONFIG, norms, 3.1) == "the gradient's norm is 3.1 times the usual 1"
     assert why_skipped(CONFIG, norms[:9], 300.0) is None  # too few to know what is usual
     assert why_skipped(GuardConfig(spike=None), norms, 1e9) is None
+    assert why_skipped(CONFIG, (0.0,) * 10, 1.0) is None  # a player that begins to learn is not held back for ever
     assert why_skipped(CONFIG, (), math.nan) == why_skipped(CONFIG, (), math.inf) == "the gradient is not finite"
 
 
