@@ -12,7 +12,8 @@ from statistics import median
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 
 from ...core.errors import DivergenceError
 from ...core.ranges import Range
@@ -33,6 +34,8 @@ class GuardConfig:
     # it is not finite
     spike: Annotated[float, Range(above=1, high=1e9)] | None = 20.0
     window: Annotated[int, Range(_LEAST, 10_000)] = 100  # updates of a player that the median is of, the newest
+    # weights that have grown to so many times their norm at the last save are not saved, and end the run; null: any are
+    growth: Annotated[float, Range(above=1, high=1e9)] | None = 10.0
     most_skips: Annotated[int, Range(1, 1_000_000)] = 10  # of a player in a row; one more ends the run
 
 
@@ -43,6 +46,29 @@ class Guard:
         self.config = config
         self.plan = plan
         self.events = events
+
+    def before_save(self, state: TrainState) -> None:
+        """Of every player and average, whether its weights may be saved; they are remembered as the last good ones.
+
+        Raises DivergenceError, on all ranks alike, for weights that have exploded: losses may be finite all the same.
+        """
+        if self.config.growth is None:
+            return
+        assert state.pilot is not None
+        modules = {role.value: player.module for role, player in state.players.items()}
+        modules |= {name: average.network for name, average in state.averages.items()}
+        found = {name: float(norm_of(module, self.plan)) for name, module in modules.items()}
+        before = state.pilot.guard.weights
+        for name, norm in found.items():
+            limit = self.config.growth * max(before.get(name, math.inf), 1.0)
+            if not math.isfinite(norm) or norm > limit:
+                raise DivergenceError(
+                    f"the weights of the {name} have a norm of {norm:.3g} at step {state.step}, "
+                    f"{before.get(name, math.nan):.3g} at the last save: they were not saved, and the newest "
+                    "checkpoint is from before. Lower the learning rate or pilot.guard.spike and run the same command "
+                    "again to go on; or raise pilot.guard.growth"
+                )
+        state.pilot = replace(state.pilot, guard=replace(state.pilot.guard, weights=found))
 
     def of_turn(self, state: TrainState, role: Role) -> Judge:
         """To be called before the turn's first loss."""
@@ -110,3 +136,18 @@ def after(config: GuardConfig, memory: Guarded, player: str, norm: float, *, is_
         return replace(memory, skips={**memory.skips, player: memory.skips.get(player, 0) + 1})
     norms = (*memory.norms.get(player, ()), norm)[-config.window :]
     return replace(memory, norms={**memory.norms, player: norms}, skips={**memory.skips, player: 0})
+
+
+@torch.no_grad()
+def norm_of(module: nn.Module, plan: ParallelPlan) -> Tensor:
+    """The L2 norm of all of a network's floating tensors, [] float64, the same on every rank. Collective."""
+    total = torch.zeros((), dtype=torch.float64, device=plan.device)
+    for tensor in plan.state_dict(module).values():
+        local, shards = tensor, 1
+        if isinstance(tensor, DTensor):
+            local = tensor.to_local()
+            parts = (isinstance(place, Shard) for place in tensor.placements)
+            shards = math.prod(size for size, is_cut in zip(tensor.device_mesh.shape, parts, strict=True) if is_cut)
+        if local.is_floating_point():
+            total += shards * local.detach().double().square().sum()
+    return plan.mean_(total).sqrt()

@@ -47,6 +47,7 @@ class Guarded:
 
     norms: dict[str, tuple[Annotated[float, FINITE], ...]] = field(default_factory=dict)  # of the last updates made
     skips: dict[str, Step] = field(default_factory=dict)  # updates in a row that were not made, up to now
+    weights: dict[str, Annotated[float, FINITE]] = field(default_factory=dict)  # norms at the last save, averages too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,9 @@ class Pilot:
             self._events.write("rule", step=found.step, rule=rule, evidence=_plain(evidence))
 
     def before_save(self, state: TrainState) -> None:
-        """Collective: makes the memory complete."""
+        """Collective: makes the memory complete. Raises DivergenceError for weights that must not be saved."""
+        if self._guard is not None:
+            self._guard.before_save(state)
         state.pilot = replace(self._memory, window=self._signals.window())
         if self._reloading is not None:
             self._reloading.ring.before_save(state)

@@ -19,7 +19,7 @@ from afm_scale.train.pilot.memory import Guarded
 from tests.equivalence import Layout
 from tests.ranks import run_ranks
 
-from .game import Game, differing, game, play, values
+from .game import Game, differing, game, play, save, values
 from .test_trial import LAYOUTS, _same_on_all
 
 GUARD = "pilot.guard={spike: 20.0, most_skips: 2}"
@@ -103,6 +103,25 @@ def test_too_many_skips_in_a_row_end_the_run_with_what_to_do(tmp_path: Path) -> 
     assert len(skips(tmp_path)) == 3
 
 
+def test_weights_that_have_exploded_are_not_saved(tmp_path: Path) -> None:
+    run = game(tmp_path, GUARD)
+    play(run, 2)
+    save(run)
+    norms = run.state.pilot.guard.weights
+    assert set(norms) == {"generator", "discriminator", "average"}
+    generator = run.state.players[Role.GENERATOR].module.state_dict()
+    weights = torch.cat([value.double().flatten() for value in generator.values()])
+    assert norms["generator"] == pytest.approx(float(weights.norm()), rel=1e-12)
+    play(run, 3)
+    save(run)  # they grow a little
+    with torch.no_grad():
+        for parameter in run.state.players[Role.DISCRIMINATOR].module.parameters():
+            parameter.mul_(20)
+    with pytest.raises(DivergenceError, match="weights of the discriminator have a norm of .* they were not saved"):
+        save(run)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_00000002", "step_00000003"]
+
+
 def of_a_rank(folder: Path, layout: Layout) -> tuple[bool, bool, int]:
     """Both players' gradients are spoilt once, on rank 1 alone, which has data of its own."""
     run = game(folder, GUARD, layout=layout)
@@ -110,7 +129,10 @@ def of_a_rank(folder: Path, layout: Layout) -> tuple[bool, bool, int]:
     play(run, 3)
     plant(run, Role.DISCRIMINATOR, [3], lambda loss: loss * math.inf, rank=1)
     play(run, 5)
+    save(run)
     found = values(run)
+    plain = sum(float(value.double().square().sum()) for name, value in found.items() if name.startswith("generator."))
+    assert run.state.pilot.guard.weights["generator"] == pytest.approx(plain**0.5, rel=1e-9)
     return _same_on_all(found), all(bool(torch.isfinite(value).all()) for value in found.values()), run.state.step
 
 
