@@ -55,7 +55,7 @@ def lengths(row: Row) -> list[int]:
 
 
 def test_the_recipes_of_phases_are_those_of_the_table() -> None:
-    assert {file.stem for file in RECIPES.glob("*_phases.yaml")} == {f"{name}_phases" for name in TABLE_11}
+    assert {file.stem for file in RECIPES.glob("afm_*_phases.yaml")} == {f"{name}_phases" for name in TABLE_11}
 
 
 @pytest.mark.parametrize("name", TABLE_11)

@@ -151,7 +151,7 @@ def open_checkpoint(path: Path, *, holds: Role | None = None, card_alone: bool =
     """
 
     def opened(found: Path) -> tuple[Checkpoint, str]:
-        if is_of_another_format(found):
+        if found == path and is_of_another_format(found):  # among the checkpoints of a run it is a torn one
             with format_of("auto", found).source(found, Told()) as source:
                 weights = [] if card_alone else [_average_of(source)]
                 return Checkpoint(found, source.card(), source.about.step, weights), str(found)
