@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -52,7 +52,14 @@ class Keeping:
 
     def prune(self, beside: Executor) -> None:
         """Hides, then deletes, what need not stay; `beside` compares sums. Raises CheckpointError if it cannot."""
-        for step, path in self._superfluous(beside):
+        self._remove(self._superfluous(beside))
+
+    def forget_after(self, step: int) -> None:
+        """Removes those of later steps. Raises CheckpointError if it cannot."""
+        self._remove((at, path) for at, path in visible_checkpoints(self._folder) if at > step)
+
+    def _remove(self, superfluous: Iterable[tuple[int, Path]]) -> None:
+        for step, path in superfluous:
             hidden = hidden_folder(self._folder, step, "pruned")
             try:
                 os.rename(path, hidden)

@@ -138,6 +138,10 @@ class CheckpointManager:
         """What loading a checkpoint of this run has shown: a torn one does not count among those that are kept."""
         self._keeping.note(path, whole=whole)
 
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: the run went back. Raises CheckpointError if it cannot."""
+        self._on_rank_0(lambda: self._keeping.forget_after(step))
+
     def clear_leftovers(self) -> None:
         """Removes what a killed run left unfinished; to be called when it is known where this one starts."""
         self._on_rank_0(self._clear_leftovers)

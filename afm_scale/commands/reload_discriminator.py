@@ -125,7 +125,7 @@ def _reload(config: RunConfig, to: int | None) -> int:
             manager = build.build_manager(config, ranks, from_rank_0(ranks.rank, lambda: origin_of(config)))
             afterwards.callback(manager.settle)
             events = EventLog(folder.events, enabled=ranks.rank == 0)
-            pilot = build_pilot(config, plan, state, events, Evaluations(config, plan))
+            pilot = build_pilot(config, plan, state, events, Evaluations(config, plan), manager)
             afterwards.callback(pilot.settle)
             with agreed():
                 start(state, plan, manager, config.run, EventLog(folder.events, enabled=False))

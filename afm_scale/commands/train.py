@@ -36,8 +36,8 @@ from ..run.origin import origin_of, write_records
 from ..run.ready import check_ready
 from ..run.start import start
 from ..run.tables import show_table
-from ..train.loop import train
 from ..train.state import TrainState
+from ..train.steered import train_steered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +97,7 @@ def _run(
         told = (f"{config.run.folder}: {where}", *changed, in_one_line(described))
         note("\n".join(told))
     first_step, began = state.step, time.monotonic()
-    train(state, plan, config.loop, observers.hooks, observers.pilot)
+    train_steered(state, plan, config.loop, observers.hooks, observers.pilot)
     seconds = time.monotonic() - began
     stopped_by = observers.stop.signal
     newest = None if stopped_by is None else from_rank_0(ranks.rank, manager.latest)

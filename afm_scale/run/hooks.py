@@ -54,7 +54,7 @@ def build_observers(
     )
     pilot: Pilot | NoPilot = NoPilot()
     if config.pilot is not None:
-        pilot = build_pilot(config, plan, state, events, evaluations)
+        pilot = build_pilot(config, plan, state, events, evaluations, manager)
         around.listeners.append(pilot.observe)
         around.before_save.append(pilot.before_save)
     hooks: list[Hook | None] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..checkpoint.manager import CheckpointManager
 from ..core.errors import ConfigError
 from ..core.run_folder import RunFolder
 from ..core.typed import to_mapping
@@ -17,6 +18,7 @@ from ..train.pilot.pilot import Pilot
 from ..train.pilot.reload import ByTrial
 from ..train.pilot.reloading import Reloading
 from ..train.pilot.ring import Ring
+from ..train.pilot.rolling_back import RollingBack
 from ..train.pilot.trial import Trial
 from ..train.state import TrainState
 from .config import RunConfig
@@ -25,12 +27,15 @@ from .phases import build_phases
 
 
 def build_pilot(
-    config: RunConfig, plan: ParallelPlan, state: TrainState, events: EventLog, evaluations: Evaluations
+    config: RunConfig, plan: ParallelPlan, state: TrainState, events: EventLog, evaluations: Evaluations,
+    manager: CheckpointManager,
 ) -> Pilot:
     """Of a recipe that has one. Collective if it keeps discriminators."""
     assert config.pilot is not None
+    back = config.pilot.roll_back
     return Pilot(
-        config.pilot, build_phases(config), state, plan, events, _reloading(config, plan, events, evaluations)
+        config.pilot, build_phases(config), state, plan, events, _reloading(config, plan, events, evaluations),
+        None if back is None else RollingBack(back, manager, plan, events),
     )
 
 

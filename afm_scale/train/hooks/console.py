@@ -41,6 +41,8 @@ class ConsoleHook(QuietHook):
 
     def on_start(self, state: TrainState) -> None:
         self._since = time.monotonic()
+        self._images = self._steps = 0
+        self._data_seconds = 0.0
         if self._show_bar:
             self._bar = tqdm(
                 total=self._total_steps, initial=state.step, file=self._stream, dynamic_ncols=True, unit="step",

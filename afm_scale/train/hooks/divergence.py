@@ -39,6 +39,9 @@ class DivergenceGuard(QuietHook):
         self._begin: int | None = None  # the first step of this process
         self._first: Tensor | None = None  # [num_values] float64: first step that was not finite, infinity if none
 
+    def on_start(self, state: TrainState) -> None:
+        self._names, self._begin, self._first = (), None, None
+
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if self._begin is None:
             self._begin = report.step

@@ -30,7 +30,10 @@ class StepReport:
 
 class Hook(Protocol):
     def on_start(self, state: TrainState) -> None:
-        """Called once, before the first step (state may be a resumed one)."""
+        """Called before the first step (state may be a resumed one), and again where the run went back to.
+
+        Nothing of the steps that are given up may be left: an `on_end` with a DivergenceError came before.
+        """
         ...
 
     def after_step(self, state: TrainState, report: StepReport) -> None: ...
@@ -40,7 +43,7 @@ class Hook(Protocol):
         ...
 
     def on_end(self, state: TrainState, error: BaseException | None) -> None:
-        """Called once, whatever happened. With an error the other ranks may be gone: no collectives then."""
+        """Called once for each `on_start`, whatever happened. With an error others may be gone: no collectives then."""
         ...
 
 

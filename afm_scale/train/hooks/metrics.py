@@ -81,6 +81,8 @@ class MetricsHook(QuietHook):
 
     def on_start(self, state: TrainState) -> None:
         self._began = self._since = time.monotonic()
+        self._reports = []
+        self._notes.clear()
         with self._failures.kept():
             for writer in self._writers:
                 writer.start(state.step)

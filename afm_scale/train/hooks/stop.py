@@ -52,6 +52,7 @@ class StopHook(QuietHook):
 
     def on_start(self, state: TrainState) -> None:
         STANDING.step = state.step
+        self._read()  # what was asked before the run went back
         self._signals.enter_context(taken_over(self._receive))
         self._agree(state)  # the other hooks may have failed to start on one rank
 

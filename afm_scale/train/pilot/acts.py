@@ -36,10 +36,18 @@ class TryDiscriminators:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollBack:
+    """The run goes back to a checkpoint of a step at which it was good."""
+
+    not_after: int  # the newest step that was found good
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """The run is over before its last step."""
 
     why: str
 
 
-Act = AdvancePhase | AverageIntoGenerator | ReloadDiscriminator | TryDiscriminators | Stop
+Act = AdvancePhase | AverageIntoGenerator | ReloadDiscriminator | TryDiscriminators | RollBack | Stop

@@ -10,6 +10,7 @@ from ...core.schedules import Schedule
 from .guard import GuardConfig
 from .reload import ByRule, ByTrial
 from .ring import RingConfig
+from .rolling_back import RollBackConfig
 from .rules import RulesConfig
 
 
@@ -69,3 +70,5 @@ class PilotConfig:
     ring: RingConfig | None = None  # earlier discriminators, kept so that one can come back; null: none is
     reload: ByRule | ByTrial = ByRule()  # which one comes back, in phases that say discriminator_reload
     guard: GuardConfig | None = None  # against updates that would spoil the weights; null: none
+    # a run that has diverged goes back to its newest good checkpoint, and on with other data; null: it ends
+    roll_back: RollBackConfig | None = None

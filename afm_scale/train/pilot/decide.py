@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .acts import Act, AdvancePhase, AverageIntoGenerator, Stop
+from .acts import Act, AdvancePhase, AverageIntoGenerator, RollBack, Stop
 from .config import PilotConfig
 from .memory import Memory
 from .phases import Phase, why_over
@@ -15,6 +15,11 @@ def decide(
     config: PilotConfig, phases: Sequence[Phase], memory: Memory, *, step: int, images_seen: int
 ) -> Iterator[Act]:
     """The acts of this boundary, in the order they are to be done."""
+    rise = config.rules.divergence
+    if config.roll_back is not None and rise is not None and memory.is_pending and "divergence" in memory.fired:
+        # Of what follows nothing is decided: it is of weights that are given up.
+        yield RollBack(not_after=memory.points[-1 - rise.patience].step, why="the quality has risen sharply")
+        return
     current = phases[memory.phase].config
     over = why_over(
         current.until, memory, step=step, images_seen=images_seen, images_per_epoch=config.images_per_epoch,

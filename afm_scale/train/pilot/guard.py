@@ -46,6 +46,19 @@ class Guard:
         self.config = config
         self.plan = plan
         self.events = events
+        self.reasons: dict[str, str] = {}  # why the last update that was not made was not, by player
+
+    def after_step(self, state: TrainState) -> None:
+        """Raises DivergenceError, on all ranks alike, if too many updates in a row were not made."""
+        assert state.pilot is not None
+        for name, skips in state.pilot.guard.skips.items():
+            if skips > self.config.most_skips:
+                raise DivergenceError(
+                    f"{skips} updates of the {name} in a row were not made, the last at step {state.step}: "
+                    f"{self.reasons.get(name)}. The newest checkpoint is from before or among them; lower "
+                    f"optimizer.{name}.learning_rate, or raise pilot.guard.spike or pilot.guard.most_skips, and run "
+                    "the same command again"
+                )
 
     def before_save(self, state: TrainState) -> None:
         """Of every player and average, whether its weights may be saved; they are remembered as the last good ones.
@@ -100,15 +113,9 @@ class Judge:
             norm_or_null = found if math.isfinite(found) else None
             step = self._state.step + 1  # as every report counts
             self._guard.events.write("act", step=step, act="skip", player=name, norm=norm_or_null, why=why)
+            self._guard.reasons[name] = why
         changed = after(self._guard.config, memory, name, found, is_made=why is None)
         self._state.pilot = replace(self._state.pilot, guard=changed)
-        if changed.skips.get(name, 0) > self._guard.config.most_skips:
-            raise DivergenceError(
-                f"{changed.skips[name]} updates of the {name} in a row were not made, the last at step "
-                f"{self._state.step + 1}: {why}. The newest checkpoint is from before or among them; lower "
-                f"optimizer.{name}.learning_rate, or raise pilot.guard.spike or pilot.guard.most_skips, and run the "
-                "same command again"
-            )
         return why is None
 
     @torch.no_grad()

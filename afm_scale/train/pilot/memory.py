@@ -42,6 +42,14 @@ class Reload:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolledBack:
+    """The run went back to an earlier checkpoint."""
+
+    step: Step  # at which something was no longer good
+    to: Step  # of the checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guarded:
     """What the guard has to know, by player."""
 
@@ -64,6 +72,7 @@ class Memory:
     window: Window = Window()
     ring: tuple[Step, ...] = ()  # the steps whose discriminators are kept, in order
     reloads: tuple[Reload, ...] = ()  # in order
+    roll_backs: tuple[RolledBack, ...] = ()  # in the order they were done; steps may come again
     guard: Guarded = Guarded()
 
     def of_phase(self) -> tuple[Point, ...]:

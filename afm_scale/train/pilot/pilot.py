@@ -3,6 +3,7 @@
     note(report)           after every step: adds to what it knows, without waiting for the device
     observe(evaluation)    after an evaluation: a new point of the history, which is acted on at the next boundary
     steer(state)           before every step: decides (`decide.py`), acts, and writes one line for each act
+    roll_back(state)       after a divergence: the state is that of an earlier checkpoint (`train/steered.py`)
 
 It acts before a step rather than after one, so that a checkpoint holds what was known and what is yet to be done:
 a run that is killed at any instant, and resumed, does the same.
@@ -16,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, DivergenceError
 from ...core.typed import to_mapping
 from ...core.types import Role
 from ...parallel.plan import ParallelPlan, Player
@@ -24,13 +25,14 @@ from ..evaluation import Evaluation
 from ..hooks.events import EventLog
 from ..hooks.hook import StepReport
 from ..state import TrainState
-from .acts import Act, AdvancePhase, AverageIntoGenerator, ReloadDiscriminator, Stop, TryDiscriminators
+from .acts import Act, AdvancePhase, AverageIntoGenerator, ReloadDiscriminator, RollBack, Stop, TryDiscriminators
 from .config import PilotConfig
 from .decide import decide
 from .guard import Guard, Judge
 from .memory import Memory, Point, Value, Window
 from .phases import Phase
 from .reloading import Reloading
+from .rolling_back import GoneBadError, RollingBack
 from .rules import fired
 from .trial import Branch
 from .window import Signals
@@ -41,24 +43,25 @@ class Pilot:
 
     def __init__(
         self, config: PilotConfig, phases: Sequence[Phase], state: TrainState, plan: ParallelPlan, events: EventLog,
-        reloading: Reloading | None = None,
+        reloading: Reloading | None = None, rolling_back: RollingBack | None = None,
     ) -> None:
         """Of a state that is where the run starts or goes on. `phases` are those of the recipe, at least one.
 
-        `reloading` is there where earlier discriminators are kept.
+        `reloading` is there where earlier discriminators are kept, `rolling_back` where a run may go back.
         """
         self._config = config
         self._phases = tuple(phases)
         self._plan = plan
         self._events = events
         self._reloading = reloading
+        self._rolling_back = rolling_back
         self._signals = Signals(plan)
         self._guard = None if config.guard is None else Guard(config.guard, plan, events)
         self._state = state
         self._in_force: tuple[int, int] | None = None  # phase, and when it began
 
     def on_start(self, state: TrainState) -> None:
-        """Takes up what the state remembers; called once, where the run starts or goes on."""
+        """Takes up what the state remembers; called where the run starts, goes on, or went back to."""
         if self._state.pilot is None:  # a new run, or one that had no pilot so far
             self._state.pilot = Memory(began=self._state.step, began_images=self._state.images_seen)
             self._note_phase("the run begins")
@@ -76,7 +79,22 @@ class Pilot:
         return None if self._guard is None else self._guard.of_turn(state, role)
 
     def note(self, report: StepReport) -> None:
+        """Raises DivergenceError, on all ranks alike, if too many updates in a row were not made."""
         self._signals.add(report)
+        if self._guard is not None:
+            self._guard.after_step(self._state)
+
+    def roll_back(self, state: TrainState, error: DivergenceError) -> None:
+        """Brings the state back to a good checkpoint, and saves it there. Raises the error where it may not."""
+        if self._rolling_back is None:
+            raise error
+        self._rolling_back.restore(state, error)
+        self.on_start(state)
+        if self._rolling_back.config.then == "next_phase" and self._memory.phase + 1 < len(self._phases):
+            self._put_in_force(state)
+            self._advance(state, "the run went back")
+        self.before_save(state)
+        self._rolling_back.save(state)
 
     def observe(self, found: Evaluation) -> None:
         """Collective: reads the signals of the steps since the last one.
@@ -137,6 +155,8 @@ class Pilot:
             assert self._reloading is not None
             self._reloading.do(act, state)
             return True
+        if isinstance(act, RollBack):
+            raise GoneBadError(f"{act.why} at step {state.step}", not_after=act.not_after)
         self._note(act, state.step)
         if isinstance(act, AverageIntoGenerator):
             average_into_learner(state, self._plan)
@@ -196,6 +216,10 @@ class NoPilot:
 
     def steer(self, state: TrainState) -> bool:
         return True
+
+    def roll_back(self, state: TrainState, error: DivergenceError) -> None:
+        """Nobody would know where to."""
+        raise error
 
     def settle(self) -> None:
         """Nothing is written."""

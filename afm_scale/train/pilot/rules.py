@@ -47,9 +47,10 @@ class IdentityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RiseConfig:
-    """Quality rises sharply, or is no number."""
+    """Quality rises sharply, back towards that of noise, or is no number."""
 
     times: Annotated[float, Range(above=1, high=1e6)] = 3.0  # the best so far
+    loses: Annotated[float, Range(above=0, high=1)] = 0.5  # or so much of what the best so far had gained on noise
     patience: Evaluations = 2  # evaluations in a row
 
 
@@ -79,7 +80,7 @@ def fired(rules: RulesConfig, memory: Memory, *, quality: str, diversity: str | 
     found = {
         "stall": rules.stall and stall(rules.stall, memory.of_phase(), quality),
         "identity": rules.identity and identity(rules.identity, points[-1], quality, memory.noise.get(quality)),
-        "divergence": rules.divergence and divergence(rules.divergence, points, quality),
+        "divergence": rules.divergence and divergence(rules.divergence, points, quality, memory.noise.get(quality)),
         "collapse": rules.collapse and diversity and collapse(rules.collapse, points, diversity),
     }
     return {name: evidence for name, evidence in found.items() if evidence}
@@ -120,14 +121,21 @@ def identity(config: IdentityConfig, point: Point, quality: str, of_noise: Value
     return {"transport_cost": cost, "quality": value, "quality_of_noise": of_noise}
 
 
-def divergence(config: RiseConfig, points: Sequence[Point], quality: str) -> Evidence | None:
-    """Every one of the last qualities is so much worse than the best before them, or no number."""
+def divergence(config: RiseConfig, points: Sequence[Point], quality: str, of_noise: Value) -> Evidence | None:
+    """Every one of the last qualities is so much worse than the best before them, or no number.
+
+    A generator that has not come far cannot be three times as bad, noise being the worst; what it had gained can be
+    lost all the same (digits, D at thirty times the rate: 15.7 at best, then 34, and noise 45).
+    """
     qualities = [point.figures.get(quality) for point in points]
     before, last = qualities[: -config.patience], qualities[-config.patience :]
     reference = best(before)
-    if math.isinf(reference) or any(value is not None and value <= config.times * reference for value in last):
+    limit = config.times * reference
+    if of_noise is not None and reference < of_noise:
+        limit = min(limit, reference + config.loses * (of_noise - reference))
+    if math.isinf(reference) or any(value is not None and value <= limit for value in last):
         return None
-    return {"quality": math.inf if last[-1] is None else last[-1], "best": reference}
+    return {"quality": math.inf if last[-1] is None else last[-1], "best": reference, "limit": limit}
 
 
 def collapse(config: CollapseConfig, points: Sequence[Point], diversity: str) -> Evidence | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from afm_scale.core.run_folder import RunFolder
+from afm_scale.core.types import Role
 from afm_scale.parallel.launch import Ranks
 from afm_scale.parallel.plan import ParallelPlan
 from afm_scale.run.build import build_manager, build_plan, build_state
@@ -22,9 +26,9 @@ from afm_scale.run.start import start
 from afm_scale.train.evaluation import Evaluation
 from afm_scale.train.hooks.events import EventLog
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
-from afm_scale.train.loop import train
 from afm_scale.train.pilot.pilot import Pilot
 from afm_scale.train.state import TrainState
+from afm_scale.train.steered import train_steered
 from tests.equivalence import Layout, config_of, this_rank
 
 QUALITY = "frechet_distance"
@@ -34,6 +38,18 @@ RING = "pilot.ring={every_steps: 2, keep: 4}"
 MEASURED = (
     "data.part=train", "hooks.evaluation={kind: digits, every_steps: 1000, num_samples: 100}", "loop.steps=1000",
 )
+
+
+LAYOUTS = {
+    "ddp": Layout("ddp", 2, 1), "fsdp2": Layout("fsdp2", 2, 1),
+    **{
+        f"zero{stage}": Layout(
+            "deepspeed", 2, 1, settings=("parallel.precision=fp32", f"parallel.deepspeed.stage={stage}")
+        )
+        for stage in (1, 2, 3)
+    },
+    "megatron": Layout("megatron", 2, 1, settings=("parallel.megatron.tensor=2",)),
+}
 
 
 @dataclass
@@ -58,8 +74,8 @@ def game(folder: Path, *settings: str, layout: Layout = ALONE) -> Game:
     plan = build_plan(config, ranks)
     state = build_state(config, ranks, plan)
     events = EventLog(RunFolder(folder).events, enabled=plan.rank == 0)
-    pilot = build_pilot(config, plan, state, events, Evaluations(config, plan))
     manager = build_manager(config, ranks)
+    pilot = build_pilot(config, plan, state, events, Evaluations(config, plan), manager)
     start(state, plan, manager, config.run, events)
     return Game(config, plan, state, pilot, manager)
 
@@ -80,10 +96,29 @@ class Stalls(QuietHook):
 
 
 def play(of: Game, steps: int, qualities: Mapping[int, float] | None = None) -> None:
-    """Trains up to this step; the last boundary is not acted on yet."""
-    train(
+    """Trains up to this step, going back if need be; the last boundary is not acted on yet."""
+    train_steered(
         of.state, of.plan, replace(of.config.loop, steps=steps), HookList([Stalls(of.pilot, qualities or {})]), of.pilot
     )
+
+
+def plant(
+    of: Game, role: Role, places: Collection[int], spoil: Callable[[Tensor], Tensor], rank: int,
+    at: Callable[[Game], int] = lambda of: of.state.step,
+) -> None:
+    """Spoils the loss of a player, and so its whole gradient, at some steps, or other places, on one rank."""
+    backward = of.plan.backward
+
+    def planted(player, loss: Tensor) -> None:  # type: ignore[no-untyped-def]
+        hit = player.role is role and at(of) in places and of.plan.rank == rank
+        backward(player, spoil(loss) if hit else loss)
+
+    of.plan.backward = planted
+
+
+def position(of: Game) -> int:
+    """In the data: samples handed out so far, the turn's own included."""
+    return of.state.data.state_dict()["consumed"]
 
 
 def save(of: Game) -> None:
@@ -104,6 +139,35 @@ def whole(tensor: Tensor) -> Tensor:
 def differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> set[str]:
     assert found.keys() == wanted.keys()
     return {name for name in found if not torch.equal(found[name], wanted[name])}
+
+
+def same_on_all(found: Mapping[str, Tensor]) -> bool:
+    """Whether all ranks hold the same. Collective."""
+    sums = torch.stack([value.double().sum().cpu() for value in found.values()])
+    mean = sums.clone()
+    dist.all_reduce(mean)
+    return bool(torch.equal(mean / dist.get_world_size(), sums))
+
+
+def under_every_plan(test: Callable) -> Callable:  # type: ignore[type-arg]
+    """Calls a test with `layout`, two ranks each; skips those whose package is not installed."""
+    layouts = [
+        pytest.param(layout, id=name, marks=pytest.mark.skipif(
+            layout.plan in ("deepspeed", "megatron") and find_spec(layout.plan) is None,
+            reason=f"{layout.plan} is not installed",
+        ))
+        for name, layout in LAYOUTS.items()
+    ]
+    # DeepSpeed asks for torch's compiler, which uses what torch deprecates, and gathers by a name that torch 2.13 does.
+    for mark in (
+        pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+        pytest.mark.filterwarnings(
+            "ignore:`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor):FutureWarning"
+        ),
+        pytest.mark.processes, pytest.mark.slow, pytest.mark.parametrize("layout", layouts),
+    ):
+        test = mark(test)
+    return test
 
 
 def digest(of: Game) -> str:

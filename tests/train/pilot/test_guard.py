@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from afm_scale.core.errors import DivergenceError
 from afm_scale.core.run_folder import RunFolder
 from afm_scale.core.types import Role
 from afm_scale.train.pilot.guard import GuardConfig, after, why_skipped
-from afm_scale.train.pilot.memory import Guarded
+from afm_scale.train.pilot.memory import Guarded, RolledBack
 from tests.equivalence import Layout
 from tests.ranks import run_ranks
 
-from .game import Game, differing, game, play, save, values
-from .test_trial import LAYOUTS, _same_on_all
+from .game import acts, differing, game, plant, play, position, same_on_all, save, under_every_plan, values
 
 GUARD = "pilot.guard={spike: 20.0, most_skips: 2}"
 CONFIG = GuardConfig(spike=3.0, window=10)
-
-
-def plant(of: Game, role: Role, steps: Sequence[int], spoil: Callable[[Tensor], Tensor], rank: int) -> None:
-    """Spoils the loss of a player, and so its whole gradient, at some steps on one rank."""
-    backward = of.plan.backward
-
-    def planted(player, loss: Tensor) -> None:  # type: ignore[no-untyped-def]
-        hit = player.role is role and of.state.step in steps and of.plan.rank == rank
-        backward(player, spoil(loss) if hit else loss)
-
-    of.plan.backward = planted
 
 
 def skips(folder: Path) -> list[tuple[int, str, float | None]]:
@@ -123,8 +108,8 @@ def test_weights_that_have_exploded_are_not_saved(tmp_path: Path) -> None:
 
 
 def of_a_rank(folder: Path, layout: Layout) -> tuple[bool, bool, int]:
-    """Both players' gradients are spoilt once, on rank 1 alone, which has data of its own."""
-    run = game(folder, GUARD, layout=layout)
+    """Gradients are spoilt on rank 1 alone, which has data of its own: once each, and then by some samples for good."""
+    run = game(folder, GUARD, "pilot.roll_back={}", layout=layout)
     plant(run, Role.GENERATOR, [2], lambda loss: loss * math.nan, rank=1)
     play(run, 3)
     plant(run, Role.DISCRIMINATOR, [3], lambda loss: loss * math.inf, rank=1)
@@ -133,18 +118,21 @@ def of_a_rank(folder: Path, layout: Layout) -> tuple[bool, bool, int]:
     found = values(run)
     plain = sum(float(value.double().square().sum()) for name, value in found.items() if name.startswith("generator."))
     assert run.state.pilot.guard.weights["generator"] == pytest.approx(plain**0.5, rel=1e-9)
-    return _same_on_all(found), all(bool(torch.isfinite(value).all()) for value in found.values()), run.state.step
+    consumed = position(run)
+    plant(run, Role.GENERATOR, range(consumed, consumed + 49), lambda loss: loss * math.nan, rank=1, at=position)
+    play(run, 8)
+    assert run.state.pilot.roll_backs == (RolledBack(step=8, to=5),)
+    assert position(run) == consumed + 2 * 48  # three steps of two turns of eight, twice
+    found = values(run)
+    return same_on_all(found), all(bool(torch.isfinite(value).all()) for value in found.values()), run.state.step
 
 
-# As of the trials: what DeepSpeed uses of torch is deprecated.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor):FutureWarning")
-@pytest.mark.processes
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(LAYOUTS))
-def test_a_gradient_spoilt_on_one_rank_is_skipped_on_all_and_all_hold_the_same(name: str, tmp_path: Path) -> None:
-    layout = LAYOUTS[name]
-    if layout.plan in ("deepspeed", "megatron") and find_spec(layout.plan) is None:
-        pytest.skip(f"{layout.plan} is not installed")
-    assert run_ranks(2, of_a_rank, tmp_path, layout, timeout=120) == [(True, True, 5)] * 2
-    assert skips(tmp_path) == [(3, "generator", None), (4, "discriminator", None)]
+@under_every_plan
+def test_a_gradient_spoilt_on_one_rank_is_skipped_on_all_then_the_run_goes_back_and_all_hold_the_same(
+    layout: Layout, tmp_path: Path
+) -> None:
+    assert run_ranks(2, of_a_rank, tmp_path, layout, timeout=120) == [(True, True, 8)] * 2
+    assert skips(tmp_path) == [
+        (3, "generator", None), (4, "discriminator", None), *((step, "generator", None) for step in (6, 7, 8))
+    ]
+    assert acts(tmp_path)[-1] == (8, "roll_back", 5)

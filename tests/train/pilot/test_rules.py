@@ -87,13 +87,23 @@ def test_a_divergence_is_quality_that_is_so_much_worse_or_no_number_so_often() -
 
     def holds(*qualities: float | None) -> bool:
         history = [point(10 * number, quality) for number, quality in enumerate(qualities, start=1)]
-        return divergence(config, history, QUALITY) is not None
+        return divergence(config, history, QUALITY, None) is not None
 
     assert holds(2.0, 7.0, 7.0) and holds(2.0, None, 7.0)
     assert not holds(2.0, 7.0, 5.9)  # once better than three times
     assert not holds(2.0, 1.0, 7.0)  # once is no rule
     assert not holds(7.0, 7.0) and not holds(None, None, None)
-    assert divergence(config, [point(1, 2.0), point(2, None), point(3, None)], QUALITY)["quality"] == math.inf
+    found = divergence(config, [point(1, 2.0), point(2, None), point(3, None)], QUALITY, None)
+    assert found == {"quality": math.inf, "best": 2.0, "limit": 6.0}
+
+
+def test_where_noise_is_near_a_divergence_is_half_of_the_gain_that_is_lost() -> None:
+    config = RiseConfig(times=3.0, loses=0.5, patience=2)
+    history = [point(10, 15.0), point(20, 31.0), point(30, 30.1)]
+    assert divergence(config, history, QUALITY, 45.0) == {"quality": 30.1, "best": 15.0, "limit": 30.0}
+    assert divergence(config, history, QUALITY, 46.0) is None
+    assert divergence(config, history, QUALITY, None) is None
+    assert divergence(config, history, QUALITY, 10.0) is None  # it was never better than noise
 
 
 def spread(*values: float) -> list[Point]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from afm_scale.core.errors import DivergenceError
 from afm_scale.core.run_folder import RunFolder
@@ -21,7 +18,7 @@ from afm_scale.train.state import TrainState
 from tests.equivalence import Layout
 from tests.ranks import run_ranks
 
-from .game import ALONE, QUALITY, Game, acts, differing, digest, game, play, save, values
+from .game import ALONE, QUALITY, Game, acts, differing, digest, game, play, same_on_all, save, under_every_plan, values
 
 TRIAL = "pilot.reload={kind: trial, candidates: 2, updates: 2, evaluations: 1, cool_down: 3}"
 
@@ -120,35 +117,12 @@ def of_a_rank(folder: Path, layout: Layout) -> tuple:
     put = {name: value for name, value in values(run).items() if "discriminator" in name}
     assert not differing(put, {name: then[name] for name in put})
     play(run, 7)
-    same = _same_on_all(values(run))
+    same = same_on_all(values(run))
     return reload.to, same, run.state.players.keys() >= {Role.DISCRIMINATOR}
 
 
-def _same_on_all(found: dict[str, torch.Tensor]) -> bool:
-    sums = torch.stack([value.double().sum().cpu() for value in found.values()])
-    mean = sums.clone()
-    dist.all_reduce(mean)
-    return bool(torch.equal(mean / dist.get_world_size(), sums))
-
-
-LAYOUTS = {
-    "ddp": Layout("ddp", 2, 1), "fsdp2": Layout("fsdp2", 2, 1),
-    "zero2": Layout("deepspeed", 2, 1, settings=("parallel.precision=fp32", "parallel.deepspeed.stage=2")),
-    "zero3": Layout("deepspeed", 2, 1, settings=("parallel.precision=fp32", "parallel.deepspeed.stage=3")),
-    "megatron": Layout("megatron", 2, 1, settings=("parallel.megatron.tensor=2",)),
-}
-
-
-# DeepSpeed asks for torch's compiler, which uses what torch deprecates, and gathers by a name that torch 2.13 does.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor):FutureWarning")
-@pytest.mark.processes
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(LAYOUTS))
-def test_under_every_plan_all_ranks_decide_the_same_and_hold_the_same(name: str, tmp_path: Path) -> None:
-    layout = LAYOUTS[name]
-    if layout.plan in ("deepspeed", "megatron") and find_spec(layout.plan) is None:
-        pytest.skip(f"{layout.plan} is not installed")
+@under_every_plan
+def test_under_every_plan_all_ranks_decide_the_same_and_hold_the_same(layout: Layout, tmp_path: Path) -> None:
     found = run_ranks(2, of_a_rank, tmp_path, layout, timeout=120)
     assert found[0] == found[1] and found[0][1:] == (True, True)
     (trial,) = [event for event in RunFolder(tmp_path).read_events() if event["kind"] == "trial"]
