@@ -32,7 +32,8 @@ MAY_IMPORT = {
     # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error.
     "train": {
         "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement", "data.source",
-        "checkpoint.manager", "checkpoint.manifest", "checkpoint.names", "checkpoint.tensors", "sampling",
+        "checkpoint.falling_back", "checkpoint.manager", "checkpoint.manifest", "checkpoint.names",
+        "checkpoint.tensors", "sampling",
     },
     "run": {
         "core", "ops", "flow", "models", "data", "packing", "parallel", "sampling", "objectives", "checkpoint",
