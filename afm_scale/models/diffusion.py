@@ -38,6 +38,8 @@ class DiffusionConfig(GeneratorConfig):
         super().__post_init__()
         if self.times == "none":
             raise ConfigError("a network that predicts noise must be told how much there is; set times to 'source'")
+        if self.times == "gated":  # its source is a step of a diffusion, its target a time: no interval
+            raise ConfigError("a network that predicts noise has no interval to be told; set times to 'source'")
 
 
 def times_of_steps(device: torch.device | None = None) -> Tensor:

@@ -125,19 +125,38 @@ class LabelTable(nn.Embedding):
 
 
 class TimestepEmbedder(nn.Module):
-    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened."""
+    """[B] float32 in [0, 1] -> [B, d]. The factor 1000 lives here; sinusoids are computed in float32, then widened.
 
-    def __init__(self, hidden_size: int, embedding: TimeEmbedding = "dit") -> None:
+    `last`: how the last layer's weight starts.
+    """
+
+    def __init__(
+        self, hidden_size: int, embedding: TimeEmbedding = "dit", last: Initialiser = small_normal
+    ) -> None:
         super().__init__()
         self._embedding = embedding
         self.mlp = nn.Sequential(
             Linear(2 * NUM_FREQUENCIES, hidden_size, start=small_normal),
             nn.SiLU(),
-            Linear(hidden_size, hidden_size, start=small_normal),
+            Linear(hidden_size, hidden_size, start=last),
         )
 
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(time_sinusoids(self._embedding, t).to(self.mlp[0].weight.dtype))
+
+
+class SignEmbedder(nn.Module):
+    """[B] times -> [B, d]: a learnt vector where the time is negative, zero elsewhere."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.empty(hidden_size))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return (t < 0).to(self.vector.dtype)[:, None] * self.vector
+
+    def initial(self, name: str, generator: torch.Generator) -> Tensor:
+        return small_normal(tuple(self.vector.shape), generator)
 
 
 class HeadNorm(nn.LayerNorm):

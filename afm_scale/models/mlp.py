@@ -25,6 +25,7 @@ class MLPConfig:
 
     times: ClassVar[Literal["both"]] = "both"
     target_time: ClassVar[bool] = True
+    negative_times: ClassVar[bool] = True
     no_class_setting: ClassVar[str] = "conditional"
     kind: Literal["mlp"] = "mlp"
     width: Annotated[int, Range(1, 1_048_576)]  # of each of the four hidden layers

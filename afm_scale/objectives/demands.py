@@ -14,7 +14,7 @@ Times = Literal["none", "source", "both"]
 def times_told(model: ModelDescription, needed: Times, *, by: str) -> None:
     """The generator is told the times that `by`, a setting, needs; a discriminator the target, if any is needed."""
     found = model.generator.times
-    if needed != "none" and found not in (needed, "both"):
+    if needed != "none" and found not in (needed, "both", "gated"):
         raise ConfigError(
             f"{by} needs a generator that is told the time, found model.generator.times {found!r}; "
             f"set model.generator.times={needed}"
@@ -22,6 +22,21 @@ def times_told(model: ModelDescription, needed: Times, *, by: str) -> None:
     if needed != "none" and model.discriminator is not None and not model.discriminator.target_time:
         raise ConfigError(
             f"{by} needs a discriminator that is told the target time; set model.discriminator.target_time=true"
+        )
+
+
+def intervals_told(model: ModelDescription, *, by: str, negative: bool = False) -> None:
+    """The generator is told both times, and their sign where `negative` ones are shown to it."""
+    found = model.generator.times
+    if found not in ("both", "gated"):
+        raise ConfigError(
+            f"{by} needs a generator that is told both times, found model.generator.times {found!r}; set "
+            "model.generator.times=gated"
+        )
+    if negative and not model.generator.negative_times:
+        raise ConfigError(
+            f"{by} shows the generator negative times, whose sign it is not told; set model.generator.times=gated "
+            "model.generator.negative_times=true"
         )
 
 

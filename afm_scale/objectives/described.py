@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..core.arithmetic import Precision
+
 
 class GeneratorDescription(Protocol):
     """The configuration of a generator, as far as objectives have demands on it."""
 
     kind: str
-    times: Literal["none", "source", "both"]  # which of (s, t) it is told
+    times: Literal["none", "source", "both", "gated"]  # which of (s, t) it is told; gated tells both
+    negative_times: bool  # whether it is told their sign
     no_class_setting: str  # the setting that makes it take samples without a class
 
     @property
@@ -50,3 +53,5 @@ class Described:
     num_classes: int
     global_batch: int
     microbatch: int  # samples that a loss is given at a time
+    steps: int  # of the whole run
+    precision: Precision  # parallel.precision

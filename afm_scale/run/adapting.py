@@ -31,6 +31,7 @@ Change = Callable[[Tensor], Tensor]
 
 _TABLE = "y_embedder.embedding_table.weight"
 _LAST_STEP = 0.999  # of a diffusion's thousand: pure noise
+_EMBEDDERS = ("t_embedder", "t_tgt_embedder", "interval_embedder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,9 @@ class Pretrained:
 
     def moved_to_data(self, t: float) -> Tensor:
         """What its embedders add to a condition for the move from t to 0, [d] float64."""
-        embedders = [name for name in ("t_embedder", "t_tgt_embedder") if f"{name}.mlp.0.weight" in self.tensors]
-        return sum(self.embedded(name, t if name == "t_embedder" else 0.0) for name in embedders)
+        embedders = [name for name in _EMBEDDERS if f"{name}.mlp.0.weight" in self.tensors]
+        told = {"t_embedder": (1.0, t), "t_tgt_embedder": (1.0, 0.0), "interval_embedder": (t, t)}
+        return sum(told[name][0] * self.embedded(name, told[name][1]) for name in embedders)
 
 
 @dataclass(kw_only=True)
@@ -133,7 +135,9 @@ def _times(
     beginning: Beginning, given: Pretrained, role: Role, ours: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
     theirs, mine = given.network.get("time_embedding", "dit"), ours["time_embedding"]
-    for embedder in ("t_embedder", "t_tgt_embedder"):
+    signs = [name for name in wanted if name.startswith("sign_embedder.") and name in given.tensors]
+    beginning.weights |= {name: _read(given.tensors[name]) for name in signs}
+    for embedder in _EMBEDDERS:
         first = f"{embedder}.mlp.0.weight"
         if first not in wanted or first not in given.tensors:
             continue

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint.card import card_of
+from ..checkpoint.falling_back import candidates
 from ..checkpoint.formats.format import Source, Told
 from ..checkpoint.formats.table import FORMATS, format_of
 from ..checkpoint.names import AVERAGE, of_role, under
@@ -30,16 +33,34 @@ _SHOWN_IN_CONFIGS = ("patch_size", "hidden_size", "depth")
 
 
 def is_foreign(config: RunConfig) -> bool:
-    """Whether `run.initialise_from` is no checkpoint of a run. Raises CheckpointError for a file of no known format."""
+    """Whether `run.initialise_from` is no checkpoint of a run, or one of a network that is told one time less.
+
+    Raises CheckpointError for a file of no known format.
+    """
     path, kind = config.run.initialise_from, config.run.initialise_format
-    if path is None or kind == "native":
+    if path is None:
         return False
+    if kind == "native" or kind == "auto" and path.is_dir() and FORMATS["native"].recognises(path):
+        return _is_told_less(path, config)
     if kind != "auto" or path.is_file():
         return True
-    native = FORMATS["native"]
-    return path.is_dir() and not native.recognises(path) and any(
-        other.recognises(path) for name, other in FORMATS.items() if name != "native"
-    )
+    return path.is_dir() and any(other.recognises(path) for name, other in FORMATS.items() if name != "native")
+
+
+def _is_told_less(path: Path, config: RunConfig) -> bool:
+    """Whether a run's newest checkpoint is of a flow model that is told the source, where ours is told intervals too.
+
+    A checkpoint that cannot be read is for whoever loads it to refuse.
+    """
+    ours = config.model.generator
+    if ours is None or ours.times != "gated":
+        return False
+    for checkpoint in candidates(path):
+        try:
+            return card_of(checkpoint).networks.get(Role.GENERATOR, {}).get("times") == "source"
+        except CheckpointError:
+            continue
+    return False
 
 
 def foreign_beginning(config: RunConfig) -> Callable[[TrainState, ParallelPlan], str] | None:

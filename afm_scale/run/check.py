@@ -84,7 +84,8 @@ def check_objective(config: RunConfig, microbatch: int) -> None:
     objective.check(
         Described(
             model=model, shape=config.data.shape, num_classes=config.data.num_classes,
-            global_batch=config.data.global_batch, microbatch=microbatch,
+            global_batch=config.data.global_batch, microbatch=microbatch, steps=config.loop.steps,
+            precision=config.parallel.precision,
         )
     )
     for guide in objective.guides:

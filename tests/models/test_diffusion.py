@@ -56,6 +56,11 @@ def test_at_a_step_the_velocity_is_that_of_the_noise_predicted_on_the_path_of_th
     torch.testing.assert_close(network(x_t, t, t, y), predicted - clean, rtol=0, atol=1e-5 * largest)
 
 
+def test_it_is_told_no_intervals_for_its_source_is_a_step() -> None:
+    with pytest.raises(ConfigError, match="has no interval to be told"):
+        DiffusionConfig(**SIZE, times="gated")
+
+
 def test_after_the_last_step_the_field_stays_and_is_finite() -> None:
     network, (x, _, _, y) = generator(), inputs()
     last, one = times_of_steps()[-1].expand(len(x)), torch.ones(len(x))

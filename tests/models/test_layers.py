@@ -103,7 +103,9 @@ def test_times_become_cosines_then_sines_of_a_thousand_times_in_float32() -> Non
     assert sinusoids[0].tolist() == [1.0] * 128 + [0.0] * 128
 
 
-@pytest.mark.parametrize(("embedding", "time", "spacing"), [("sit", "1 - t", 128), ("diffusers", "1000 t", 127)])
+@pytest.mark.parametrize(("embedding", "time", "spacing"), [
+    ("sit", "1 - t", 128), ("diffusers", "1000 t", 127), ("plain", "t", 128),
+])
 def test_times_are_also_embedded_as_the_published_sit_and_diffusers_do(
     embedding: TimeEmbedding, time: str, spacing: int
 ) -> None:
@@ -113,7 +115,7 @@ def test_times_are_also_embedded_as_the_published_sit_and_diffusers_do(
     embedder.mlp[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     embedder(t)
     for index in range(4):
-        told = 1 - t[index].item() if time == "1 - t" else 1000 * t[index].item()
+        told = {"1 - t": 1 - t[index].item(), "1000 t": 1000 * t[index].item(), "t": t[index].item()}[time]
         angles = [told * 10_000 ** (-k / spacing) for k in range(128)]
         expected = [math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles]
         assert seen[0][index].tolist() == pytest.approx(expected, abs=1e-3 if time == "1000 t" else 1e-6)

@@ -195,3 +195,26 @@ def test_a_run_begins_with_a_published_file_and_trains(name: str, ranks: int, tm
 def test_the_recipe_from_a_sit_is_shown_before_the_file_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert show_command("afm_1step_xl2_from_sit", []) == 0
     assert "initialise_from: SiT-XL-2-256x256.pt" in capsys.readouterr().out
+
+
+def test_a_flow_models_own_checkpoint_begins_a_network_that_is_told_intervals_too(tmp_path: Path) -> None:
+    """Bit for bit at source = target, from the average; and a network of another size is refused in the usual words."""
+    words = ["report=null", "hooks.samples=null", "hooks.metrics.tensorboard=false", "parallel.device=cpu",
+             "parallel.plan=ddp", "data.global_batch=8", "model.generator.hidden_size=16", "checkpoint.every_steps=3"]
+    flow = tmp_path / "flow"
+    assert main(["train", "digits_flow_matching", f"run.folder={flow}", "loop.steps=3", *words]) == 0
+    begins = [f"run.initialise_from={flow}", "model.generator.times=gated", "model.generator.negative_times=true"]
+    found = tmp_path / "found"
+    assert main(["train", "digits_flow_matching", f"run.folder={found}", "loop.steps=0", *words, *begins]) == 0
+    start = json.loads((found / "events.jsonl").read_text().splitlines()[0])
+    assert "copied" in start["where"] and "new interval_embedder, sign_embedder" in start["where"]
+    with opened(load(RunConfig, "digits_flow_matching", [f"run.initialise_from={found}", *words])) as source:
+        own = {name: lazy.read() for name, lazy in source.tensors.items()}
+    with opened(load(RunConfig, "digits_flow_matching", [f"run.initialise_from={flow}", *words])) as source:
+        given = {name: lazy.read() for name, lazy in source.tensors.items()}
+    for name, tensor in given.items():
+        if name.startswith("average."):
+            assert torch.equal(own[name], tensor) and torch.equal(own[name.replace("average", "generator", 1)], tensor)
+    code, _, told = run("train", "digits_flow_matching", f"run.folder={tmp_path / 'other'}", *words, *begins,
+                        "model.generator.hidden_size=32")
+    assert code == 2 and "is of another model: generator: " in told

@@ -204,7 +204,7 @@ def _written(source: Source, card: Card, weights: Mapping[str, Lazy]) -> dict[st
                **card.networks[Role.GENERATOR]}
     reasons = {
         "is no DiT": network["kind"] not in ("dit", "dit_diffusion"),
-        "is told a target time too": network.get("times") == "both",
+        "is told a target time too": network.get("times") in ("both", "gated"),
         f"applies its blocks {network['repetitions']} times": network["repetitions"] != 1,
         "normalises queries and keys": network["qk_norm"],
         f"makes samples of {list(card.shape)}, which are not square": card.shape[1] != card.shape[2],
