@@ -45,6 +45,19 @@ GAMES = {
     "deep": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2")),
     "deeper": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=4", "loop.steps=3")),
     "flow matching": ("digits_flow_matching", (*_SMALL, "loop.steps=3")),
+    # Four updates take it through its three phases: no target of a network's, discrete steps, a derivative.
+    "alpha flow": ("digits_alpha_flow", (
+        *_SMALL, "loop.steps=4", "model.generator.null_class=true", "objective.class_dropout=0.2",
+        "objective.guidance={omega: 0.6, kappa: 0.5, high: 0.9}", "objective.flow_matching_share=0.4",
+    )),
+    "mean flow by differences": ("digits_mean_flow", (
+        *_SMALL, "loop.steps=4", "objective.derivative=central", "objective.tangent=predicted",
+        "objective.flow_matching_share=0.5",
+    )),
+    "twin flow": ("digits_twin_flow", (
+        *_SMALL, "loop.steps=4", "data.global_batch=32", "objective.warm_up_steps=1", "model.generator.null_class=true",
+        "objective.class_dropout=0.1", "objective.guidance_weight=0.5",
+    )),
     "classification": ("classifier_digits", (
         *_ANY, "model.classifier.hidden_size=16", "model.classifier.num_heads=2",
         "optimizer.classifier.learning_rate=1e-3", "loop.steps=3",

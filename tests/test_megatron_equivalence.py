@@ -36,7 +36,8 @@ _FAST = "optimizer.generator.learning_rate=1e-2"
 _QK_NORM = ("model.generator.qk_norm=true", "model.discriminator.qk_norm=true")
 OF_GAME = {
     "any step, augmented": (_FAST, *_QK_NORM), "deep": (_FAST,), "deeper": (_FAST,), "flow matching": (_FAST,),
-    "classification": (),
+    "classification": (), "mean flow by differences": (_FAST,), "twin flow": (_FAST,),
+    "alpha flow": (_FAST, "objective.alpha.ends_in=floor"),  # nothing shared has a derivative in forward mode
 }
 
 SHORT = "loop.steps=4"

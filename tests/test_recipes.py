@@ -18,9 +18,11 @@ from afm_scale.data.affine import AffineConfig
 from afm_scale.data.toys.synthetic import SyntheticLatentsConfig
 from afm_scale.evaluation.classifiers import ClassifierReport
 from afm_scale.flow.guidance import FlowGuidance, PlainGuidance
+from afm_scale.flow.mean_velocity import MixedVelocity
 from afm_scale.flow.path import Prediction
-from afm_scale.flow.times import AnyTimes, GridTimes
+from afm_scale.flow.times import AnyTimes, GridTimes, LogitNormalIntervals
 from afm_scale.models.layers import initial_weights
+from afm_scale.objectives.weighting import AdaptiveWeight
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run import build
 from afm_scale.run.check import check
@@ -75,7 +77,9 @@ TABLE_11 = {
 GUIDED = [name for name, row in TABLE_11.items() if row.guidance]
 OTHERS = {
     "digits_afm", "digits_flow_matching", "mixture1d_afm", "afm_anystep_xl2", "afm_1step_tiny", "flow_matching_xl2",
-    "mixture2d_afm", "mixture2d_flow_matching", "mnist_afm", "digits_afm_phases",
+    "mixture2d_afm", "mixture2d_flow_matching", "mnist_afm", "digits_afm_phases", "flow_matching_b2",
+    *(f"{kind}_{size}" for kind in ("mean_flow", "alpha_flow", "twin_flow") for size in ("b2", "xl2")),
+    *(f"{data}_{kind}" for kind in ("mean_flow", "alpha_flow", "twin_flow") for data in ("digits", "mixture1d")),
 }
 OTHERS_GUIDED = {"mixture2d_afm_flow", "mixture2d_afm_plain", "digits_afm_guided"}  # by a classifier
 OF_PHASES = {name.replace("_guided", "_phases") for name in GUIDED}  # guided in the last one; test_recipes_of_phases.py
@@ -200,6 +204,37 @@ def test_the_any_step_recipe_is_told_both_times() -> None:
     assert config.objective.transport_weight == Cosine(start=0.25, end=0.005, steps=500_000)
 
 
+@pytest.mark.parametrize(("name", "size", "mixed", "settings"), [
+    ("mean_flow_b2", B, (1.0, 0.5, 0.0, 1.0), {"flow_matching_share": 0.75}),
+    ("mean_flow_xl2", XL, (0.2, 0.92, 0.0, 0.75), {"flow_matching_share": 0.75}),
+    ("alpha_flow_b2", B, (1.0, 0.5, 0.0, 1.0), {"flow_matching_share": 0.25, "clamp": 4.0}),
+    ("alpha_flow_xl2", XL, (0.2, 0.92, 0.0, 0.75), {"flow_matching_share": 0.5, "clamp": 4.0}),
+])
+def test_mean_flow_and_alpha_flow_have_their_published_settings(
+    name: str, size: tuple[int, int, int], mixed: tuple[float, ...], settings: dict[str, float]
+) -> None:
+    config = recipe(name)
+    generator, optimizer, objective = config.model.generator, config.optimizer.generator, config.objective
+    assert (generator.depth, generator.hidden_size, generator.num_heads) == size and not generator.qk_norm
+    assert (generator.times, generator.time_embedding, generator.null_class) == ("gated", "plain", True)
+    assert objective.guidance == MixedVelocity(
+        **dict(zip(("omega", "kappa", "low", "high"), mixed, strict=True))
+    )
+    assert objective.times == LogitNormalIntervals(mean=-0.4, std=1.0) and objective.class_dropout == 0.1
+    assert {key: getattr(objective, key) for key in settings} == settings
+    of_alpha = objective.kind == "alpha_flow"
+    assert objective.weight == AdaptiveWeight(
+        power=1.0, eps=1e-3 if of_alpha else 0.01, reduction="mean" if of_alpha else "sum"
+    )
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (Constant(value=1e-4), (0.9, 0.95), 0)
+    assert config.loop.steps == (1_200_000 if of_alpha else round(240 * 1_281_167 / 256))
+    assert config.data.global_batch == 256 and (config.average.decay, config.average.warm_up) == (0.9999, False)
+    if of_alpha:
+        alpha = objective.over(config.loop.steps).alpha
+        ends = {"alpha_flow_b2": (345_900, 854_100), "alpha_flow_xl2": (715_300, 884_700)}[name]
+        assert alpha(ends[0] - 300) == 1 > alpha(ends[0] + 300) and alpha(ends[1] - 300) > 0 == alpha(ends[1] + 300)
+
+
 def test_flow_matching_has_the_optimizer_of_its_own_paper() -> None:
     config = recipe("flow_matching_xl2")
     afm, optimizer = recipe("afm_2step_xl2").model.generator, config.optimizer.generator
@@ -262,10 +297,11 @@ def take_a_step(recipes: dict[str, list[str]]) -> dict[str, tuple[bool, dict[str
 
 
 def shrunk(name: str, tmp_path: Path) -> list[str]:
-    """Overrides that make a recipe a second's work: everything as it is, but narrow networks and two samples."""
+    """Overrides that make a recipe a second's work: everything as it is, but narrow networks and few samples."""
     config = recipe(name)
     parts = {part: getattr(config.model, part) for part in ("generator", "discriminator", "classifier")}
-    overrides = ["data.global_batch=2", "loop.steps=1", f"run.folder={tmp_path / name}"]
+    samples = 4 if config.objective.kind == "twin_flow" else 2  # of which it makes quarters
+    overrides = [f"data.global_batch={samples}", "loop.steps=1", f"run.folder={tmp_path / name}"]
     if config.data.kind == "mnist":
         overrides.append(f"data.file={mnist_file(tmp_path / 'digits.npz')}")
     for part, network in parts.items():

@@ -1,9 +1,10 @@
-"""Replays recorded training runs of the published method through this project's networks and objective, in float64.
+"""Replays recorded training runs of the published methods through this project's networks and objectives, in float64.
 
 Prints, per case, the largest absolute error over all losses, predictions and final weights.
 Exit code 0 if every case is within --tolerance, 1 if not, 2 if a case cannot be read.
 A case is NAME.json (settings and one record per half-step: even = discriminator, odd = generator) beside
-NAME.safetensors (initial weights, every random draw, predictions, final weights).
+NAME.safetensors (initial weights, every random draw, predictions, final weights); or, where NAME.json has 'cases',
+single losses of alpha-Flow, MeanFlow and TwinFlow with their gradients (benchmarks/flow_maps.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..benchmarks import flow_maps
 from ..core.errors import UserError
 from ..core.files import read_regular
 from ..core.random import Positions
@@ -109,9 +111,10 @@ def replay(case_file: Path) -> dict[str, float]:
         if not file.exists():
             raise UserError(f"{file}: no such file; a case is NAME.json beside NAME.safetensors")
     try:
-        run = _Replay(parse_json(read_regular(case_file)), read_safetensors(tensors_file))
+        content, tensors = parse_json(read_regular(case_file)), read_safetensors(tensors_file)
+        found = flow_maps.errors_of(content, tensors) if "cases" in content else _Replay(content, tensors).errors()
         errors: dict[str, float] = {}
-        for kind, error in run.errors():
+        for kind, error in found:
             # max(0.0, nan) is 0.0: what is not a number must not pass for agreement
             errors[kind] = math.inf if math.isnan(error) else max(errors.get(kind, 0.0), error)
         return errors

@@ -43,3 +43,31 @@ class AnyTimes:
 
 
 TimeSampler = GridTimes | AnyTimes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormalIntervals:
+    """The later and the earlier of two times sigmoid(N(mean, std)), as MeanFlow and alpha-Flow were published."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: Annotated[float, Range(-100, 100)] = -0.4  # of the normal
+    std: Annotated[float, Range(above=0, high=100)] = 1.0  # of the normal
+
+    def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(s, t), each [B] float32 with 0 < t <= s < 1."""
+        pair = torch.sigmoid(self.mean + self.std * draws.normal("times", (2,)))
+        return pair.amax(1), pair.amin(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformIntervals:
+    """The later and the earlier of two uniform times."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        pair = draws.uniform("times", shape=(2,))
+        return pair.amax(1), pair.amin(1)
+
+
+IntervalSampler = LogitNormalIntervals | UniformIntervals

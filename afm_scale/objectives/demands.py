@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+from ..core.arithmetic import Precision, block_dtype
 from ..core.errors import ConfigError
 from ..flow.guidance import Guidance
 from .described import ModelDescription
 
 Times = Literal["none", "source", "both"]
+
+LEAST_IN_BF16 = 0.02
+"""The shortest step of time over which outputs of blocks in bf16 are compared: half of a difference is noise there."""
 
 
 def times_told(model: ModelDescription, needed: Times, *, by: str) -> None:
@@ -48,6 +53,30 @@ def no_class_taken(model: ModelDescription, class_dropout: float) -> None:
             f"objective.class_dropout {class_dropout:g} hides the class of some samples, which the generator "
             f"cannot be told; set model.generator.{generator.no_class_setting}=true"
         )
+
+
+def no_class_learnt(class_dropout: float, asked_by: str | None) -> None:
+    """Who is asked for a velocity without a class has been shown samples without one."""
+    if asked_by is not None and class_dropout == 0:
+        raise ConfigError(
+            f"{asked_by} asks the generator about samples without a class, of which objective.class_dropout 0 shows it "
+            "none; set objective.class_dropout=0.1"
+        )
+
+
+def precise_differences(found: Precision, allowed: Sequence[Precision], setting: str, instead: str) -> None:
+    """A difference of two calls of a network is divided by a small time, and the rounding of the calls with it."""
+    if found not in allowed:
+        raise ConfigError(
+            f"{setting} divides a difference of the generator's outputs by a small time, of which parallel.precision "
+            f"{found!r} leaves little but rounding; set parallel.precision={allowed[0]}, or {instead}"
+        )
+
+
+def wide_enough(found: Precision, width: float, setting: str, instead: str) -> None:
+    """Steps over a small share of time are not for blocks in bf16, whose rounding is 0.4% of an output."""
+    if width < LEAST_IN_BF16 and block_dtype(found) is not None:
+        precise_differences(found, ("tf32", "fp32"), f"{setting} of {width:g}", instead)
 
 
 def guides_fit(model: ModelDescription, guidance: Guidance | None) -> None:

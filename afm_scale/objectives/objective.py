@@ -93,6 +93,11 @@ class ObjectiveConfig(Protocol):
         ...
 
     @property
+    def without_forward_derivative(self) -> str:
+        """What to set so that it needs none, as "set a.b=c"; empty if nothing does."""
+        ...
+
+    @property
     def hides_classes(self) -> bool:
         """Whether some samples are shown without their class, so that the network knows samples of any class too."""
         ...
@@ -105,6 +110,10 @@ class ObjectiveConfig(Protocol):
         """The same with what it leaves open decided by `parallel.precision`."""
         ...
 
+    def over(self: T, steps: int) -> T:
+        """The same with what it says in shares of the run said in steps: `loop.steps` of them."""
+        ...
+
 
 class GameOfOneConfig:
     """The answers of an objective that trains one generator and needs nothing else; subclasses say what differs."""
@@ -112,6 +121,7 @@ class GameOfOneConfig:
     roles: ClassVar[tuple[Role, ...]] = (Role.GENERATOR,)
     guides: ClassVar[tuple[str, ...]] = ()
     differentiates_forward: ClassVar[bool] = False
+    without_forward_derivative: ClassVar[str] = ""
 
     @property
     def hides_classes(self) -> bool:
@@ -129,6 +139,9 @@ class GameOfOneConfig:
         """Nothing is wanted of the rest of the recipe."""
 
     def resolved(self: T, precision: Precision) -> T:
+        return self
+
+    def over(self: T, steps: int) -> T:
         return self
 
 

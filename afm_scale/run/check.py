@@ -68,7 +68,11 @@ def check_objective(config: RunConfig, microbatch: int) -> None:
     """Everybody who learns or is asked is described, nobody else is, and the objective agrees."""
     objective, model = config.objective, config.model
     if objective.differentiates_forward and (reason := config.parallel.no_forward_derivative) is not None:
-        raise ConfigError(f"objective.kind {objective.kind!r} takes derivatives in forward mode, but {reason}")
+        instead = objective.without_forward_derivative
+        raise ConfigError(
+            f"objective.kind {objective.kind!r} takes derivatives in forward mode, but {reason}"
+            f"{', or ' * bool(instead)}{instead}"
+        )
     for role in objective.roles:
         if getattr(model, role.value) is None or getattr(config.optimizer, role.value) is None:
             raise ConfigError(

@@ -46,5 +46,5 @@ def build_learner(config: RunConfig) -> nn.Module:
 
 def build_objective(config: RunConfig, mean_over_ranks: Reduce, device: torch.device) -> Objective:
     """The recipe's objective, with what it leaves open decided."""
-    resolved = config.objective.resolved(config.parallel.precision)
+    resolved = config.objective.resolved(config.parallel.precision).over(config.loop.steps)
     return OBJECTIVES[type(resolved)](resolved, mean_over_ranks, device)

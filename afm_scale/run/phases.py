@@ -49,7 +49,7 @@ def _phase(config: RunConfig, number: int, phase: PhaseConfig) -> Phase:
         named = {name: counted_from(getattr(objective, name), first) for name in phase.objective}
         return InForce(
             learning_rates={role: _rate(config, phase, role, first) for role in config.objective.roles},
-            objective=replace(objective, **named).resolved(config.parallel.precision),
+            objective=replace(objective, **named).resolved(config.parallel.precision).over(config.loop.steps),
         )
 
     return Phase(config=phase, from_step=from_step)

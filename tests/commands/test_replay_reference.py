@@ -193,6 +193,65 @@ def test_a_torn_file_is_refused(tmp_path: Path, suffix: str) -> None:
         replay(copy)
 
 
+FLOW_MAPS = {
+    "velocity", "target", "prediction", "weight", "loss rows", "gradients", "sample", "times", "rectified target",
+    "total", "target average",
+}
+
+
+def test_recorded_losses_of_alpha_flow_mean_flow_and_twin_flow_are_reproduced() -> None:
+    errors = replay(golden("flow_maps"))
+    assert set(errors) == FLOW_MAPS
+    assert {kind: error for kind, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("alphaflow_4.target", "target"), ("alphaflow_10.loss", "loss rows"), ("alphaflow_9.grad_b", "gradients"),
+     ("alphaflow_6.weight", "weight"), ("twinflow_2.ema_a_after", "target average"), ("twinflow_3.target", "target"),
+     ("twinflow_5.rectified_target", "rectified target"), ("twinflow_1.grad_a", "gradients"),
+     ("twinflow_4.total", "total"), ("twinflow_4.rectification_rows", "loss rows")],
+)  # fmt: skip
+def test_a_recorded_loss_that_is_wrong_by_a_millionth_is_found(tmp_path: Path, name: str, kind: str) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[name].view(-1)[-1] += 1e-6
+
+    errors = replay(changed_copy(tmp_path, "flow_maps", change_tensors=change))
+    assert errors.pop(kind) == pytest.approx(1e-6, rel=1e-3)
+    assert max(errors.values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "draw", ["normal.0", "normal.1", "normal.2", "uniform.0", "uniform.1", "uniform_time.0", "uniform_time.1"]
+)
+def test_every_draw_of_a_recorded_twin_flow_is_used(tmp_path: Path, draw: str) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[f"twinflow_3.draw.{draw}"] *= 0.9
+
+    assert max(replay(changed_copy(tmp_path, "flow_maps", change_tensors=change)).values()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "value"),
+    [("alphaflow_4", "alpha", 0.4), ("alphaflow_2", "omega", 0.3), ("alphaflow_8", "kappa", 0.9),
+     ("alphaflow_6", "guidance_range", [0.0, 0.3]), ("alphaflow_4", "clamp", 0.5), ("alphaflow_9", "adaptive_eps", 0.1),
+     ("twinflow_3", "order", 1), ("twinflow_5", "guidance_weight", 0.6), ("twinflow_1", "rectification_weight", 0.4),
+     ("twinflow_2", "target_decay_of_this_update", 0.8), ("twinflow_3", "loss", {"type": "l2"})],
+)  # fmt: skip
+def test_every_setting_of_a_recorded_loss_matters(tmp_path: Path, case: str, key: str, value: object) -> None:
+    copy = changed_copy(tmp_path, "flow_maps", lambda content: content["cases"][case].update({key: value}))
+    assert max(replay(copy).values()) > 1e-6
+
+
+def test_a_recorded_loss_of_an_unknown_kind_or_without_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
+    copy = changed_copy(tmp_path, "flow_maps", lambda content: content["cases"]["alphaflow_1"].update(kind="other"))
+    with pytest.raises(UserError, match="other"):
+        replay(copy)
+    copy = changed_copy(tmp_path, "flow_maps", change_tensors=lambda tensors: tensors.pop("twinflow_1.x_t"))
+    with pytest.raises(UserError, match="x_t"):
+        replay(copy)
+
+
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     script = ROOT / "tools" / "replay_reference.py"
     return subprocess.run(
