@@ -162,8 +162,8 @@ def test_alpha_flow_weighs_intervals_by_alpha_and_at_zero_as_mean_flow_and_clamp
     for alpha, factor in ((0.3, 0.3), (1.0, 1.0), (0.0, 1.0)):
         found = alpha_flow(alpha, clamp=0.05).compared(Watched().nets, batch_of(8), draws_of(8), 0)
         error = (found.prediction - found.target).square().flatten(1).mean(1).detach()
-        expected = 1 / (error + 1e-3) * torch.tensor([1.0] * 4 + [factor] * 4)
-        torch.testing.assert_close(found.weight, expected.double(), rtol=1e-12, atol=0)
+        expected = 1 / (error + 1e-3) * torch.tensor([1.0] * 4 + [factor] * 4, dtype=error.dtype)
+        torch.testing.assert_close(found.weight, expected, rtol=1e-12, atol=0)
         largest = found.target.abs().flatten(1).amax(1)
         assert (largest[4:] <= 0.05).all() == (alpha > 0) and (largest[:4] > 0.05).all()
 
