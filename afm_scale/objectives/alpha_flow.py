@@ -58,10 +58,9 @@ class AlphaFlow(IntervalRegression):
         self, network: Generator, found: Interval, y: Tensor, of_class: Tensor | None, step: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         alpha, clamp = self.config.alpha(step), self.config.clamp
-        watched = {"alpha": found.t.new_tensor(alpha)}
+        watched = {"alpha": found.t.new_tensor(alpha), "clamped": found.t.new_zeros(())}  # the same in every phase
         if alpha == 0:
-            along = self.along(network, found, y, found.velocity)
-            return limit_target(found, along), watched
+            return limit_target(found, self.along(network, found, y, found.velocity)), watched
         target = found.velocity
         if alpha < 1:
             target = discrete_target(lambda x, t, r: network(x, t, r, y), found, alpha)
