@@ -11,10 +11,9 @@ Quarters of the global batch, in this order, by fixed numbers:
     guidance   v + w (F^-(x_t, t, t, y) - F^-(x_t, t, t, no class)):  of scale 1 / (1 - w), as F^- follows F
     rectified  |F(z, 1, 0) - sg(F(z, 1, 0) + clamp(F(x', t', t') - F(x', -t', -t')))|^2,  x' = (1 - t') x_f + t' z'
 
-F^- is the average "target", fast and beside the published one, or the network itself. It moves after each update, once
-whatever the number of microbatches. Not in the paper, but in the program: the weight of time, the clamps, the loss
-that is about the root of the error. Not in either: classes are hidden from some of the near ones, so that a run from
-scratch learns a velocity without a class, and its first updates may be plain flow matching.
+F^- is the average "target", fast and beside the published one, or the network itself; it moves once an update. Not in
+the paper, but in the program: the weight of time, the clamps, the loss that is about the root of the error. In neither:
+classes are hidden from some near ones, and the first updates may be flow matching, to start from scratch.
 """
 
 from __future__ import annotations
