@@ -9,6 +9,7 @@ from .config import PilotConfig
 from .memory import Memory
 from .phases import Phase, why_over
 from .reload import on_stall
+from .rules import last_good
 
 
 def decide(
@@ -18,7 +19,8 @@ def decide(
     rise = config.rules.divergence
     if config.roll_back is not None and rise is not None and memory.is_pending and "divergence" in memory.fired:
         # Of what follows nothing is decided: it is of weights that are given up.
-        yield RollBack(not_after=memory.points[-1 - rise.patience].step, why="the quality has risen sharply")
+        good = last_good(rise, memory.points, config.quality, memory.noise.get(config.quality))
+        yield RollBack(not_after=good, why="the quality has risen sharply")
         return
     current = phases[memory.phase].config
     over = why_over(

@@ -21,6 +21,8 @@ GRADIENT = "generator/adversarial_gradient_square"  # of D's gradient at the sam
 COST = "generator/transport_cost"  # mean square of a sample minus its noise
 REAL, FAKE = "discriminator/logit_real", "discriminator/logit_fake"
 
+_NEAR = 0.25  # of the way from the best quality to one that is too bad: evaluations of one run differ by less
+
 Evaluations = Annotated[int, Range(1, 10_000)]
 
 
@@ -130,12 +132,25 @@ def divergence(config: RiseConfig, points: Sequence[Point], quality: str, of_noi
     qualities = [point.figures.get(quality) for point in points]
     before, last = qualities[: -config.patience], qualities[-config.patience :]
     reference = best(before)
-    limit = config.times * reference
-    if of_noise is not None and reference < of_noise:
-        limit = min(limit, reference + config.loses * (of_noise - reference))
+    limit = _too_bad(config, reference, of_noise)
     if math.isinf(reference) or any(value is not None and value <= limit for value in last):
         return None
     return {"quality": math.inf if last[-1] is None else last[-1], "best": reference, "limit": limit}
+
+
+def last_good(config: RiseConfig, points: Sequence[Point], quality: str, of_noise: Value) -> int:
+    """Where a divergence holds: the step of the newest evaluation before it that was near the best, not on the way."""
+    before = [(point.step, point.figures.get(quality)) for point in points[: -config.patience]]
+    reference = best([value for _, value in before])
+    near = reference + _NEAR * (_too_bad(config, reference, of_noise) - reference)
+    return max(step for step, value in before if value is not None and value <= near)
+
+
+def _too_bad(config: RiseConfig, reference: float, of_noise: Value) -> float:
+    limit = config.times * reference
+    if of_noise is None or reference >= of_noise:
+        return limit
+    return min(limit, reference + config.loses * (of_noise - reference))
 
 
 def collapse(config: CollapseConfig, points: Sequence[Point], diversity: str) -> Evidence | None:

@@ -25,6 +25,7 @@ from afm_scale.train.pilot.rules import (
     divergence,
     fired,
     identity,
+    last_good,
     stall,
 )
 
@@ -104,6 +105,18 @@ def test_where_noise_is_near_a_divergence_is_half_of_the_gain_that_is_lost() -> 
     assert divergence(config, history, QUALITY, 46.0) is None
     assert divergence(config, history, QUALITY, None) is None
     assert divergence(config, history, QUALITY, 10.0) is None  # it was never better than noise
+
+
+def test_the_last_good_evaluation_is_near_the_best_and_not_on_the_way_to_a_divergence() -> None:
+    config = RiseConfig(times=3.0, loses=0.5, patience=2)
+
+    def good(*qualities: float | None, of_noise: float | None = None) -> int:
+        return last_good(config, [point(10 * n, q) for n, q in enumerate(qualities, start=1)], QUALITY, of_noise)
+
+    assert good(2.0, 2.9, 7.0, 7.0) == 20
+    assert good(2.0, 3.1, 7.0, 7.0) == 10
+    assert good(2.0, 2.9, None, 5.9, None, None) == 20
+    assert good(15.65, 17.17, 24.02, 29.93, 33.97, 31.5, of_noise=45.0) == 20  # digits, D at thirty times the rate
 
 
 def spread(*values: float) -> list[Point]:
