@@ -29,7 +29,7 @@ from ..core.run_folder import RunFolder
 from ..core.strict_json import parse_json
 from ..run.config import RunConfig
 from ..run.counting import step_flops
-from ..run.load import dump_yaml, load
+from ..run.load import load
 from ..run.phases import configs_of_phases, phases_of
 
 Name = Annotated[str, Text(60, r"[\w .,=+x-]*[\w]", "letters, digits, spaces and . , = + - _")]
@@ -89,13 +89,19 @@ class Job:
     def name(self) -> str:
         return f"{self.way} / {self.data} / seed {self.seed}"
 
+    def _trained_by(self) -> RunConfig | None:
+        """The run's own recipe; what it does not say, being older than a setting, is as that setting's default."""
+        try:
+            return load(RunConfig, RunFolder(self.folder).config).resolved()
+        except ConfigError:
+            return None
+
     def summary(self) -> Mapping[str, Any] | None:
         """The last word of the run; None while it has not ended. Raises UserError if it was trained otherwise."""
         content = _content(RunFolder(self.folder).summary)
         if content is None:
             return None
-        trained = (_content(RunFolder(self.folder).config) or b"").decode(errors="replace")
-        if trained != dump_yaml(self.config):
+        if self._trained_by() != self.config:
             raise UserError(
                 f"{self.folder} holds a finished run of other settings than {self.name} has now; move it away, or "
                 "choose another folder"
