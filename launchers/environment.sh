@@ -1,5 +1,6 @@
 # Sourced by the other scripts, with the extras of setup.py that they need: source environment.sh test,data
 # Makes .venv what setup.py and constraints.txt ask for, and leaves $root, $python and recipe_from in the caller.
+# AFM_SCALE_PYTHON names an interpreter that has all of it already, in an image or a module: nothing is installed then.
 # shellcheck shell=bash
 
 unset CDPATH # exported, it makes cd print where it went, and go somewhere else
@@ -69,4 +70,12 @@ recipe_from() {  # [RECIPE] [a.b=c ...]: leaves $recipe, an absolute path if it 
     settings=("$@")
 }
 
-prepare_environment "$1"
+if [[ -n "${AFM_SCALE_PYTHON:-}" ]]; then
+    python="$(command -v "$AFM_SCALE_PYTHON")" || {
+        echo "AFM_SCALE_PYTHON=$AFM_SCALE_PYTHON is no program here: name an interpreter with the packages of setup.py," \
+            "or unset it to have .venv made" >&2
+        exit 2
+    }
+else
+    prepare_environment "$1"
+fi

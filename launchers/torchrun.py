@@ -8,7 +8,9 @@ The command line is torchrun's, and so are the agent, the rendezvous and the res
   on, and the workers then have the time of --shutdown-timeout or TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds, here 300 by
   default) to save before they are killed. A second signal is passed on too: workers exit at once. One that was ignored
   when this began (nohup) is ignored by all. --signals-to-handle has no effect.
-- Workers that ended with 2, or were stopped by a signal, are not restarted.
+- Workers that ended with 2, or were stopped by a signal, are not restarted. Those that lost another rank are, while
+  --max-restarts allows; afterwards the job ends with 75 if a checkpoint is there to go on from.
+- Nodes that do not find each other, a port in use and options that make no sense are one message and exit code 2.
 - The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py).
 """
 
@@ -24,14 +26,19 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a signal may come in them: see `main`
+    from argparse import Namespace
+    from collections.abc import Mapping
+
     from torch.distributed.elastic.agent.server import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-DONE, FAILURE, USER_ERROR, STOPPED_BY_SIGNAL = 0, 1, 2, 75  # as in afm_scale/core/errors.py
+DONE, FAILURE, USER_ERROR, GO_ON, LOST_RANK = 0, 1, 2, 75, 76  # as in afm_scale/core/errors.py
 FORWARDED = (  # what workers understand: as in afm_scale/core/stopping.py
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )
 DEFAULT_GRACE_SECONDS = 300
+SECONDS_TO_SAY = 20  # for the workers that are left to find out that one is gone, and to say what that comes to
 SECONDS_TO_START = 20  # for workers that know what is to be done; they may wait for another node that never comes
 
 
@@ -40,15 +47,26 @@ class Workers:
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self.codes: list[int] = []  # of those that have failed, the last time that they were started
         self._pids: list[int] = []
-        self._first_signal_at = 0.0
+        self._handlers: Mapping[int, SubprocessHandler] = {}
+        self._first_signal_at = self._first_death_at = 0.0
         self._lock = threading.RLock()  # reentrant: a handler may interrupt another handler
 
-    def started(self, pids: list[int]) -> None:
+    def started(self, pids: list[int], handlers: Mapping[int, SubprocessHandler]) -> None:
         with self._lock:
-            self._pids = pids
+            self._pids, self._handlers, self._first_death_at = pids, handlers, 0.0
             for signum in self.signals:  # those that came while the workers were being started
                 self._send(signum)
+
+    def are_left_to_say(self) -> bool:
+        """Whether one is gone without a word and others have still time: torch would end them at once."""
+        codes = [handler.proc.poll() for handler in self._handlers.values()]
+        failed = [code for code in codes if code not in (None, DONE)]
+        if self.signals or None not in codes or not any(code < 0 or code == LOST_RANK for code in failed):
+            return False
+        self._first_death_at = self._first_death_at or time.monotonic()
+        return time.monotonic() - self._first_death_at < SECONDS_TO_SAY
 
     def forward(self, signum: int, frame: FrameType | None) -> None:
         with self._lock:
@@ -84,13 +102,14 @@ def exit_code(codes: list[int], signals: list[int]) -> int:
     """The job's exit code from those of its failed workers and the signals passed on to them.
 
     When one worker ends, torch sends the others SIGTERM, so a death by a signal says little beside a code of 2 or 75.
-    Those that died of the first and only signal passed on had no checkpoint: whoever has one ends with 75.
+    Those that died of the first and only signal passed on had no checkpoint: whoever has one ends with 75, or with 76
+    if another rank was lost to it: that one may have died of anything.
     """
     if USER_ERROR in codes:
         return USER_ERROR
-    deaths = {signal_of(code) for code in codes if code != STOPPED_BY_SIGNAL}
-    if STOPPED_BY_SIGNAL in codes and None not in deaths:
-        return STOPPED_BY_SIGNAL
+    deaths = {signal_of(code) for code in codes if code not in (GO_ON, LOST_RANK)}
+    if None not in deaths and not {GO_ON, LOST_RANK}.isdisjoint(codes):
+        return GO_ON
     if len(signals) == 1 and signals[0] in deaths and deaths <= {signals[0], signal.SIGTERM}:
         return 128 + signals[0]
     return FAILURE
@@ -101,22 +120,42 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
 
     With `hold` they are started with signals held, which come to them when they have handlers and let them come.
     """
+    from torch.distributed import DistError
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     class Agent(LocalElasticAgent):
+        def _initialize_workers(self, worker_group: WorkerGroup) -> None:
+            """The host of the rendezvous may go before the workers have ended: they find out and end by themselves."""
+            handler = worker_group.spec.rdzv_handler
+            ask = type(handler).num_nodes_waiting
+
+            def num_nodes_waiting() -> int:
+                try:
+                    return ask(handler)
+                except (RendezvousError, DistError):
+                    return 0
+
+            handler.num_nodes_waiting = num_nodes_waiting
+            super()._initialize_workers(worker_group)
+
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED if hold else ())
             try:
                 pids = super()._start_workers(worker_group)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            workers.started(list(pids.values()))
+            workers.started(list(pids.values()), self._pcontext.subprocess_handlers)
             return pids
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            if workers.are_left_to_say():
+                return RunResult(state=WorkerState.HEALTHY)
             result = super()._monitor_workers(worker_group)
-            codes = [failure.exitcode for failure in result.failures.values()]
-            if codes and exit_code(codes, workers.signals) != FAILURE:
+            workers.codes = [failure.exitcode for failure in result.failures.values()]
+            may_go_on = LOST_RANK in workers.codes and not workers.signals
+            if workers.codes and exit_code(workers.codes, workers.signals) != FAILURE and not may_go_on:
                 self._remaining_restarts = 0
             return result
 
@@ -164,15 +203,41 @@ def main(arguments: list[str]) -> int:
     if not failures:
         return DONE
     if not isinstance(failures[0], ChildFailedError):
-        raise failures[0]
+        return end_of_launcher(failures[0], workers, args)
     codes = {rank: failure.exitcode for rank, failure in sorted(failures[0].failures.items())}
     code = exit_code(list(codes.values()), workers.signals)
-    if code not in (USER_ERROR, STOPPED_BY_SIGNAL) and (code == FAILURE or min(codes.values()) < 0):
-        try:  # of workers that ended in order one has said why
-            print(describe(codes), file=sys.stderr, flush=True)
-        except OSError:  # nobody reads it
-            pass
+    if code not in (USER_ERROR, GO_ON) and (code == FAILURE or min(codes.values()) < 0):
+        tell(describe(codes))  # of workers that ended in order one has said why
     return code
+
+
+def end_of_launcher(error: BaseException, workers: Workers, args: Namespace) -> int:
+    """The exit code where the agent itself has failed, after one message. Raises what nobody's settings explain."""
+    from torch.distributed import DistError
+    from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
+
+    if not isinstance(error, RendezvousError | DistError):
+        raise error
+    where = f"--rdzv-endpoint {args.rdzv_endpoint or '(none)'}, --rdzv-id {args.rdzv_id}, --nnodes {args.nnodes}"
+    if workers.codes:  # they were to be started again, and another node is gone
+        tell(f"error: the nodes do not find each other again ({where})")
+        return exit_code(workers.codes, workers.signals)
+    if isinstance(error, RendezvousTimeoutError):
+        reason = "not all of the nodes came in time. Start the same command on each, with the same number of nodes"
+    elif "in use" in str(error.__cause__) or "EADDRINUSE" in str(error.__cause__):
+        reason = "the port is in use on this host. Choose another one, the same for every node"
+    else:
+        cause = str(error.__cause__ or error).partition("\n")[0].partition("Exception raised from")[0][:200]
+        reason = f"the nodes do not find each other: {cause}. Name host and free port of the first node, and start it"
+    tell(f"error: {reason} ({where})")
+    return USER_ERROR
+
+
+def tell(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it
+        pass
 
 
 def describe(codes: dict[int, int]) -> str:

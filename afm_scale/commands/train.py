@@ -25,6 +25,7 @@ from ..parallel.describe import in_one_line
 from ..parallel.launch import Ranks, launch
 from ..parallel.plan import ParallelPlan
 from ..run import build
+from ..run.after_loss import after_loss
 from ..run.arguments import add_recipe
 from ..run.beginning import foreign_beginning
 from ..run.changes import Comparison
@@ -51,10 +52,10 @@ def run(options: argparse.Namespace) -> int:
 def train_command(recipe: str, overrides: Sequence[str]) -> int:
     """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
     config = load(RunConfig, recipe, overrides).resolved()
-    own = RunFolder(config.run.folder).checkpoints
-    stopping.know(lambda: newest_complete(own), speaks=rank_of(os.environ) == 0)
-    log_of = RunFolder(config.run.folder).rank_log
-    with ExitStack() as afterwards, launch(config.parallel, log_of=log_of) as ranks:
+    own = RunFolder(config.run.folder)
+    stopping.know(lambda: newest_complete(own.checkpoints), speaks=rank_of(os.environ) == 0)
+    launched = launch(config.parallel, log_of=own.rank_log, after_loss=lambda: after_loss(own))
+    with ExitStack() as afterwards, launched as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
         check(config, ranks.world_size)
         with agreed():

@@ -6,6 +6,8 @@ EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL: run the same command again to go on
+EXIT_GO_ON = EXIT_STOPPED_BY_SIGNAL  # also after the loss of another rank, where there is something to go on from
+EXIT_LOST_RANK = 76  # the same said to launchers/torchrun.py, which may start all again; it ends with 75 itself
 
 
 class RunError(Exception):

@@ -24,10 +24,11 @@ from torch.distributed import constants, distributed_c10d
 from ..core.errors import ConfigError
 from ..core.place import Place
 from .config import ParallelConfig
+from .interface import choose_interface
 from .meeting import Meeting
 from .precision import fp8_error
 from .process import configure_process, set_environment
-from .watch import Watch
+from .watch import AfterLoss, Watch, without_a_run
 
 DEFAULT_MASTER_PORT = 29500  # torchrun's
 
@@ -77,12 +78,15 @@ class Announcement:
     address: tuple[str, int] | None
 
 
-def launch(config: ParallelConfig, *, log_of: Callable[[int], Path] | None = None) -> Ranks:
+def launch(
+    config: ParallelConfig, *, log_of: Callable[[int], Path] | None = None, after_loss: AfterLoss = without_a_run
+) -> Ranks:
     """Joins the process group: gloo for tensors on the CPU and, with GPUs, NCCL for those on the GPU.
 
     Sets this process's device and its arithmetic (TF32, deterministic kernels). `log_of` says where a rank writes the
-    traceback of losing the others. Raises ConfigError, the same one on every rank, if the device or what is wanted of
-    it is not there, and on its own rank if the launcher's variables make no sense or the others are not found.
+    traceback of losing the others, `after_loss` how it then ends. Raises ConfigError, the same one on every rank, if
+    the device or what is wanted of it is not there, and on its own rank if the launcher's variables make no sense or
+    the others are not found.
     """
     announced = announcement_of(os.environ)
     _die_with_launcher()
@@ -91,13 +95,15 @@ def launch(config: ParallelConfig, *, log_of: Callable[[int], Path] | None = Non
     store = dist.HashStore() if meeting is None else meeting.meet()  # in memory: one rank needs neither port nor file
     store.set_timeout(timeout)
     set_environment(config)  # before CUDA starts, which reads it
+    if announced.address is not None:
+        choose_interface(announced.address[0])
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", announced.local_rank) if on_gpu else torch.device("cpu")
     watch = None
     if meeting is not None:
         watch = Watch(
             announced.rank, announced.world_size, meeting.leads_host, meeting.connect, config.timeout_seconds,
-            None if log_of is None else log_of(announced.rank),
+            None if log_of is None else log_of(announced.rank), after_loss,
         )
         watch.start()
     ranks = Ranks(announced.rank, announced.local_rank, announced.world_size, device, watch)
@@ -180,7 +186,7 @@ def _meeting(announced: Announcement, timeout: timedelta) -> Meeting | None:
     host, port = announced.address
     return Meeting(
         rank=announced.rank, world_size=announced.world_size, leads_host=announced.local_rank == 0, host=host,
-        port=port, limit=timeout.total_seconds(),
+        port=port, limit=timeout.total_seconds(), local_world_size=announced.local_world_size,
     )
 
 

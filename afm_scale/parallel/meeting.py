@@ -39,6 +39,7 @@ class Meeting:
     rank: int
     world_size: int
     leads_host: bool  # whether it is the one that speaks for its host
+    local_world_size: int | None = None  # None: the launcher does not say
     host: str
     port: int
     limit: float  # seconds
@@ -64,6 +65,7 @@ class Meeting:
                 f"two processes say that they are rank {self.rank} of {self.world_size} ({self}): this one ({who}) and "
                 f"{store.get(f'meet/who/{self.rank}').decode().partition(' ')[2]}; give each its own RANK"
             )
+        store.set(f"meet/local/{self.rank}", str(self.local_world_size or ""))
         store.set(f"meet/who/{self.rank}", f"{self.world_size} {who}")
         self._wait_for_all(store)
         return store
@@ -185,10 +187,26 @@ class Meeting:
         sizes = {rank: store.get(f"meet/who/{rank}").decode().partition(" ")[0] for rank in present}
         others = [rank for rank, size in sizes.items() if size != str(self.world_size)]
         if not others:
-            return ""
+            return self._unequal_hosts(store, present)
         return (
             f"the ranks disagree on how many they are ({self}): rank {self.rank} has WORLD_SIZE={self.world_size}, "
             f"rank {others[0]} has {sizes[others[0]]}. Ranks present: {listed(present)}. Start all with the same number"
+        )
+
+    def _unequal_hosts(self, store: dist.Store, present: list[int]) -> str:
+        """What is wrong with the numbers of ranks of the hosts, or an empty string: layouts are of so many on each."""
+        told = {rank: store.get(f"meet/local/{rank}").decode() for rank in present}
+        told = {rank: number for rank, number in told.items() if number}
+        first = next(iter(told), 0)
+        other = next((rank for rank in told if told[rank] != told[first]), None)
+        if other is None:
+            return ""
+        who = {rank: store.get(f"meet/who/{rank}").decode() for rank in (first, other)}
+        hosts = {rank: text.partition(" ")[2].partition(",")[0] for rank, text in who.items()}
+        return (
+            f"the hosts run different numbers of ranks ({self}): {told[first]} where rank {first} is ({hosts[first]}), "
+            f"{told[other]} where rank {other} is ({hosts[other]}). Start the same number on every host (torchrun: "
+            "--nproc-per-node; deepspeed: slots in the hostfile; Slurm: --gpus-per-node)"
         )
 
     def _own_address(self) -> str:

@@ -78,8 +78,7 @@ def _of_waiting(words: Mapping[int, Word], me: Observer) -> str:
         f". Rank {rank}{f', and {len(words) - 1} more' if len(words) > 1 else ''} waited for it {words[rank]}"
     )
     return (
-        f"{waited} (parallel.timeout_seconds={me.timeout:.0f}). Look at that host and process; run the same command "
-        "again to go on from the newest checkpoint"
+        f"{waited} (parallel.timeout_seconds={me.timeout:.0f}). Look at that host and process"
     )
 
 

@@ -34,6 +34,14 @@ SILENT_SECONDS = 5.0  # a rank that leaves no word for so long while it is watch
 GRACE_SECONDS = 15.0  # for a save that is under way, once it is known that the run ends
 
 
+AfterLoss = Callable[[], tuple[int, str]]
+"""The exit code of a process that lost the others, and what is to be added to the message."""
+
+
+def without_a_run() -> tuple[int, str]:
+    return EXIT_FAILURE, ""
+
+
 class LostRank(RunError):
     """Another rank failed, fell silent or fell behind, and this one cannot go on without it."""
 
@@ -43,12 +51,15 @@ class Watch:
 
     def __init__(
         self, rank: int, world_size: int, leads_host: bool, connect: Callable[[], dist.Store], timeout: float,
-        log: Path | None,
+        log: Path | None, after_loss: AfterLoss = without_a_run,
     ) -> None:
-        """`connect` opens a connection to the store that nothing else uses: a call of another thread would block it."""
+        """`connect` opens a connection to the store that nothing else uses: a call of another thread would block it.
+
+        `after_loss` is asked once it is known that the run ends because another rank is gone, silent or behind.
+        """
         self._rank, self._world_size, self._leads_host = rank, world_size, leads_host
         self._me = Observer(rank, world_size, timeout)
-        self._timeout, self._log = timeout, log
+        self._timeout, self._log, self._after_loss = timeout, log, after_loss
         self._connect = connect
         self._patience = min(SILENT_SECONDS, max(2.0, timeout / 2))
         self._grace = min(GRACE_SECONDS, max(2.0, timeout))
@@ -141,11 +152,20 @@ class Watch:
             while not self._closed.wait(self._period):
                 self._speak()
                 still = min(self._word.motionless, time.monotonic() - looked)
-                if self._verdict is None and still > self._timeout:
+                lost = still > self._timeout or still > self._patience and self._neighbour_is_gone()
+                if self._verdict is None and lost:
                     looked = time.monotonic()
                     self._end_if_silent()
         except Exception as error:  # whatever torch makes of a store that is gone
             self._lost = str(error).splitlines()[0] if str(error) else repr(error)
+
+    def _neighbour_is_gone(self) -> bool:
+        """Whether the next rank has ended, on this host: a wait of the GPU would learn of it at the limit alone.
+
+        Ranks that have come to the end of their work have said that they leave.
+        """
+        others = self._words([(self._rank + 1) % self._world_size])
+        return any(word.state() == "gone" for word in others.values()) and self._store.add("watch/left", 0) == 0
 
     def _speak(self) -> None:
         self._word = STANDING.word(time.monotonic())
@@ -203,7 +223,8 @@ class Watch:
         if not silent and not failed:
             return None
         text = of_silent(silent, words, self._me) if silent else of_behind(words, self._me)
-        mine = Verdict(by=self._rank, host=self._word.host, text=text, exit_code=EXIT_FAILURE)
+        code, advice = self._after_loss()
+        mine = Verdict(by=self._rank, host=self._word.host, text=text + advice, exit_code=code)
         verdict = within(self._patience, lambda: self._first(mine)) or mine
         for rank in silent:
             words[rank].kill()
@@ -244,8 +265,9 @@ class Watch:
             text = of_silent([0], words, self._me)
             self._of_rank_0.kill()
         speaks = self._leads_host or self._rank == 1
+        code, advice = self._after_loss()
         return Verdict(
-            by=self._rank if speaks else 0, host=self._word.host, text=text, exit_code=EXIT_FAILURE
+            by=self._rank if speaks else 0, host=self._word.host, text=text + advice, exit_code=code
         )
 
     # Saying.

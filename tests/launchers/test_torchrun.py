@@ -123,6 +123,11 @@ def wait_until(condition, seconds: float = 100) -> None:
     ([75, -signal.SIGTERM], [signal.SIGUSR1], 75),  # torch ends the others when one has ended
     ([75, 128 + signal.SIGTERM], [signal.SIGUSR1], 75),
     ([75, 1], [signal.SIGTERM], 1),
+    ([76, -signal.SIGKILL], [], 75),  # one is gone, and the other knows of a checkpoint to go on from
+    ([76], [], 75),  # it was of another host
+    ([76, 1], [], 1),
+    ([76, 2], [], 2),
+    ([-signal.SIGKILL, 1], [], 1),  # there is none
     ([-signal.SIGUSR1, -signal.SIGUSR1], [signal.SIGUSR1], 138),  # they had no checkpoint: no 75
     ([138, -signal.SIGTERM], [signal.SIGUSR1], 138),
     ([138, 75], [signal.SIGUSR1], 75),  # one of them knew of a checkpoint
@@ -188,10 +193,10 @@ def test_workers_that_do_not_save_in_time_are_killed(tmp_path):
     assert "SIGKILL" in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("code, starts", [(2, 1), (75, 1), (3, 2)])
+@pytest.mark.parametrize("code, starts", [(2, 1), (75, 1), (3, 2), (76, 2)])
 def test_only_a_failure_is_restarted(tmp_path, code, starts):
     process = start(tmp_path, RESTARTED, tmp_path, code, options=("--max-restarts", "1"))
-    assert process.wait(timeout=100) == {2: 2, 75: 75, 3: 1}[code]
+    assert process.wait(timeout=100) == {2: 2, 75: 75, 3: 1, 76: 75}[code]
     assert (tmp_path / "0").read_text() == "started " * starts
 
 

@@ -37,14 +37,16 @@ def listener() -> socket.socket:
     return found
 
 
-def start(rank: int, port: int, *, world_size: int = 2, address: str = "localhost", limit: int = LIMIT) -> Launched:
-    return Launched(words_of(rank, world_size, port, address), nothing, limit)
+def start(rank: int, port: int, *, world_size: int = 2, address: str = "localhost", limit: int = LIMIT,
+          local: int | None = None) -> Launched:
+    words = words_of(rank, world_size, port, address) | ({"LOCAL_WORLD_SIZE": str(local)} if local else {})
+    return Launched(words, nothing, limit)
 
 
 def test_each_fault_of_a_meeting_is_one_message_with_the_address_and_the_ranks():
     with closing(listener()) as foreign:
         taken = foreign.getsockname()[1]
-        ports = {name: free_port() for name in ("rank 1 missing", "rank 0 missing", "name", "two and three")}
+        ports = {name: free_port() for name in ("rank 1 missing", "rank 0 missing", "name", "two and three", "unequal")}
         started = {
             "taken": start(0, taken),
             "foreign": start(1, taken),
@@ -53,6 +55,9 @@ def test_each_fault_of_a_meeting_is_one_message_with_the_address_and_the_ranks()
             "rank 0 missing": start(1, ports["rank 0 missing"]),
             "two and three": start(0, ports["two and three"], limit=60),
             "three": start(1, ports["two and three"], world_size=3, limit=60),
+            "unequal": start(0, ports["unequal"], world_size=3, limit=60, local=2),
+            "second of it": start(1, ports["unequal"], world_size=3, limit=60, local=2),
+            "third of it": start(2, ports["unequal"], world_size=3, limit=60, local=1),
             "name": start(1, ports["name"], address="nosuch.invalid"),
         }
         found = {name: rank.end() for name, rank in started.items()}
@@ -60,7 +65,8 @@ def test_each_fault_of_a_meeting_is_one_message_with_the_address_and_the_ranks()
     said = {
         name: [line for line in text.splitlines() if not line.startswith("[W")] for name, (_, text) in found.items()
     }
-    assert said.pop("rank 2 present") == said.pop("three") == []  # rank 0 speaks for both
+    silent = ("rank 2 present", "three", "second of it", "third of it")
+    assert [said.pop(name) for name in silent] == [[]] * 4  # rank 0 speaks for them
     assert all(len(lines) == 1 for lines in said.values()), said
     for name, pattern in {
         "taken": rf"error: rank 0 of 2 cannot listen .*MASTER_ADDR=localhost MASTER_PORT={taken}\): address already in "
@@ -69,6 +75,7 @@ def test_each_fault_of_a_meeting_is_one_message_with_the_address_and_the_ranks()
         "rank 1 missing": r"error: not all of the 3 ranks came in time \(.*Ranks present: 0, 2; missing: 1\.",
         "rank 0 missing": r"error on rank 1: .*nobody can be reached there \(Conn.* refused\)\. Ranks present: 1",
         "two and three": r"error: the ranks disagree .*: rank 0 has WORLD_SIZE=2, rank 1 has 3\. Ranks present: 0-1",
+        "unequal": r"error: the hosts run different numbers of ranks \(.*\): 2 where rank 0 is \(.*\), 1 where rank 2",
         "name": r"error on rank 1: .*MASTER_ADDR=nosuch.invalid .*the name 'nosuch.invalid' is not known",
     }.items():
         assert re.match(pattern, said[name][0]), said[name]

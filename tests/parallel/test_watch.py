@@ -19,9 +19,9 @@ from tests.launched import Launched, free_port, words_of
 LIMIT = 6
 
 
-def start(function, world_size: int = 2) -> list[Launched]:
+def start(function, world_size: int = 2, limit: int = LIMIT) -> list[Launched]:
     port = free_port()
-    return [Launched(words_of(rank, world_size, port), function, LIMIT) for rank in range(world_size)]
+    return [Launched(words_of(rank, world_size, port), function, limit) for rank in range(world_size)]
 
 
 def ends(ranks: list[Launched]) -> tuple[list[int | None], list[str]]:
@@ -73,6 +73,16 @@ def wait_outside(ranks: Ranks) -> None:
     threading.Event().wait()
 
 
+def die_outside(ranks: Ranks) -> None:
+    """Likewise, and the other one is killed: long before the limit it is known."""
+    STANDING.step = 7
+    dist.barrier()
+    time.sleep(0.5)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
 def hold_on(ranks: Ranks) -> None:
     """A thread that is no daemon and waits for ever, as of a save or of a library."""
     threading.Thread(target=threading.Event().wait).start()
@@ -90,7 +100,12 @@ def groups(ranks: Ranks) -> None:
 
 def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
     functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups)
+    killed = start(die_outside, limit=60)
     started = {function: start(function) for function in functions}
+    began = time.monotonic()
+    (codes, said), took = ends(killed), time.monotonic() - began
+    assert codes == [1, -signal.SIGKILL] and "rank 1 of 2 has ended without a word" in said[0], said
+    assert took < 55
     found = {function: ends(ranks) for function, ranks in started.items()}
 
     codes, said = found[raise_own]

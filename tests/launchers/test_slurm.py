@@ -1,0 +1,135 @@
+"""slurm.sbatch under a Slurm of two nodes that the test starts: what stops comes back, and ends as if never stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from afm_scale.checkpoint.tensors import digest
+from tests.launched import LAUNCHERS_WORDS
+from tests.program import ROOT, SMALL_AFM, end, train_forked
+from tests.slurm import Cluster, missing
+
+STEPS = 300
+SMALL = (*SMALL_AFM, f"loop.steps={STEPS}", "checkpoint.every_steps=1000", "hooks.metrics.every_steps=1")
+SCRIPT = ROOT / "launchers" / "slurm.sbatch"
+
+needs_slurm = pytest.mark.skipif(bool(missing()), reason=missing() or "there is one")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path / "cluster") as started:
+        yield started
+
+
+def submit(cluster: Cluster, folder: Path, *words: str, **environment: str) -> str:
+    around = {
+        "AFM_SCALE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PROCESSES_PER_NODE": "1", **environment
+    }
+    return cluster.submit(
+        "--nodes=2", f"--output={folder}.log", str(SCRIPT), *words, f"run.folder={folder}", "parallel.device=cpu",
+        cwd=folder.parent, environment=around,
+    )
+
+
+def rows(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def trains(cluster: Cluster, job: str, folder: Path) -> None:
+    def seen(found: dict[str, str]) -> bool:
+        log = Path(f"{folder}.log")
+        assert found["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), log.read_text() if log.exists() else found
+        return rows(folder) > 2
+
+    cluster.wait_for(job, seen)
+
+
+def log_of(folder: Path) -> str:
+    return Path(f"{folder}.log").read_text()
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_job_that_is_stopped_comes_back_and_ends_as_if_never_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    folder, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    job = submit(cluster, folder, *SMALL)
+    alone = train_forked(SMALL, undisturbed, ranks=2)
+    trains(cluster, job, folder)
+    cluster.signal(job, "USR1")  # as Slurm does before the limit
+    cluster.wait_for(job, lambda found: (found["JobState"], found["Restarts"]) == ("PENDING", "1"))
+    told = log_of(folder)
+    assert rows(folder) < STEPS and told.count("stopped by SIGUSR1 and saved") == 1 and "Traceback" not in told
+    assert "put back into the queue (time 1 of 100 at most)" in told
+    cluster.begin_now(job)
+    ended = cluster.wait_for(job, lambda found: found["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), log_of(folder)
+    assert "resumed at step" in log_of(folder)
+    assert end(alone, timeout=240)[0] == 0
+    name = f"step_{STEPS:08d}"
+    assert digest(folder / "checkpoints" / name) == digest(undisturbed / "checkpoints" / name)
+
+
+@needs_slurm
+def test_a_users_mistake_ends_the_job_with_2_and_one_message(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = submit(cluster, folder, "digits_afm", "loop.stepz=3")
+    ended = cluster.wait_for(job, lambda found: found["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    errors = [line for line in log_of(folder).splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and "stepz" in errors[0], log_of(folder)
+
+
+@pytest.mark.parametrize(("environment", "told"), [
+    ({}, "error: SLURM_JOB_ID is not set: this is for Slurm, sbatch launchers/slurm.sbatch [RECIPE] [a.b=c ...]"),
+    ({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node1", "MAX_REQUEUES": "often"},
+     "error: MAX_REQUEUES=often: wanted a whole number"),
+])
+def test_what_is_unset_or_no_number_is_one_message(environment: dict[str, str], told: str) -> None:
+    around = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_WORDS}
+    done = subprocess.run(["bash", SCRIPT], env=around | environment, capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert (done.returncode, done.stderr) == (2, f"{told}\n")
+
+
+@pytest.mark.parametrize(("code", "state", "requeued", "told"), [
+    (75, "RUNNING", 0, "put back into the queue (time 1 of 2 at most): goes on from the newest checkpoint"),
+    (75, "RUNNING", 2, "came back 2 times, MAX_REQUEUES=2: not put back into the queue; submit it again to go on"),
+    (75, "CANCELLED", 0, "the job is CANCELLED: not put back into the queue"),
+    (0, "RUNNING", 0, ""), (1, "RUNNING", 0, ""), (2, "RUNNING", 0, ""), (138, "RUNNING", 0, ""),
+])
+def test_only_a_job_that_ends_with_75_is_put_back_and_no_more_often_than_it_may(
+    tmp_path: Path, code: int, state: str, requeued: int, told: str
+) -> None:
+    """What the script decides, with commands in the place of Slurm's that note what they are asked for."""
+    commands = {
+        "srun": f'[[ "$*" == *"--ntasks-per-node=1 --kill-on-bad-exit=0 bash -c "*" digits_afm a.b=c" ]] || exit 99\n'
+                f'echo "$NODES" >{tmp_path}/nodes; exit {code}',
+        "squeue": f"echo {state}",
+        "scontrol": f"""case "$1 $2" in
+            "show job") echo "   Command={ROOT}/launchers/slurm.sbatch digits_afm a.b=c";;
+            "show hostnames") printf "node1\nnode2\n";;
+            "show node") echo "   NodeAddr=10.0.0.1 NodeHostName=x Version=1";;
+            *) echo "$*" >>{tmp_path}/asked;; esac""",
+    }
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    around = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_RESTART_COUNT": str(requeued), "MAX_REQUEUES": "2",
+        "AFM_SCALE_PYTHON": sys.executable,
+    }
+    done = subprocess.run(["bash", SCRIPT, "digits_afm", "a.b=c"], env=around, cwd=tmp_path, capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.strip()) == (code, told)
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if told.startswith("put") else "")
+    assert (tmp_path / "nodes").read_text() == "10.0.0.1 node2\n"
