@@ -168,6 +168,7 @@ def main(arguments: list[str]) -> int:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, workers.forward)
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a store that is gone costs a page of C++ frames
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher import api as launcher
@@ -182,7 +183,8 @@ def main(arguments: list[str]) -> int:
         grace_seconds = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", DEFAULT_GRACE_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets the same, with a warning
     os.environ["AFM_SCALE_LAUNCHER_PID"] = str(os.getpid())
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # `describe` says it
+    for part in ("multiprocessing.api", "rendezvous"):  # `describe` and `end_of_launcher` say it
+        logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
 
     launcher.LocalElasticAgent = agent_class(workers, hold=args.module and args.training_script == "afm_scale")
     failures: list[BaseException] = []
