@@ -148,7 +148,7 @@ def started(name: str, tree: Path, **environment: str) -> subprocess.Popen[str]:
     (tree / "launchers" / "torchrun_multinode.sh").write_text(
         'trap "exit ${ENDS_WITH:-75}" TERM\n'
         'echo "$NODES|$NODE_RANK|${PORT:-}|$RUN_ID|$MAX_RESTARTS|${RANK:-}${WORLD_SIZE:-}|$*" | tee said\n'
-        '[[ -z "${WAITS:-}" ]] || { sleep 60 & wait; }\nexit "${ENDS_WITH:-0}"\n'
+        '[[ -z "${WAITS:-}" ]] || { sleep 60 >/dev/null 2>&1 & wait; }\nexit "${ENDS_WITH:-0}"\n'
     )
     return subprocess.Popen(
         [*container["command"], *container["args"]], cwd=tree, env={"PATH": os.environ["PATH"]} | environment,

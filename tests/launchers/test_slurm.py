@@ -119,6 +119,7 @@ def test_only_a_job_that_ends_with_75_is_put_back_and_no_more_often_than_it_may(
             "show hostnames") printf "node1\nnode2\n";;
             "show node") echo "   NodeAddr=10.0.0.1 NodeHostName=x Version=1";;
             *) echo "$*" >>{tmp_path}/asked;; esac""",
+        "python_of_the_job": '[[ "$1" != -c ]] || echo 29999',
     }
     for name, line in commands.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
@@ -126,7 +127,7 @@ def test_only_a_job_that_ends_with_75_is_put_back_and_no_more_often_than_it_may(
     around = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2", "SLURM_RESTART_COUNT": str(requeued), "MAX_REQUEUES": "2",
-        "AFM_SCALE_PYTHON": sys.executable,
+        "AFM_SCALE_PYTHON": "python_of_the_job",
     }
     done = subprocess.run(["bash", SCRIPT, "digits_afm", "loop.steps=9"], env=around, cwd=tmp_path, capture_output=True,
                           text=True, timeout=60, check=False)
