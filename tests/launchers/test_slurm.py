@@ -111,8 +111,8 @@ def test_only_a_job_that_ends_with_75_is_put_back_and_no_more_often_than_it_may(
 ) -> None:
     """What the script decides, with commands in the place of Slurm's that note what they are asked for."""
     commands = {
-        "srun": f'[[ "$*" == *"--ntasks-per-node=1 --kill-on-bad-exit=0 bash -c "*" digits_afm loop.steps=9" ]] || exit 99\n'
-                f'echo "$NODES" >{tmp_path}/nodes; exit {code}',
+        "srun": '[[ "$*" == *"--ntasks-per-node=1 --kill-on-bad-exit=0 bash -c "*" digits_afm loop.steps=9" ]] ||'
+                f' exit 99\necho "$NODES" >{tmp_path}/nodes; exit {code}',
         "squeue": f"echo {state}",
         "scontrol": f"""case "$1 $2" in
             "show job") echo "   Command={ROOT}/launchers/slurm.sbatch digits_afm loop.steps=9";;
