@@ -45,6 +45,8 @@ class SampleRequest:
     num: int
     labels: LabelChoice
     steps: int | None
+    between: tuple[float, ...] | None
+    renoise: bool
     seed: int
     batch_size: int
     grid: Path | None
@@ -62,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=labels, default="balanced", metavar="balanced|random|0,1,2", help=LABELS_HELP)
     add_number(parser, "--steps", int, Range(1, 100_000), metavar="K",
         help="network evaluations (default: the recipe's)")
+    add_number(parser, "--between", float, Range(above=0, below=1), nargs="+", metavar="T",
+        help="times between 1 and 0, falling, in place of equal steps: 0.55 for two")
+    add("--renoise", action="store_true", help="each step to the data and back with fresh noise: consistency sampling")
     add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), default=0)
     add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=256,
         help="images held at once; changes no image")
@@ -87,7 +92,8 @@ def sample_command(request: SampleRequest) -> int:
             decoder = None if request.latents else _decoder(checkpoint, request, ranks)
             subject = checkpoint.subject(ranks, parallel)
             stream = subject.stream(
-                seed=request.seed, labels=classes, num_steps=request.steps, random_labels=request.labels == "random"
+                seed=request.seed, labels=classes, num_steps=request.steps, random_labels=request.labels == "random",
+                between=request.between, renoises=request.renoise,
             )
             drawing = subject.drawing(stream, decoder)
             stamp = _stamp(request, checkpoint, drawing)
@@ -109,6 +115,14 @@ def _check(request: SampleRequest) -> None:
     if request.num < 1 or request.batch_size < 1 or (request.steps is not None and request.steps < 1):
         raise UserError(
             f"--num {request.num}, --batch-size {request.batch_size} and --steps {request.steps} must all be at least 1"
+        )
+    between = request.between or ()
+    if sorted(set(between), reverse=True) != list(between):
+        raise UserError(f"--between {' '.join(map(str, between))} must fall from step to step")
+    if between and request.steps not in (None, len(between) + 1):
+        raise UserError(
+            f"--between says {len(between)} time(s), which are {len(between) + 1} steps, and --steps {request.steps}; "
+            "leave --steps out"
         )
     if request.latents and (request.vae is not None or request.npz is not None):
         other = "--vae" if request.vae is not None else "--npz"
@@ -133,6 +147,7 @@ def _stamp(request: SampleRequest, checkpoint: Checkpoint, drawing: Drawing) -> 
         labels=request.labels if isinstance(request.labels, str) else ",".join(map(str, request.labels)),
         num_steps=drawing.stream.num_steps, shape=drawing.shape,
         decoded_by=shown if drawing.decoder is None else drawing.decoder.name,
+        between=drawing.stream.between, renoised=drawing.stream.renoises,
     )
 
 

@@ -174,6 +174,13 @@ def _benchmark_compare() -> Command:
     return compare
 
 
+def _benchmark_cost() -> Command:
+    """forward passes that an update of each recipe takes, counted"""
+    from ..benchmarks import cost
+
+    return cost
+
+
 def _benchmark_convert() -> Command:
     """converting a checkpoint: time beside copying it, and memory"""
     from ..benchmarks import convert
@@ -189,6 +196,7 @@ BENCHMARKS = {
     "checkpoint": _benchmark_checkpoint,
     "convert": _benchmark_convert,
     "compare": _benchmark_compare,
+    "cost": _benchmark_cost,
 }
 
 COMMANDS = {

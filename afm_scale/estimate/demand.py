@@ -75,9 +75,9 @@ def demand(
 
 def step_flops_per_sample(
     players: Mapping[Role, nn.Module], averages: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module],
-    objective: Counted, shape: tuple[int, int, int],
+    objective: Counted, shape: tuple[int, int, int], step: int = 0,
 ) -> float:
-    """Floating-point operations of one step, every player's turn, for each sample of the global batch.
+    """Floating-point operations of step number `step`, every player's turn, for each sample of the global batch.
 
     All networks, and what the objective holds, are on the meta device; `shape` is that of a sample.
     """
@@ -88,9 +88,9 @@ def step_flops_per_sample(
         torch.empty(_COUNTED_BATCH, *shape, device=meta), torch.empty(_COUNTED_BATCH, dtype=torch.int64, device=meta)
     )
     total = 0
-    for role in objective.turns(0):
-        draws = KeyedDraws(0, 0, role.value, positions=Positions(0, 1, _COUNTED_BATCH), device=meta)
+    for role in objective.turns(step):
+        draws = KeyedDraws(0, step, role.value, positions=Positions(0, 1, _COUNTED_BATCH), device=meta)
         total += turn_flops(
-            players, role, lambda role=role, draws=draws: objective.loss(role, nets, batch, draws, 0).total
+            players, role, lambda role=role, draws=draws: objective.loss(role, nets, batch, draws, step).total
         )
     return total / _COUNTED_BATCH

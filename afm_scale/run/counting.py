@@ -13,15 +13,15 @@ from .networks import build_learner, build_networks, build_objective
 META = torch.device("meta")
 
 
-def step_flops(config: RunConfig) -> float:
-    """Floating-point operations of a training step for each sample of its global batch.
+def step_flops(config: RunConfig, step: int = 0) -> float:
+    """Floating-point operations of training step number `step` for each sample of its global batch.
 
     Raises ConfigError if a frozen network is described by another run that is not there.
     """
     averages = {name: build_learner(config) for name in (PUBLISHED, *config.objective.averages)}
     return step_flops_per_sample(
         build_networks(config), averages, frozen_modules(config), build_objective(config, lambda value: value, META),
-        config.data.shape,
+        config.data.shape, step,
     )
 
 

@@ -1,4 +1,4 @@
-"""Sampling: deterministic transport of noise by a generator, in one or a few steps.
+"""Sampling: transport of noise by a generator, in one or a few steps; deterministic, or with fresh noise in between.
 
 Image number i is a function of (weights, seed, i) alone, bit for bit. Its noise is keyed by i. That is not enough,
 because a matrix product rounds differently for another batch size; so the network always sees tiles of 32 consecutive
@@ -8,7 +8,7 @@ machine: other processors round differently, and so may another number of CPU th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from ..core.place import Place
 from ..core.random import KeyedDraws, Positions
 from ..core.ranges import Range
 from ..core.types import Generator
-from ..flow.path import Prediction, move
+from ..flow.path import Prediction, interpolate, move
 
 TILE = 32
 
@@ -37,28 +37,40 @@ class SamplingConfig:
 
 @torch.no_grad()
 def trajectory(
-    generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction
+    generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction,
+    between: Sequence[float] | None = None, renoise: Callable[[int], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yields the samples [B, C, H, W] at the num_steps + 1 times 1, 1 - 1/num_steps, ..., 0.
 
     Args:
         noise: [B, C, H, W], standard normal, on the generator's device and in its dtype.
         labels: [B] int64.
+        between: the num_steps - 1 times between 1 and 0, falling, in place of the equal ones.
+        renoise: the noise for step 0, 1, ...: every step then goes to the data, and from there to its time with it
+            (consistency sampling); None: every step goes to its time along the flow.
     """
     times = torch.linspace(1, 0, num_steps + 1)  # float32, on the CPU so that every device gets the same
+    if between is not None:
+        times = torch.tensor((1.0, *between, 0.0))
     x = noise
     yield x
-    for source, target in zip(times[:-1], times[1:], strict=True):
+    for index, (source, target) in enumerate(zip(times[:-1], times[1:], strict=True)):
         s, t = source.to(x.device).expand(len(x)), target.to(x.device).expand(len(x))
-        x = move(prediction, generator(x, s, t, labels), x, s, t)
+        end = t if renoise is None else torch.zeros_like(t)
+        x = move(prediction, generator(x, s, end, labels), x, s, end)
+        if renoise is not None and target > 0:
+            x = interpolate(x, renoise(index), t)
         yield x
 
 
 def sample(
-    generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction
+    generator: Generator, noise: Tensor, labels: Tensor, *, num_steps: int, prediction: Prediction,
+    between: Sequence[float] | None = None, renoise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """The end of `trajectory`: images or latents, [B, C, H, W]."""
-    *_, x = trajectory(generator, noise, labels, num_steps=num_steps, prediction=prediction)
+    *_, x = trajectory(
+        generator, noise, labels, num_steps=num_steps, prediction=prediction, between=between, renoise=renoise
+    )
     return x
 
 
@@ -76,6 +88,8 @@ class SampleStream:
     prediction: Prediction
     dtype: torch.dtype = torch.float32  # the generator's
     random_labels: bool = False
+    between: tuple[float, ...] | None = None  # num_steps - 1 times, falling from 1 to 0; None: equal steps
+    renoises: bool = False  # whether every step goes to the data and back with fresh noise
 
     def labels_of(self, indices: Tensor) -> Tensor:
         """The classes of images, [N] int64; `indices` [N] int64 are consecutive numbers, on the CPU."""
@@ -91,11 +105,14 @@ class SampleStream:
         """Images 32 number ... 32 number + 31, [32, C, H, W]."""
         positions = Positions(number * TILE, 1, TILE)
         # Drawn on the CPU: the logarithm and cosine of a GPU differ in the last bit, and it is little work.
-        noise = KeyedDraws(self.seed, "sample", positions=positions).normal("noise", self.shape)
+        draws = KeyedDraws(self.seed, "sample", positions=positions)
+        noise = draws.normal("noise", self.shape)
         labels = self.labels_of(torch.arange(positions.offset, positions.offset + TILE))
         return sample(
             generator, noise.to(device, self.dtype), labels.to(device),
-            num_steps=self.num_steps, prediction=self.prediction,
+            num_steps=self.num_steps, prediction=self.prediction, between=self.between,
+            renoise=(lambda index: draws.normal(f"noise {index}", self.shape).to(device, self.dtype))
+            if self.renoises else None,
         )
 
 

@@ -31,14 +31,18 @@ class Subject:
 
     def stream(
         self, *, seed: int, labels: Sequence[int] | None = None, num_steps: int | None = None,
-        random_labels: bool = False,
+        random_labels: bool = False, between: tuple[float, ...] | None = None, renoises: bool = False,
     ) -> SampleStream:
-        """An endless row of samples, of these classes in turn (None: of all), or of one of them by chance each."""
+        """An endless row of samples, of these classes in turn (None: of all), or of one of them by chance each.
+
+        `between` says the times between 1 and 0, and how many steps there are; `renoises`: see `SampleStream`.
+        """
         assert self.prediction is not None, "nothing can be drawn from a classifier"
         chosen = range(self.num_classes) if labels is None else labels
         return SampleStream(
-            seed=seed, shape=self.shape, labels=tuple(chosen), num_steps=num_steps or self.num_steps,
-            prediction=self.prediction, dtype=self.dtype, random_labels=random_labels,
+            seed=seed, shape=self.shape, labels=tuple(chosen), prediction=self.prediction,
+            num_steps=(num_steps or self.num_steps) if between is None else len(between) + 1,
+            dtype=self.dtype, random_labels=random_labels, between=between, renoises=renoises,
         )
 
     def drawing(self, stream: SampleStream, decoder: Decoder | None = None) -> Drawing:

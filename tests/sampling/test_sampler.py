@@ -183,3 +183,47 @@ def test_two_ranks_together_hold_the_images_of_one() -> None:
     for images, found_labels in run_ranks(2, _on_all, 70):
         assert torch.equal(images, alone)
         assert torch.equal(found_labels, labels)
+
+
+def test_steps_may_be_unequal() -> None:
+    seen = []
+
+    def velocity(x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append((s[0].item(), t[0].item()))
+        return torch.ones_like(x)
+
+    noise, labels = torch.randn(2, *SHAPE), torch.zeros(2, dtype=torch.int64)
+    end = sample(velocity, noise, labels, num_steps=2, prediction=Prediction.V, between=(0.35,))
+    assert seen == [(1.0, pytest.approx(0.35)), (pytest.approx(0.35), 0.0)]
+    torch.testing.assert_close(end, noise - 1)
+
+
+def test_with_fresh_noise_every_step_goes_to_the_data_and_back_to_its_time() -> None:
+    noise, fresh, labels, model = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE), torch.tensor([0, 2]), network()
+    asked = []
+
+    def renoise(index: int) -> Tensor:
+        asked.append(index)
+        return fresh
+
+    end = sample(
+        model, noise, labels, num_steps=2, prediction=Prediction.V, between=(0.55,), renoise=renoise
+    )
+    one, at, zero = torch.ones(2), torch.full((2,), 0.55), torch.zeros(2)
+    with torch.no_grad():
+        data = noise - model(noise, one, zero, labels)
+        x = (1 - 0.55) * data + 0.55 * fresh
+        expected = x - 0.55 * model(x, at, zero, labels)
+    torch.testing.assert_close(end, expected)
+    assert asked == [0], "the last step ends at the data"
+
+
+def test_fresh_noise_is_keyed_by_the_image_and_one_step_has_none() -> None:
+    def images(**changes: object) -> Tensor:
+        tiles = generate(network(), stream(**changes), start=0, count=40, place=Place(0, 1))
+        return torch.cat([tile.images for tile in tiles])
+
+    both = images(renoises=True)
+    assert not torch.allclose(both, images()) and torch.equal(both, images(renoises=True))
+    assert torch.equal(images(renoises=True, num_steps=1), images(num_steps=1))
+    assert torch.equal(both[32:], stream(renoises=True).tile(network(), 1, CPU)[:8])

@@ -42,6 +42,8 @@ class Stamp:
     num_steps: Annotated[int, Range(1)]
     shape: tuple[int, int, int]  # C, H, W
     decoded_by: str | None = None
+    between: tuple[float, ...] | None = None  # the times between the steps; null: equal ones
+    renoised: bool = False  # with fresh noise between the steps
     num: Annotated[int, Range(1)]
 
     def others(self, names: Collection[str]) -> list[str]:
