@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..core.ranges import Range, Share
@@ -58,7 +59,7 @@ class AlphaFlow(IntervalRegression):
         self, network: Generator, found: Interval, y: Tensor, of_class: Tensor | None, step: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         alpha, clamp = self.config.alpha(step), self.config.clamp
-        watched = {"alpha": found.t.new_tensor(alpha), "clamped": found.t.new_zeros(())}  # the same in every phase
+        watched = {"alpha": torch.full_like(found.t, alpha), "clamped": torch.zeros_like(found.t)}  # in every phase
         if alpha == 0:
             return limit_target(found, self.along(network, found, y, found.velocity)), watched
         target = found.velocity
@@ -66,7 +67,7 @@ class AlphaFlow(IntervalRegression):
             target = discrete_target(lambda x, t, r: network(x, t, r, y), found, alpha)
         if clamp is None:
             return target, watched
-        return target.clamp(-clamp, clamp), {**watched, "clamped": (target.abs() > clamp).to(target).mean()}
+        return target.clamp(-clamp, clamp), {**watched, "clamped": (target.abs() > clamp).to(target).flatten(1).mean(1)}
 
     def interval_weight(self, step: int) -> float:
         return self.config.alpha(step) or 1.0

@@ -76,7 +76,7 @@ class Rows(NamedTuple):
     shown: Tensor  # [B] labels, some hidden
     hidden: Tensor  # [B] which
     instants: int  # how many have r = t, the first ones
-    has_intervals: bool  # whether any of the global batch has a length: then every rank asks about some
+    part: float | None  # what one with a length counts in a mean over those of the global batch; None: none has any
 
 
 class Compared(NamedTuple):
@@ -100,7 +100,7 @@ class IntervalRegression(GameOfOne):
     def interval_target(
         self, network: Generator, found: Interval, y: Tensor, of_class: Tensor | None, step: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Of samples with a length (and perhaps one without), and what is worth watching; without a graph.
+        """Of samples with a length (and perhaps one without), and what is worth watching of each; without a graph.
 
         `of_class`: u(x_t, t, t, y) where guidance has asked for it.
         """
@@ -128,12 +128,14 @@ class IntervalRegression(GameOfOne):
             hidden = expand_times(rows.hidden, mixed).bool()
             found = found._replace(velocity=torch.where(hidden, found.velocity, mixed))
         target, watched = found.velocity, {}
-        if rows.has_intervals:
+        if rows.part is not None:
             # A rank may have none, but takes part in every gathering of weights: then it asks about one for nothing.
             start = min(rows.instants, len(target) - 1)
             told = None if of_class is None else of_class[start:]
-            of_intervals, watched = self.interval_target(network, found.rows(start), batch.y[start:], told, step)
-            target = torch.cat((target[:rows.instants], of_intervals[rows.instants - start:]))
+            of_intervals, seen = self.interval_target(network, found.rows(start), batch.y[start:], told, step)
+            first = rows.instants - start
+            target = torch.cat((target[:rows.instants], of_intervals[first:]))
+            watched = {name: rows.part * values[first:].sum() for name, values in seen.items()}
         prediction = network(found.x, found.t, found.r, rows.shown)
         error = config.weight.error(prediction - target)
         weight = config.weight(error)
@@ -166,4 +168,6 @@ class IntervalRegression(GameOfOne):
             share = config.class_dropout * positions.total / in_all  # of those without a length
             hidden[:instants] = draws.uniform("class dropout")[:instants] < share
         found = Interval(interpolate(batch.x, z, t), t, r, z - batch.x)
-        return Rows(found, without_class(batch.y, hidden), hidden, instants, in_all < positions.total)
+        # A microbatch's loss is averaged over all `stride` of them; dividing by the global count makes that the mean.
+        part = None if in_all == positions.total else positions.stride / (positions.total - in_all)
+        return Rows(found, without_class(batch.y, hidden), hidden, instants, part)

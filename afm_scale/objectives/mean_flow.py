@@ -39,4 +39,4 @@ class MeanFlow(IntervalRegression):
         if self.config.tangent == "predicted":
             tangent = velocities(network, found.x, found.t, y)[0] if of_class is None else of_class
         along = self.along(network, found, y, tangent)
-        return limit_target(found, along), {"derivative_square": along.square().mean()}
+        return limit_target(found, along), {"derivative_square": along.square().flatten(1).mean(1)}

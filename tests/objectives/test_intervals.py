@@ -185,7 +185,8 @@ def test_the_mean_over_ranks_and_microbatches_is_the_loss_on_one_rank(objective:
     for world_size, accumulation in ((2, 1), (1, 3), (2, 3), (4, 3)):  # the last: one sample each
         parts = [part for rank in parts_of(batch, world_size, accumulation) for part in rank]
         found = [objective.loss(Role.GENERATOR, nets, *part, step=0) for part in parts]
-        torch.testing.assert_close(torch.stack([loss.total for loss in found]).mean(), whole.total)
+        for name in whole.terms:
+            torch.testing.assert_close(torch.stack([loss.terms[name] for loss in found]).mean(), whole.terms[name])
 
 
 def test_every_microbatch_makes_the_same_calls_of_the_network_whatever_samples_it_has() -> None:
