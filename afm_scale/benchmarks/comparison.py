@@ -28,7 +28,7 @@ from ..core.ranges import Seed, Text
 from ..core.run_folder import RunFolder
 from ..core.strict_json import parse_json
 from ..run.config import RunConfig
-from ..run.counting import step_flops
+from ..run.counting import mean_step_flops
 from ..run.load import load
 from ..run.phases import configs_of_phases, phases_of
 
@@ -156,13 +156,14 @@ def _folder(name: str) -> str:
 def operations(config: RunConfig) -> float:
     """Floating-point operations of all updates of a run: counted for a step by its networks, times batch and steps.
 
-    Each phase of a pilot counts with its own objective, for as long as it may last. What is measured on the way is not
-    training, and not counted.
+    Each phase of a pilot counts with its own objective, for as long as it may last, and an objective that asks more or
+    less in the course of a run with what it asks when. What is measured on the way is not training, and not counted.
     """
     total, left = 0.0, config.loop.steps
     for phase, during in zip(phases_of(config), configs_of_phases(config), strict=True):
         steps = left if phase.until.updates is None else min(left, phase.until.updates)
-        total += step_flops(during) * config.data.global_batch * steps
+        begin = config.loop.steps - left
+        total += mean_step_flops(during, begin, begin + steps) * config.data.global_batch * steps
         left -= steps
     return total
 

@@ -26,10 +26,14 @@ class Quarters(NamedTuple):
 
 
 def quarters_of(positions: Positions) -> Quarters:
-    """By fixed numbers of the global batch: in each microbatch of four samples or more there are some of every kind."""
-    ends = [round(positions.total * number / QUARTERS) for number in range(1, QUARTERS)]
+    """By fixed numbers of the global batch: in each microbatch of four samples or more there are some of every kind.
+
+    What is left over by four is adversarial, as published.
+    """
+    quarter = positions.total // QUARTERS
+    ends = [quarter * number for number in range(1, QUARTERS)]
     # A microbatch's loss is averaged over all `stride` of them; dividing by the global count makes that the mean.
-    return Quarters(*(positions.below(end) for end in ends), positions.stride / max(ends[0], 1))
+    return Quarters(*(positions.below(end) for end in ends), positions.stride / max(quarter, 1))
 
 
 def samples(network: Generator, batch: Batch, draws: Draws, quarters: Quarters, *, near: float) -> Interval:

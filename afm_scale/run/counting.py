@@ -11,6 +11,7 @@ from .guides import frozen_modules
 from .networks import build_learner, build_networks, build_objective
 
 META = torch.device("meta")
+_PARTS = 20
 
 
 def step_flops(config: RunConfig, step: int = 0) -> float:
@@ -23,6 +24,19 @@ def step_flops(config: RunConfig, step: int = 0) -> float:
         build_networks(config), averages, frozen_modules(config), build_objective(config, lambda value: value, META),
         config.data.shape, step,
     )
+
+
+def mean_step_flops(config: RunConfig, begin: int, end: int) -> float:
+    """The mean of `step_flops` over steps begin ... end - 1: what an objective asks may change in a run.
+
+    Counted at the ends and in the middle; where these differ, in the middle of `_PARTS` equal parts, so that a change
+    is placed to half of one.
+    """
+    looked = {step: step_flops(config, step) for step in {begin, (begin + end) // 2, max(begin, end - 1)}}
+    if len(set(looked.values())) == 1:
+        return looked[begin]
+    parts = [step_flops(config, begin + int((end - begin) * (part + 0.5) / _PARTS)) for part in range(_PARTS)]
+    return sum(parts) / _PARTS
 
 
 def demand_of(config: RunConfig, name: str, *, step_seconds: float | None, gpu: str, utilisation: float) -> Demand:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from afm_scale.core.random import Positions
 from afm_scale.core.types import NO_CLASS, PUBLISHED, Networks, Role, networks_of
 from afm_scale.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from afm_scale.objectives.quarters import quarters_of
 from afm_scale.objectives.twin_flow import TARGET, TwinFlow, TwinFlowConfig
 from afm_scale.objectives.weighting import RobustWeight
 from tests.objectives.small import CPU, batch_of, draws_of, parts_of
@@ -133,6 +135,14 @@ def test_the_first_updates_may_be_plain_flow_matching() -> None:
         assert torch.equal(found, flow.loss(Role.GENERATOR, networks(online), batch, draws_of(8, step), step).total)
     terms = [objective.loss(Role.GENERATOR, networks(online), batch, draws_of(8, step), step).terms for step in (2, 3)]
     assert terms[0].keys() == terms[1].keys() and terms[0]["rectification"] == 0 < terms[1]["rectification"]
+
+
+@pytest.mark.parametrize(("positions", "ends"), [
+    (Positions(0, 1, 8), (2, 4, 6)), (Positions(0, 1, 11), (2, 4, 6)), (Positions(1, 2, 5), (1, 2, 3)),
+])  # fmt: skip
+def test_what_four_does_not_divide_is_adversarial(positions: Positions, ends: tuple[int, ...]) -> None:
+    found = quarters_of(positions)
+    assert found[:3] == ends and found.part == positions.stride / (positions.total // 4)
 
 
 @pytest.mark.parametrize("count", [16, 24])
