@@ -28,6 +28,9 @@ class RunFolder:
         checkpoints/          step_00001234/ ...
         discriminators/       step_00001234/ ..., earlier discriminators that may come back
         rank_00001.log        where a rank was when it lost the others
+        profiles/             traces and tables of some steps (hooks.profile)
+        profile               put there by a person who wants a profile of the next steps; goes when it is written
+        memory_snapshot       likewise, of a GPU's memory (hooks.memory_snapshot)
         .lock  .held          who is writing here now (`core.holding`)
     """
 
@@ -84,6 +87,18 @@ class RunFolder:
     @property
     def discriminators(self) -> Path:
         return self.path / "discriminators"
+
+    @property
+    def profiles(self) -> Path:
+        return self.path / "profiles"
+
+    @property
+    def profile_request(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def memory_request(self) -> Path:
+        return self.path / "memory_snapshot"
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank_{rank:05d}.log"

@@ -5,13 +5,26 @@ from __future__ import annotations
 from dataclasses import field, make_dataclass
 from typing import Any
 
-from . import checkpoint, consistency, console, divergence, evaluation, garbage, metrics, samples, skipped
+from . import (
+    checkpoint,
+    consistency,
+    console,
+    divergence,
+    evaluation,
+    garbage,
+    memory_snapshot,
+    metrics,
+    profile,
+    samples,
+    skipped,
+)
 from .surroundings import HookKind
 
 # What is seen is shown and written before anything may stop the run for it: the console, an evaluation, the row of
 # metrics that holds its figures, what was skipped. Then come those that may: nothing is drawn or saved of a step that
 # was not finite, or that the ranks disagree on. Saving is late, for it waits for the device, and garbage is collected
-# when a save has left some. The stop hook comes last of all, to see the errors of the others (run/hooks.py).
+# when a save has left some. Profiles begin and end after all of these, so that a step is watched whole. The stop hook
+# comes last of all, to see the errors of the others (run/hooks.py).
 HOOKS: dict[str, HookKind] = {
     "console": HookKind(console.build, console.ConsoleConfig, console.ConsoleConfig()),
     "evaluation": HookKind(evaluation.build, evaluation.EvaluationConfig),
@@ -22,6 +35,8 @@ HOOKS: dict[str, HookKind] = {
     "samples": HookKind(samples.build, samples.SamplesConfig),
     "checkpoint": HookKind(checkpoint.build),
     "garbage": HookKind(garbage.build, garbage.GarbageConfig),
+    "profile": HookKind(profile.build, profile.ProfileConfig, profile.ProfileConfig()),
+    "memory_snapshot": HookKind(memory_snapshot.build, memory_snapshot.MemorySnapshotConfig),
 }
 
 
