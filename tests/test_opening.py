@@ -51,6 +51,7 @@ ALLOWED = {
     ("benchmarks.sample_files", "image.save"): "into memory",
     ("benchmarks.sample_files", "Image.open"): "bytes in memory",
     ("benchmarks.plain_webdataset", "Image.open"): "bytes in memory",
+    ("train.hooks.profile", "profiler.export_chrome_trace"): "to a name that this rank alone makes, then renamed",
     ("benchmarks.timing", "watched.export_chrome_trace"): "in a folder that was made for it",
     ("benchmarks.traffic", "(folder / f'traffic_{rank}').read_text"): "in a folder that was made for it",
     ("benchmarks.traffic", "(folder / f'traffic_{rank}').write_text"): "in a folder that was made for it",
