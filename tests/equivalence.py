@@ -44,6 +44,14 @@ GAMES = {
     )),
     "deep": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2")),
     "deeper": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=4", "loop.steps=3")),
+    "one pass": ("digits_afm", (
+        *_SMALL_GAME, "model.generator.times=both", "model.discriminator.target_time=true", "objective.prediction=v",
+        "objective.times={kind: any}", "objective.augmentation={probability: 0.5}", "objective.update=one_pass",
+        "objective.token_share=0.5", "objective.penalty.terms=in_turn", "loop.steps=3",
+    )),
+    "one pass, deep": (
+        "digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2", "objective.update=one_pass", "loop.steps=3")
+    ),
     "flow matching": ("digits_flow_matching", (*_SMALL, "loop.steps=3")),
     # Four updates take it through its three phases: no target of a network's, discrete steps, a derivative.
     "alpha flow": ("digits_alpha_flow", (

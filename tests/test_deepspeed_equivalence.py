@@ -44,6 +44,7 @@ GATHERED_AT_USE = (  # nothing stays gathered, which so small weights would; and
 )
 OFFLOADED = "parallel.deepspeed.offload_optimizer={device: cpu}"
 ONCE, FOUR_TIMES = "any step, augmented", "deeper"  # how often blocks are used
+BOTH = "one pass, deep"  # two engines move at once
 
 
 def zero(stage: int, accumulation: int, recompute: str = "none", *settings: str, ranks: int = 2) -> Layout:
@@ -63,6 +64,10 @@ RUNS = [
     (ONCE, zero(3, 1, "full")),
     (ONCE, zero(3, 2, "none", GATHERED_AT_USE)),
     (ONCE, zero(3, 2, ranks=1)),
+    (BOTH, zero(1, 2)),
+    (BOTH, zero(2, 1, "full")),
+    (BOTH, zero(3, 1, "none", GATHERED_AT_USE)),
+    (BOTH, zero(3, 2)),
     # In float64 these are compared more sharply elsewhere; here in the precision that ZeRO shares with them.
     *(
         (FOUR_TIMES, Layout(plan, 2, 1, policy, settings=FLOAT32))
@@ -95,7 +100,7 @@ def too_different(outcome: Outcome, reference: Outcome) -> dict[str, float]:
 def play_all(ranks: int, folder: Path) -> dict[str, Outcome]:
     found = {str(run): train_game(*run) for run in RUNS if run[1].ranks == ranks}
     if ranks == 1:
-        return found | {game: train_game(game, REFERENCE) for game in (ONCE, FOUR_TIMES)}
+        return found | {game: train_game(game, REFERENCE) for game in (ONCE, FOUR_TIMES, BOTH)}
     return found | {name: relay(layouts, folder / name) for name, layouts in RELAYS.items()}
 
 

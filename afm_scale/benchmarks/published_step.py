@@ -56,7 +56,10 @@ def reference_config(config: RunConfig, accumulation: int | None) -> RunConfig:
     )
     return replace(
         config, parallel=parallel, model=replace(config.model, compile_guides=False),
-        objective=replace(config.objective, penalty=replace(config.objective.penalty, precise=False)),
+        objective=replace(
+            config.objective, update="alternating", token_share=1.0,
+            penalty=replace(config.objective.penalty, precise=False, terms="both"),
+        ),
         loop=replace(config.loop, accumulation=accumulation or config.loop.accumulation),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -101,8 +101,8 @@ class WatchedPlan:
         return getattr(self._plan, name)
 
     @contextmanager
-    def turn_of(self, player: Player, *, last: bool) -> Iterator[None]:
-        with self._noting(player, "forward"), self._plan.turn_of(player, last=last):
+    def turn_of(self, player: Player, *, last: bool, beside: Sequence[Player] = ()) -> Iterator[None]:
+        with self._noting(player, "forward"), self._plan.turn_of(player, last=last, beside=beside):
             yield
 
     def backward(self, player: Player, loss: Tensor) -> None:

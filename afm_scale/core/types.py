@@ -23,6 +23,10 @@ class Role(str, Enum):
     CLASSIFIER = "classifier"
 
 
+Turn = tuple[Role, ...]
+"""Who moves at once: on the same samples, each by a loss of its own, which are taken in this order; then all step."""
+
+
 NO_CLASS = -1
 """The label of a sample whose class is not told; for generators that were trained with some."""
 
@@ -66,9 +70,14 @@ class Generator(Protocol):
 
 
 class Discriminator(Protocol):
-    """D(x_t [B, C, H, W], t [B], y [B]) -> logits [B]; `precise`: in float32 where D computes in less otherwise."""
+    """D(x_t [B, C, H, W], t [B], y [B]) -> logits [B]; `precise`: in float32 where D computes in less otherwise.
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False) -> Tensor: ...
+    With `order` [B, H, W] it looks at a share of its tokens alone, those with the least numbers at their first pixel.
+    """
+
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False, order: Tensor | None = None, share: float = 1.0
+    ) -> Tensor: ...
 
 
 class Classifier(Protocol):

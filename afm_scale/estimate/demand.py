@@ -11,8 +11,8 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.random import Draws, KeyedDraws, Positions
-from ..core.types import Batch, Loss, Networks, Role, networks_of
-from .flops import PEAK_TFLOPS, turn_flops
+from ..core.types import Batch, Loss, Networks, Role, Turn, networks_of
+from .flops import PEAK_TFLOPS, CountedNetwork, FlopCounter, count_turn
 
 _COUNTED_BATCH = 8  # samples; penalties on a share of a quarter come out whole
 
@@ -20,7 +20,7 @@ _COUNTED_BATCH = 8  # samples; penalties on a share of a quarter come out whole
 class Counted(Protocol):
     """What is asked of an objective whose step is counted."""
 
-    def turns(self, step: int) -> tuple[Role, ...]: ...
+    def turns(self, step: int) -> tuple[Turn, ...]: ...
 
     def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss: ...
 
@@ -76,21 +76,29 @@ def demand(
 def step_flops_per_sample(
     players: Mapping[Role, nn.Module], averages: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module],
     objective: Counted, shape: tuple[int, int, int], step: int = 0,
-) -> float:
-    """Floating-point operations of step number `step`, every player's turn, for each sample of the global batch.
+) -> dict[tuple[str, str], float]:
+    """Floating-point operations of step number `step` for each sample of the global batch, by turn and part of it.
 
-    All networks, and what the objective holds, are on the meta device; `shape` is that of a sample.
+    A turn is named by who moves in it, a part as `count_turn` says. All networks, and what the objective holds, are on the meta device; `shape` is
+    that of a sample.
     """
     for network in (*averages.values(), *frozen.values()):
         network.requires_grad_(False)
-    nets, meta = networks_of(players, averages, frozen), torch.device("meta")
+    meta = torch.device("meta")
     batch = Batch(
         torch.empty(_COUNTED_BATCH, *shape, device=meta), torch.empty(_COUNTED_BATCH, dtype=torch.int64, device=meta)
     )
-    total = 0
-    for role in objective.turns(step):
-        draws = KeyedDraws(0, step, role.value, positions=Positions(0, 1, _COUNTED_BATCH), device=meta)
-        total += turn_flops(
-            players, role, lambda role=role, draws=draws: objective.loss(role, nets, batch, draws, step).total
+    found: dict[tuple[str, str], float] = {}
+    for turn in objective.turns(step):
+        counter, movers = FlopCounter(), "+".join(role.value for role in turn)
+        nets = networks_of(
+            {role: CountedNetwork(network, role.value, counter) for role, network in players.items()},
+            {name: CountedNetwork(network, name, counter) for name, network in averages.items()},
+            {name: CountedNetwork(network, name, counter) for name, network in frozen.items()},
         )
-    return total / _COUNTED_BATCH
+        draws = KeyedDraws(0, step, movers, positions=Positions(0, 1, _COUNTED_BATCH), device=meta)
+        count_turn(counter, players, turn, lambda role, nets=nets, draws=draws: objective.loss(
+            role, nets, batch, draws, step
+        ).total)
+        found |= {(movers, part): number / _COUNTED_BATCH for part, number in counter.parts.items()}
+    return found

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core.types import Role
+from ..core.types import Role, Turn
 
 # Dense bf16 peak of one GPU in TFLOP/s, as NVIDIA's data sheets say for the SXM modules (L40S: PCIe).
 PEAK_TFLOPS = {"a100": 312, "h100": 989, "h200": 989, "gh200": 989, "l40s": 362, "b200": 2250}
@@ -25,7 +27,7 @@ def known_gpu(name: str) -> str | None:
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts by the formulas of torch's FlopCounterMode, two operations to a multiplication and addition.
+    """Counts by the formulas of torch's FlopCounterMode, two operations to a multiplication and addition, part by part.
 
     That mode cannot be used here: it follows modules by hooks that fail inside `torch.autograd.grad`, which the
     generator's turn calls.
@@ -33,27 +35,57 @@ class FlopCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.parts: Counter[str] = Counter()  # by the name of the part, in the order in which they were met
+        self._part = "forward"
+
+    @property
+    def total(self) -> int:
+        return self.parts.total()
+
+    @contextmanager
+    def counting(self, part: str) -> Iterator[None]:
+        """What is done in the block is counted as of this part."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
+            self.parts[self._part] += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
 
-def turn_flops(networks: Mapping[Role, nn.Module], moving: Role, loss: Callable[[], Tensor]) -> int:
-    """Operations of one player's turn: `loss()`, a scalar on the meta device, and its backward.
+class CountedNetwork:
+    """A network whose calls are counted as a part of their own, `NAME forward`."""
 
-    Matrix products, convolutions and attention are counted; the rest is small beside them. Only the moving player's
-    weights get gradients. On the CPU attention would be missed: its kernels there have no formula.
+    def __init__(self, network: nn.Module, name: str, counter: FlopCounter) -> None:
+        self._network, self._name, self._counter = network, name, counter
+
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        with self._counter.counting(f"{self._name} forward"):
+            return self._network(*inputs, **options)
+
+
+def count_turn(
+    counter: FlopCounter, networks: Mapping[Role, nn.Module], turn: Turn, loss: Callable[[Role], Tensor]
+) -> None:
+    """Counts the operations of a turn: `loss(role)` of each who moves, a scalar on the meta device, and its backward.
+
+    Matrix products, convolutions and attention are counted; the rest is small beside them. Only the weights of those
+    who move get gradients. On the CPU attention would be missed: its kernels there have no formula. Parts: the calls of
+    `CountedNetwork`s; `to samples`: gradients that a loss takes by itself; `ROLE backward`: the rest of a mover's.
     """
     for role, network in networks.items():
-        network.requires_grad_(role is moving)
+        network.requires_grad_(role in turn)
         network.zero_grad()
-    with FlopCounter() as counter:
-        total = loss()
-        assert total.is_meta
-        total.backward()
-    return counter.total
+    with counter:
+        for role in turn:
+            with counter.counting("to samples"):
+                total = loss(role)
+            assert total.is_meta
+            with counter.counting(f"{role.value} backward"):
+                total.backward()

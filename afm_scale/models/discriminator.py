@@ -53,10 +53,22 @@ class DiTDiscriminator(Backbone):
             return small_normal(tuple(self.dis_embed.shape), generator)
         return super().initial(name, generator)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False) -> Tensor:
-        """x [B, C, H, W], target time t [B] float32, y [B] int64 -> [B]; `precise`: see `read_first`."""
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False, order: Tensor | None = None, share: float = 1.0
+    ) -> Tensor:
+        """x [B, C, H, W], target time t [B] float32, y [B] int64 -> [B]; `precise`: see `read_first`.
+
+        With `order` [B, H, W] it looks at round(share N) of the N tokens alone, those of the least numbers, and [CLS].
+        """
         condition = self.y_embedder(y)
         if self.target_time:
             condition = condition + self.t_embedder(t)
-        first = self.read_first(prepend(self.dis_embed, self.tokens(x)), condition, precise)
+        tokens = self.tokens(x) if order is None else self._some(self.tokens(x), order, share)
+        first = self.read_first(prepend(self.dis_embed, tokens), condition, precise)
         return self.final_layer(first).squeeze(-1).clone()  # a view as output could lose FSDP2's hooks
+
+    def _some(self, tokens: Tensor, order: Tensor, share: float) -> Tensor:
+        """[B, N, d] -> [B, round(share N), d], each with its position; a token's number is that of its first pixel."""
+        of_token = order[:, :: self.patch_size, :: self.patch_size].flatten(1)
+        kept = of_token.argsort(dim=1, stable=True)[:, : round(share * tokens.shape[1])]
+        return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))

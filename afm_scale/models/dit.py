@@ -36,6 +36,10 @@ class BackboneConfig:
                 "(two sinusoids for each of two axes)"
             )
 
+    def num_tokens(self, shape: tuple[int, int, int]) -> int:
+        """Of a sample [C, H, W]; a token that a network adds does not count."""
+        return (shape[1] // self.patch_size) * (shape[2] // self.patch_size)
+
 
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the condition (adaLN-zero: the gates start at 0)."""

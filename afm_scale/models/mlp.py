@@ -37,6 +37,10 @@ class MLPConfig:
     def takes_no_class(self) -> bool:
         return self.conditional
 
+    def num_tokens(self, shape: tuple[int, int, int]) -> int:
+        """It sees the sample at once."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class MLPClassifierConfig:

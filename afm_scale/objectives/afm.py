@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +28,17 @@ from ..core.arithmetic import Precision, block_dtype
 from ..core.random import Draws
 from ..core.ranges import Range
 from ..core.schedules import Schedule
-from ..core.types import Batch, Discriminator, Generator, Loss, Networks, Reduce, Role
+from ..core.types import Batch, Generator, Loss, Networks, Reduce, Role, Turn
 from ..flow.guidance import Guidance, guidance_loss
 from ..flow.path import Prediction, interpolate, interval_weight, move
 from ..flow.times import TimeSampler
 from . import demands
 from .augment import AugmentationConfig, paired_augmentation
+from .critique import Critique, Pair, ask
 from .described import Described
-from .gradient_scale import GradientScale, GradientScaleConfig, first_order, scaled_square
+from .gradient_scale import GradientScale, GradientScaleConfig, first_order
 from .objective import GameOfOneConfig
-from .penalty import PenaltyConfig, judge
+from .penalty import PenaltyConfig, Verdict, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,10 @@ class AFMConfig(GameOfOneConfig):
     penalty: PenaltyConfig = PenaltyConfig()
     centring_weight: Annotated[float, Range(0, 1e6)] = 0.01  # l_cp
     gradient_scale: GradientScaleConfig | None = GradientScaleConfig()  # null: no gradient normalisation
+    # alternating: D's turn, then G's, as published; one_pass: both at once, on the same samples (one_pass.py)
+    update: Literal["alternating", "one_pass"] = "alternating"
+    # of D's tokens that it looks at in training, at random; the same for a real sample, its fake and their moved copies
+    token_share: Annotated[float, Range(above=0, high=1)] = 1.0
     guidance: Guidance | None = None  # null: none
     augmentation: AugmentationConfig | None = None  # of what D sees; null: none
 
@@ -61,29 +66,12 @@ class AFMConfig(GameOfOneConfig):
     def check(self, described: Described) -> None:
         demands.guides_fit(described.model, self.guidance)
         demands.times_told(described.model, self.times.told, by=f"objective.times {self.times.kind!r}")
+        demands.tokens_left(described, self.token_share)
 
     def resolved(self, precision: Precision) -> AFMConfig:
         """With blocks in less than float32 the penalties' slopes need a precise call of D."""
         precise = block_dtype(precision) is not None if self.penalty.precise is None else self.penalty.precise
         return replace(self, penalty=replace(self.penalty, precise=precise))
-
-
-class _Pair(NamedTuple):
-    """What one turn compares."""
-
-    x_s: Tensor  # [B, C, H, W] source
-    fake: Tensor  # [B, C, H, W] g, not augmented
-    seen_fake: Tensor  # [B, C, H, W] rho g
-    seen_real: Tensor  # [B, C, H, W] rho x_t
-    t: Tensor  # [B]
-    weight: Tensor  # [B] w(s, t)
-
-
-class _Critique(NamedTuple):
-    """D's verdict in the generator's turn."""
-    loss: Tensor  # []
-    gradient: Tensor  # [B, C, H, W] of the loss at rho g
-    watched: Mapping[str, Tensor]  # name -> []
 
 
 class AdversarialFlow:
@@ -96,10 +84,10 @@ class AdversarialFlow:
         self.config = config
         scale = config.gradient_scale
         self._gradient_scale = GradientScale(scale, mean_over_ranks, device) if scale else None
-        self._critiques: deque[_Critique] = deque()  # of this turn's microbatches, between survey and loss
+        self._critiques: deque[Critique] = deque()  # of this turn's microbatches, between survey and loss
 
-    def turns(self, step: int) -> tuple[Role, ...]:
-        return (Role.DISCRIMINATOR, Role.GENERATOR)
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        return ((Role.DISCRIMINATOR,), (Role.GENERATOR,))
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return {"gradient_scale.square_avg": self._gradient_scale.square_avg} if self._gradient_scale else {}
@@ -110,12 +98,15 @@ class AdversarialFlow:
 
     def discriminator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         """Eq. 13, on real, fake and their perturbed copies: 2.5 times the batch at share 1/4."""
-        config = self.config.penalty
         with torch.no_grad():
             pair = self._pair(nets.generator, batch, draws, step)
-        verdict = judge(config, nets.discriminator, (pair.seen_real, pair.seen_fake), pair.t, batch.y, draws)
+        return self._judged(nets, pair, batch.y, draws, step)[0]
+
+    def _judged(self, nets: Networks, pair: Pair, y: Tensor, draws: Draws, step: int) -> tuple[Loss, Verdict]:
+        config, seen = self.config.penalty, (pair.seen_real, pair.seen_fake)
+        verdict = judge(config, nets.discriminator, seen, pair.t, y, draws, step, pair.shown)
         real, fake, w = verdict.real, verdict.fake, pair.weight[:verdict.count]
-        return _sum_of(
+        loss = _sum_of(
             {
                 "adversarial": F.softplus(-(real - fake)).mean(),  # Eq. 1
                 "r1": config.weight * verdict.mean(w * verdict.slope_real.square()),  # Eq. 5, 18
@@ -124,11 +115,17 @@ class AdversarialFlow:
             },
             {"logit_real": real.mean(), "logit_fake": fake.mean()},
         )
+        return loss, verdict
 
     def generator_loss(self, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
         """Eq. 14 and 25."""
         pair = self._pair(nets.generator, batch, draws, step)
-        critique = self._critiques.popleft() if self._critiques else self._critique(nets.discriminator, pair, batch.y)
+        critique = self._critiques.popleft() if self._critiques else self._critique(nets, pair, batch.y)
+        return self._moved(nets, pair, critique, batch.y, draws, step)
+
+    def _moved(
+        self, nets: Networks, pair: Pair, critique: Critique, y: Tensor, draws: Draws, step: int
+    ) -> Loss:
         gradient = self._gradient_scale(critique.gradient) if self._gradient_scale else critique.gradient  # Eq. 23
         distance = (pair.fake - pair.x_s).square().flatten(1).mean(1)  # [B]
         weighted = {
@@ -137,7 +134,7 @@ class AdversarialFlow:
         }
         if (guidance := self.config.guidance) is not None:
             guide = nets.frozen[guidance.guide]
-            weighted["guidance"] = guidance_loss(guidance, guide, pair.fake, pair.t, batch.y, draws)  # Eq. 26, 28, 38
+            weighted["guidance"] = guidance_loss(guidance, guide, pair.fake, pair.t, y, draws)  # Eq. 26, 28, 38
         return _sum_of(weighted, critique.watched | {"transport_cost": distance.mean()})
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
@@ -148,30 +145,27 @@ class AdversarialFlow:
         if role is Role.GENERATOR and self._gradient_scale:
             with torch.no_grad():
                 pair = self._pair(nets.generator, batch, draws, step)
-            self._critiques.append(self._critique(nets.discriminator, pair, batch.y))
+            self._critiques.append(self._critique(nets, pair, batch.y))
 
-    def _pair(self, generator: Generator, batch: Batch, draws: Draws, step: int) -> _Pair:
+    def _pair(self, generator: Generator, batch: Batch, draws: Draws, step: int) -> Pair:
         s, t = self.config.times(draws)
         shape, dtype = batch.x.shape[1:], batch.x.dtype
         x_s = interpolate(batch.x, draws.normal("source noise", shape).to(dtype), s)
         x_t = interpolate(batch.x, draws.normal("target noise", shape).to(dtype), t)
         fake = move(self.prediction, generator(x_s, s, t, batch.y), x_s, s, t)
         augment = paired_augmentation(self.config.augmentation, draws, (shape[1], shape[2]), step)
-        return _Pair(x_s, fake, augment(fake), augment(x_t), t, interval_weight(s.to(dtype), t.to(dtype)))
+        share, shown = self.config.token_share, {}
+        if share < 1:
+            shown = {"order": draws.uniform("order of tokens", shape=shape[1:]), "share": share}
+        return Pair(x_s, fake, augment(fake), augment(x_t), t, interval_weight(s.to(dtype), t.to(dtype)), shown)
 
-    def _critique(self, discriminator: Discriminator, pair: _Pair, y: Tensor) -> _Critique:
-        """D(real) is a constant here and needs no graph; D(fake) needs one to its input only."""
-        with torch.no_grad():
-            real = discriminator(pair.seen_real, pair.t, y)
-        seen_fake = pair.seen_fake.detach().requires_grad_()
-        fake = discriminator(seen_fake, pair.t, y)
-        loss = F.softplus(-(fake - real)).mean()
-        (gradient,) = torch.autograd.grad(loss, seen_fake)
-        q = scaled_square(gradient)
+    def _critique(self, nets: Networks, pair: Pair, y: Tensor) -> Critique:
+        return self._noted(ask(nets.discriminator, pair, y))
+
+    def _noted(self, critique: Critique) -> Critique:
         if self._gradient_scale:
-            self._gradient_scale.observe(q)
-        logits = {"logit_real": real.mean(), "logit_fake": fake.detach().mean()}
-        return _Critique(loss.detach(), gradient, {**logits, "adversarial_gradient_square": q.to(loss)})
+            self._gradient_scale.observe(critique.square)
+        return critique
 
 
 def _sum_of(weighted: Mapping[str, Tensor], watched: Mapping[str, Tensor]) -> Loss:

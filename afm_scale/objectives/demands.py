@@ -8,7 +8,7 @@ from typing import Literal
 from ..core.arithmetic import Precision, block_dtype
 from ..core.errors import ConfigError
 from ..flow.guidance import Guidance
-from .described import ModelDescription
+from .described import Described, ModelDescription
 
 Times = Literal["none", "source", "both"]
 
@@ -42,6 +42,24 @@ def intervals_told(model: ModelDescription, *, by: str, negative: bool = False) 
         raise ConfigError(
             f"{by} shows the generator negative times, whose sign it is not told; set model.generator.times=gated "
             "model.generator.negative_times=true"
+        )
+
+
+def tokens_left(described: Described, share: float) -> None:
+    """A discriminator that looks at a share of its tokens has some, and keeps one at least."""
+    discriminator = described.model.discriminator
+    if share == 1 or discriminator is None:
+        return
+    found = discriminator.num_tokens(described.shape)
+    if found == 0:
+        raise ConfigError(
+            f"objective.token_share {share:g} drops tokens of the discriminator, but one of kind "
+            f"{discriminator.kind!r} sees a sample at once; set objective.token_share=1"
+        )
+    if round(share * found) < 1:
+        raise ConfigError(
+            f"objective.token_share {share:g} leaves the discriminator none of the {found} token(s) of a sample; "
+            f"wanted at least {1 / found:.3g}"
         )
 
 

@@ -27,6 +27,10 @@ class DiscriminatorDescription(Protocol):
     kind: str
     target_time: bool  # whether it is told t
 
+    def num_tokens(self, shape: tuple[int, int, int]) -> int:
+        """Of a sample; 0 for one that sees it at once."""
+        ...
+
 
 class ClassifierDescription(Protocol):
     """The same of a classifier."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.arithmetic import Precision
 from ..core.random import Draws
 from ..core.schedules import AverageConfig
-from ..core.types import Batch, Loss, Networks, Reduce, Role
+from ..core.types import Batch, Loss, Networks, Reduce, Role, Turn
 from ..flow.path import Prediction
 from .described import Described
 
@@ -30,16 +30,24 @@ class Objective(Protocol):
     prediction: Prediction | None  # what the generator's output means, the sampler moves with it; None: trains none
     config: ObjectiveConfig  # read anew in every turn: another may be set between two steps, of the same kind
 
-    def turns(self, step: int) -> tuple[Role, ...]:
-        """Who moves in this step, in order; each turn gets fresh data. AFM: discriminator, then generator."""
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """The turns of this step, in order; each gets fresh data. AFM: discriminator, then generator; or both at once.
+        """
         ...
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
-        """A first look at each microbatch of a turn, only when several share one, for statistics of the whole batch."""
+        """A first look at each microbatch, only when several share a turn, for statistics of the whole batch.
+
+        Of one player's, before its losses and after those of the players before it in the turn.
+        """
         ...
 
     def loss(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> Loss:
-        """The loss of the player whose turn it is, on one microbatch."""
+        """The loss of a player whose turn it is, on one microbatch.
+
+        Where several move at once, the backwards of those before it in the turn have run, on all microbatches; none has
+        stepped, and what they all compute may carry a graph of all their weights.
+        """
         ...
 
     def state_dict(self) -> Mapping[str, Tensor]:
@@ -153,8 +161,8 @@ class GameOfOne:
         self.prediction = config.prediction
         self.config = config
 
-    def turns(self, step: int) -> tuple[Role, ...]:
-        return (self.learner,)
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        return ((self.learner,),)
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
         """Nothing here depends on the whole batch."""

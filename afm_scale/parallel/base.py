@@ -6,7 +6,7 @@ partitions): the same arithmetic under every plan, and no dispatch cost for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -56,7 +56,7 @@ class BasePlan:
         self._config = config
         self._compile = config.compiles_on(ranks.device.type)
         self._players: list[Player] = []
-        self._mover: Player | None = None
+        self._movers: list[Player] = []  # of the turn that is going on, or was last
         self._memory: int | None = None  # of the smallest device, where the plan has asked; see `describe`
 
     @property
@@ -87,13 +87,14 @@ class BasePlan:
         return self._laid_out(module, weights).requires_grad_(False)
 
     @contextmanager
-    def turn_of(self, player: Player, *, last: bool) -> Iterator[None]:
-        if player is not self._mover:
+    def turn_of(self, player: Player, *, last: bool, beside: Sequence[Player] = ()) -> Iterator[None]:
+        movers = [one for one in self._players if one is player or self._is_among(one, beside)]
+        if len(movers) != len(self._movers) or not all(self._is_among(one, self._movers) for one in movers):
             for other in self._players:
                 self.reshard(other.module)
                 for parameter in other.parameters:
-                    parameter.requires_grad_(other is player)
-            self._mover = player
+                    parameter.requires_grad_(self._is_among(other, movers))
+            self._movers = movers
         with self._reducing(player, last):
             yield
 
@@ -157,6 +158,10 @@ class BasePlan:
 
     def load_optimizer_state_dict(self, player: Player, tensors: Mapping[str, Tensor]) -> None:
         """Nothing: `optimizer_state_dict` share storage."""
+
+    @staticmethod
+    def _is_among(player: Player, others: Sequence[Player]) -> bool:
+        return any(player is other for other in others)
 
     def _laid_out(self, module: Network, weights: Weights) -> nn.Module:
         module = module.to(self.dtype)

@@ -101,7 +101,7 @@ class DeepSpeedPlan(BasePlan):
         return module
 
     def backward(self, player: Player, loss: Tensor) -> None:
-        assert player is self._mover, f"the engine of {player.role} has not moved"
+        assert self._is_among(player, self._movers), f"the engine of {player.role} has not moved"
         self._engines[player.module].backward(loss, scale_wrt_gas=False)  # the loop has divided by the microbatches
 
     def step(self, player: Player, step: int, admits: Admits | None = None) -> Tensor:

@@ -6,7 +6,7 @@ the methods below; the plans differ behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,10 +65,13 @@ class ParallelPlan(Protocol):
         """Gives a laid-out module its values: every parameter and persistent buffer, of the right shapes."""
         ...
 
-    def turn_of(self, player: Player, *, last: bool) -> AbstractContextManager[None]:
-        """For one microbatch, forward and backward: only this player's parameters require grad.
+    def turn_of(
+        self, player: Player, *, last: bool, beside: Sequence[Player] = ()
+    ) -> AbstractContextManager[None]:
+        """For one microbatch, forward and backward: only this player's parameters require grad, and those of others
+        `beside` it, who move in the same turn. Between them nothing is dropped that a plan gathers for a whole turn.
 
-        With the `last` microbatch of a turn its accumulated gradients become their mean over the ranks.
+        With the `last` microbatch of a player its accumulated gradients become their mean over the ranks.
         """
         ...
 

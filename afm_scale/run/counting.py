@@ -19,6 +19,11 @@ def step_flops(config: RunConfig, step: int = 0) -> float:
 
     Raises ConfigError if a frozen network is described by another run that is not there.
     """
+    return sum(step_parts(config).values())
+
+
+def step_parts(config: RunConfig) -> dict[tuple[str, str], float]:
+    """The same by turn and part of it: see `estimate/flops.py`. The parts of R1 and R2 in turn: of an even update."""
     averages = {name: build_learner(config) for name in (PUBLISHED, *config.objective.averages)}
     return step_flops_per_sample(
         build_networks(config), averages, frozen_modules(config), build_objective(config, lambda value: value, META),

@@ -15,7 +15,7 @@ from ..train.pilot.config import PhaseConfig, PilotConfig
 from ..train.pilot.phases import InForce, Phase
 from .config import RunConfig
 
-_FIXED = ("kind", "prediction", "gradient_scale")  # of an objective: its networks and its state are of these
+_FIXED = ("kind", "prediction", "gradient_scale", "update")  # of an objective: networks, state and turns are of these
 _WHOLE_RUN = PhaseConfig(name="run")
 
 

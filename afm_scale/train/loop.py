@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..core.random import KeyedDraws, Positions
 from ..core.ranges import MANY, Range, Seed
-from ..core.types import Batch, Loss, Role
+from ..core.types import Batch, Loss, Role, Turn
 from ..data.source import Skipped
 from ..parallel.plan import ParallelPlan
 from .hooks.hook import HookList, StepReport
@@ -82,34 +83,39 @@ def train(
     """Takes turns until `config.steps` updates of the learner are done, or a hook or the pilot wants to stop.
 
     Each turn has fresh data, split into microbatches by position in the global batch. Random numbers depend on
-    (seed, step, role, position) alone. Saves nothing itself, reads no tensor back: those are hooks.
+    (seed, step, who moves, position) alone. Saves nothing itself, reads no tensor back: those are hooks.
     """
     with hooks.running(state):
         pilot.on_start(state)
         while state.step < config.steps and not hooks.wants_stop() and pilot.steer(state):
             report, nets, learner = ReportBuilder(), state.networks(), state.objective.learner
             # Take turns.
-            for role in state.objective.turns(state.step):  # AFM: discriminator, then generator; the others: generator
-                player, judge = state.players[role], pilot.before_turn(state, role)
+            for turn in state.objective.turns(state.step):  # AFM: discriminator, then generator, or both at once
+                movers = {role: state.players[role] for role in turn}
+                judges = {role: pilot.before_turn(state, role) for role in turn}
                 batch = report.batch(state.next_batch)
-                micros = microbatches(batch, plan, config, state.step, role)
-                if len(micros) > 1:  # a first look
-                    with plan.turn_of(player, last=False):
-                        for micro, draws in micros:
-                            state.objective.survey(role, nets, micro, draws, state.step)
-                # Learn.
-                for index, (micro, draws) in enumerate(micros):
-                    with plan.turn_of(player, last=index == len(micros) - 1):
-                        loss = state.objective.loss(role, nets, micro, draws, state.step)
-                        plan.backward(player, loss.total / len(micros))
-                    report.add(role, loss, len(micro) if role is learner else 0)
-                report.grad_norms[role.value] = plan.step(player, state.step, judge)
-                report.learning_rates[role.value] = player.learning_rate(state.step)
-                if judge is not None and judge.has_refused:
-                    report.leave_out(role)
-                elif role is learner:  # move the averages
-                    for average in state.averages.values():
-                        average.update(player, state.step)
+                micros = microbatches(batch, plan, config, state.step, turn)
+                # Learn, one after the other.
+                for role, player in movers.items():
+                    turn_of = partial(plan.turn_of, player, beside=tuple(movers.values()))
+                    if len(micros) > 1:  # a first look
+                        with turn_of(last=False):
+                            for micro, draws in micros:
+                                state.objective.survey(role, nets, micro, draws, state.step)
+                    for index, (micro, draws) in enumerate(micros):
+                        with turn_of(last=index == len(micros) - 1):
+                            loss = state.objective.loss(role, nets, micro, draws, state.step)
+                            plan.backward(player, loss.total / len(micros))
+                        report.add(role, loss, len(micro) if role is learner else 0)
+                # Move, all from where the turn began.
+                for role, player in movers.items():
+                    report.grad_norms[role.value] = plan.step(player, state.step, judges[role])
+                    report.learning_rates[role.value] = player.learning_rate(state.step)
+                    if (judge := judges[role]) is not None and judge.has_refused:
+                        report.leave_out(role)
+                    elif role is learner:  # move the averages
+                        for average in state.averages.values():
+                            average.update(player, state.step)
             state.step += 1
             completed = report.build(state.step, plan.num_data_ranks, state.data.take_skipped())
             state.images_seen += completed.images
@@ -118,7 +124,7 @@ def train(
 
 
 def microbatches(
-    batch: Batch, plan: ParallelPlan, config: LoopConfig, step: int, role: Role
+    batch: Batch, plan: ParallelPlan, config: LoopConfig, step: int, turn: Turn
 ) -> list[tuple[Batch, KeyedDraws]]:
     """This rank's batch as `accumulation` interleaved parts, each with the random numbers of its samples.
 
@@ -126,9 +132,9 @@ def microbatches(
     """
     batch = Batch(batch.x.to(plan.dtype), batch.y)
     positions = Positions(plan.data_rank, plan.num_data_ranks, len(batch))
-    parts = []
+    parts, movers = [], "+".join(role.value for role in turn)
     for index in range(config.accumulation):
         part = positions.every(index, config.accumulation)
-        draws = KeyedDraws(config.seed, step, role.value, positions=part, device=batch.x.device)
+        draws = KeyedDraws(config.seed, step, movers, positions=part, device=batch.x.device)
         parts.append((batch.every(index, config.accumulation), draws))
     return parts

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from afm_scale.core.types import Role
-from afm_scale.estimate.flops import FlopCounter, known_gpu, turn_flops
+from afm_scale.estimate.flops import FlopCounter, count_turn, known_gpu
 from afm_scale.run.config import RunConfig
 from afm_scale.run.counting import demand_of, step_flops
 from afm_scale.run.load import load
+
+
+def turn_flops(networks: dict[Role, nn.Module], moving: Role, loss: Callable[[], torch.Tensor]) -> int:
+    counter = FlopCounter()
+    count_turn(counter, networks, (moving,), lambda role: loss())
+    return counter.total
 
 
 def test_a_linear_layer_costs_two_operations_a_weight_and_twice_that_backward() -> None:

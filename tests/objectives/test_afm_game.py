@@ -60,14 +60,14 @@ def same(before: list[Tensor], after: list[Tensor]) -> set[bool]:
 
 
 def test_the_discriminator_moves_first() -> None:
-    assert game().turns(0) == game().turns(7) == (Role.DISCRIMINATOR, Role.GENERATOR)
+    assert game().turns(0) == game().turns(7) == ((Role.DISCRIMINATOR,), (Role.GENERATOR,))
 
 
 def test_in_each_turn_only_the_mover_gets_gradients_and_moves() -> None:
     plan, laid, nets = players()
     objective = game(penalty=PenaltyConfig())
     for step in range(2):
-        for role in objective.turns(step):
+        for (role,) in objective.turns(step):
             mover, other = laid[role], laid[next(one for one in Role if one is not role)]
             before = weights_of(mover), weights_of(other)
             with plan.turn_of(mover, last=True):

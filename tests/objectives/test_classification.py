@@ -102,6 +102,6 @@ def test_the_mean_over_ranks_and_microbatches_is_the_loss_on_one_rank() -> None:
 
 def test_it_is_a_game_of_one_that_remembers_nothing() -> None:
     objective = classification()
-    assert objective.turns(0) == objective.turns(7) == (Role.CLASSIFIER,)
+    assert objective.turns(0) == objective.turns(7) == ((Role.CLASSIFIER,),)
     assert objective.learner is Role.CLASSIFIER
     assert objective.state_dict() == {}

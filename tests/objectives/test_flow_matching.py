@@ -95,7 +95,7 @@ def test_logit_normal_times_have_the_median_and_spread_asked_for() -> None:
 
 def test_it_is_a_game_of_one_that_remembers_nothing() -> None:
     objective = flow_matching()
-    assert objective.turns(0) == (Role.GENERATOR,)
+    assert objective.turns(0) == ((Role.GENERATOR,),)
     assert objective.prediction is Prediction.V
     assert objective.state_dict() == {}
 

@@ -13,7 +13,7 @@ from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import Draws, Positions
 from afm_scale.core.schedules import Piecewise
 from afm_scale.core.typed import build
-from afm_scale.core.types import Batch, Loss, Networks, Role
+from afm_scale.core.types import Batch, Loss, Networks, Role, Turn
 from afm_scale.data.toys.synthetic import SyntheticLatents, SyntheticLatentsConfig
 from afm_scale.flow.path import Prediction
 from afm_scale.parallel.optim import OptimizerConfig
@@ -47,13 +47,13 @@ class Game:
     learner = Role.GENERATOR
     prediction = Prediction.X
 
-    def __init__(self, turns: Sequence[Role]) -> None:
+    def __init__(self, turns: Sequence[Turn]) -> None:
         self._turns = tuple(turns)
         self.calls: list[tuple[str, Role, int, Positions]] = []
         self.batches: list[Batch] = []
         self.learns: list[tuple[bool, bool]] = []  # whether G and D require grad, in each loss
 
-    def turns(self, step: int) -> tuple[Role, ...]:
+    def turns(self, step: int) -> tuple[Turn, ...]:
         return self._turns
 
     def survey(self, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int) -> None:
@@ -100,7 +100,7 @@ class Watch(QuietHook):
         return len(self.reports) >= self._stop_after
 
 
-def game_of_two(*turns: Role) -> tuple[TrainState, Game, ParallelPlan]:
+def game_of_two(*turns: Turn) -> tuple[TrainState, Game, ParallelPlan]:
     plan = small_plan()
     state, game = small_state(plan), Game(turns)
     with torch.device("meta"):
@@ -111,10 +111,11 @@ def game_of_two(*turns: Role) -> tuple[TrainState, Game, ParallelPlan]:
 
 
 BOTH = (Role.DISCRIMINATOR, Role.GENERATOR)
+ALONE = tuple((role,) for role in BOTH)
 
 
 def test_players_take_their_turns_in_order_each_with_fresh_data():
-    state, game, plan = game_of_two(*BOTH)
+    state, game, plan = game_of_two(*ALONE)
     train(state, plan, LoopConfig(steps=2), HookList([]))
     everything = Positions(0, 1, 12)
     assert game.calls == [("loss", role, step, everything) for step in (0, 1) for role in BOTH]
@@ -125,34 +126,75 @@ def test_players_take_their_turns_in_order_each_with_fresh_data():
 
 
 def test_only_the_player_whose_turn_it_is_learns():
-    state, game, plan = game_of_two(*BOTH)
+    state, game, plan = game_of_two(*ALONE)
     start = {role: [p.clone() for p in player.module.parameters()] for role, player in state.players.items()}
     train(state, plan, LoopConfig(steps=1), HookList([]))
     assert game.learns == [(False, True), (True, False)]
     for role, player in state.players.items():
         assert all(not torch.equal(p, q) for p, q in zip(player.module.parameters(), start[role], strict=True))
 
-    state, game, plan = game_of_two(Role.GENERATOR)
+    state, game, plan = game_of_two((Role.GENERATOR,))
     train(state, plan, LoopConfig(steps=2), HookList([]))
     discriminator = state.players[Role.DISCRIMINATOR].module
     assert all(torch.equal(p, q) for p, q in zip(discriminator.parameters(), start[Role.DISCRIMINATOR], strict=True))
 
 
 def test_microbatches_are_surveyed_first_and_split_by_position():
-    state, game, plan = game_of_two(*BOTH)
+    state, game, plan = game_of_two(*ALONE)
     train(state, plan, LoopConfig(steps=1, accumulation=3), HookList([]))
     parts = [Positions(index, 3, 4) for index in range(3)]
     assert game.calls == [
         (kind, role, 0, part) for role in BOTH for kind in ("survey", "loss") for part in parts
     ]
-    whole_state, whole, whole_plan = game_of_two(*BOTH)
+    whole_state, whole, whole_plan = game_of_two(*ALONE)
     train(whole_state, whole_plan, LoopConfig(steps=1), HookList([]))
     for index, batch in enumerate(game.batches):
         assert torch.equal(batch.x, whole.batches[index // 3].x[index % 3 :: 3])
 
 
+def test_two_who_move_at_once_share_their_samples_and_step_after_both_have_learnt():
+    state, game, plan = game_of_two(BOTH)
+    start = [p.clone() for player in state.players.values() for p in player.module.parameters()]
+    weights: list[list[Tensor]] = []
+
+    def loss(self: Game, *given: object) -> Loss:
+        weights.append([p.detach().clone() for player in state.players.values() for p in player.module.parameters()])
+        return Game.loss(self, *given)
+
+    game.loss = loss.__get__(game)
+    watch = Watch()
+    train(state, plan, LoopConfig(steps=1), HookList([watch]))
+    assert game.calls == [("loss", role, 0, Positions(0, 1, 12)) for role in BOTH]
+    assert game.learns == [(True, True)] * 2
+    assert torch.equal(game.batches[0].x, game.batches[1].x) and state.data.state_dict() == {"consumed": 12}
+    assert all(torch.equal(p, q) for found in weights for p, q in zip(found, start, strict=True))
+    for role in BOTH:
+        assert float(watch.reports[0].grad_norms[role.value]) > 0
+    assert watch.reports[0].images == 12
+
+
+def test_each_of_two_who_move_at_once_learns_as_alone():
+    norms = []
+    for turns in (ALONE, (BOTH,)):
+        state, game, plan = game_of_two(*turns)
+        game.batches = []
+        data = iter(small_state(plan).data)
+        batch = next(data)
+        state.next_batch = lambda batch=batch: batch
+        watch = Watch()
+        train(state, plan, LoopConfig(steps=1, accumulation=3), HookList([watch]))
+        norms.append(watch.reports[0].grad_norms)
+        if len(turns) == 1:
+            parts = [Positions(index, 3, 4) for index in range(3)]
+            assert game.calls == [
+                (kind, role, 0, part) for role in BOTH for kind in ("survey", "loss") for part in parts
+            ]
+    for role in BOTH:
+        torch.testing.assert_close(norms[0][role.value], norms[1][role.value])
+
+
 def test_a_report_holds_means_over_microbatches_and_counts_images_once():
-    state, game, plan = game_of_two(*BOTH)
+    state, game, plan = game_of_two(*ALONE)
     watch = Watch()
     train(state, plan, LoopConfig(steps=1, accumulation=3), HookList([watch]))
     (report,) = watch.reports
@@ -168,7 +210,7 @@ def test_a_report_holds_means_over_microbatches_and_counts_images_once():
 
 
 def test_the_gradient_norm_reported_is_that_of_the_whole_batch():
-    state, _, plan = game_of_two(Role.DISCRIMINATOR, Role.GENERATOR)
+    state, _, plan = game_of_two(*ALONE)
     module = state.players[Role.DISCRIMINATOR].module
     batch = next(iter(small_state(plan).data))
     loss = module(batch.x, None, batch.y).square().mean()
@@ -181,7 +223,7 @@ def test_the_gradient_norm_reported_is_that_of_the_whole_batch():
 
 
 def test_a_learning_rate_follows_the_step_also_where_a_run_goes_on():
-    state, _, plan = game_of_two(*BOTH)
+    state, _, plan = game_of_two(*ALONE)
     watch = Watch()
     train(state, plan, LoopConfig(steps=2), HookList([watch]))
     state.step = 9
@@ -198,7 +240,7 @@ def test_the_average_moves_once_per_step_by_the_steps_number():
             self.steps.append(step)
             super().update(generator, step)
 
-    state, _, plan = game_of_two(*BOTH)
+    state, _, plan = game_of_two(*ALONE)
     state.averages = {"average": Counting(state.average.network, AverageConfig(decay=0.0), plan)}
     train(state, plan, LoopConfig(steps=3, accumulation=2), HookList([]))
     assert Counting.steps == [0, 1, 2]
@@ -207,7 +249,7 @@ def test_the_average_moves_once_per_step_by_the_steps_number():
 
 
 def test_a_hook_that_wants_to_stop_ends_the_loop_after_its_step():
-    state, game, plan = game_of_two(*BOTH)
+    state, game, plan = game_of_two(*ALONE)
     train(state, plan, LoopConfig(steps=100), HookList([Watch(stop_after=3), Watch()]))
     assert state.step == 3
     assert state.images_seen == 36
@@ -215,7 +257,7 @@ def test_a_hook_that_wants_to_stop_ends_the_loop_after_its_step():
 
 
 def test_a_finished_run_takes_no_step():
-    state, game, plan = game_of_two(*BOTH)
+    state, game, plan = game_of_two(*ALONE)
     state.step = 5
     train(state, plan, LoopConfig(steps=5), HookList([]))
     assert (state.step, game.calls, state.data.state_dict()) == (5, [], {"consumed": 0})
