@@ -1,4 +1,4 @@
-"""How long a recipe's training step takes, also beside the published way of taking it; also under torchrun."""
+"""How long a recipe's training step takes and what it computes, also beside the published way; also under torchrun."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..run.arguments import add_number, add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
-from ..run.counting import step_flops
+from ..run.counting import learner_flops, step_flops, step_parts
 from ..run.load import dump_yaml, load
 from .published_step import Calls, build_reference, reference_config
 from .timing import Built, Timing, time_steps
@@ -35,6 +35,7 @@ LEGEND = (
     "images: of the learner's turn",
     "TFLOP/s: of one rank; forward and backward of the method's turns (products, convolutions, attention), counted",
     "  once, whatever is computed again. utilisation: their share of the GPU's dense bf16 peak, in any precision",
+    "units: of one forward of G; to samples: a gradient that a loss takes by itself",
 )
 
 
@@ -49,6 +50,7 @@ class StepBenchmark:
     reference: bool = False
     reference_accumulation: int | None = None  # its microbatches; None: as many as the recipe's
     reference_calls: Calls = "one"
+    count: bool = False  # count operations and take no step
     gpu: str | None = None  # None: as the driver names it
     profile: Path | None = None
 
@@ -60,6 +62,8 @@ class StepBenchmark:
                 f"--gpu {self.gpu}: its peak is not known; known are {', '.join(PEAK_TFLOPS)}; leave --gpu out for "
                 "figures without a utilisation"
             )
+        if self.count and (self.reference or self.profile is not None):
+            raise ConfigError("--count takes no step: leave out --reference and --profile, or --count")
         if self.reference_calls not in get_args(Calls):
             raise ConfigError(f"--reference-calls {self.reference_calls}: wanted {' or '.join(get_args(Calls))}")
         if not self.reference and (self.reference_accumulation is not None or self.reference_calls != "one"):
@@ -81,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--steps", int, Range(1, 1_000_000), default=20, metavar="N", help="timed (default 20)")
     add_number(parser, "--warm-up", int, Range(1, 1_000_000), default=5, metavar="N",
         help="steps before them (default 5)")
+    add("--count", action="store_true", help="count operations by turn and part, and take no step: on any machine")
     add("--gpu", help=f"whose peak counts: {', '.join(PEAK_TFLOPS)} (default: as the driver names it)")
     add("--profile", type=Path, metavar="FILE", help="of one more step: a table, or a trace if .json")
     add("--json", action="store_true", help="the result as JSON")
@@ -103,6 +108,12 @@ class _Way:
 def benchmark_step_command(request: StepBenchmark, *, as_json: bool) -> int:
     """Times, and prints on rank 0. Every rank calls it; raises what training would, and RunError if memory runs out."""
     config = load(RunConfig, request.recipe, request.overrides).resolved()
+    if request.count:
+        answer = {
+            "recipe": request.recipe, "overrides": list(request.overrides), "parts": counted(config)
+        }
+        say(json.dumps(answer, indent=1) if as_json else "\n".join(describe_parts(answer["parts"])))
+        return 0
     reference = reference_config(config, request.reference_accumulation) if request.reference else None
     with launch(config.parallel) as ranks:
         check_same_on_all_ranks(f"{dump_yaml(config)}{request}", "the configuration")
@@ -150,9 +161,28 @@ def _about(request: StepBenchmark, config: RunConfig, ranks: Ranks) -> dict[str,
         "recipe": request.recipe, "overrides": list(request.overrides), "device": device, "ranks": ranks.world_size,
         "versions": {"afm_scale": __version__, "torch": torch.__version__, "cuda": torch.version.cuda},
         "global_batch": config.data.global_batch, "steps": request.steps, "warm_up": request.warm_up,
-        "tflop_per_image": step_flops(config) / 1e12,
+        "tflop_per_image": step_flops(config) / 1e12, "parts": counted(config),
         "peak_tflops": PEAK_TFLOPS[gpu] if gpu else None, "no_utilisation": None if gpu else missing, "rows": [],
     }
+
+
+def counted(config: RunConfig) -> list[dict[str, Any]]:
+    """Operations of a step for an image, by turn and part, in TFLOP and in units of one forward of G, as `step_parts`.
+
+    A classifier's step has the forward of the classifier as its unit.
+    """
+    flops, unit = step_parts(config), learner_flops(config)
+    rows = [{"turn": turn, "part": part, "tflop": found / 1e12, "units": found / unit}
+            for (turn, part), found in flops.items()]
+    total = sum(flops.values())
+    return [*rows, {"turn": "all", "part": "all", "tflop": total / 1e12, "units": total / unit}]
+
+
+def describe_parts(parts: Sequence[dict[str, Any]]) -> list[str]:
+    """For people. A consistency-style update takes 4 units: forward, forward-mode derivative, backward."""
+    lines = [f"{'turn':24} {'part':24} {'TFLOP/image':>12} {'units':>7}"]
+    lines += [f"{row['turn']:24} {row['part']:24} {row['tflop']:12.5g} {row['units']:7.3f}" for row in parts]
+    return [*lines, f"to a consistency-style update of the same G (4 units): {parts[-1]['units'] / 4:.3f}"]
 
 
 def _row(name: str, timing: Timing, about: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +230,7 @@ def describe(answer: dict[str, Any]) -> str:
     if len(answer["rows"]) == 2:
         ratio = answer["rows"][1]["recipe_to_reference"]
         lines.append(f"images/s of the recipe to those of the reference: {ratio:.3g}")
+    lines += describe_parts(answer["parts"])
     lines += [line.format(steps=answer["steps"], warm_up=answer["warm_up"]) for line in LEGEND]
     if answer["no_utilisation"]:
         lines.append(f"no utilisation: {answer['no_utilisation']}")

@@ -3,7 +3,7 @@
     average.NAME                      the published average of the learner's weights, by their names in the network
     averages.WHICH.NAME               another average that an objective keeps
     ROLE.NAME                         a player's weights: generator, discriminator, classifier
-    optimizer.ROLE.NAME.STATE         the optimizer's state of a weight: step, exp_avg, exp_avg_sq
+    optimizer.ROLE.NAME.STATE         the optimizer's state of a weight: step, exp_avg, exp_avg_sq, past_grad
     objective.NAME                    what the objective keeps
 """
 
@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 AVERAGE = "average."
 OBJECTIVE = "objective."
-FIRST_MOMENT = ".exp_avg"  # with beta1 = 0 no first moment is kept, nor would one be read: a checkpoint's may be left
+# What an optimizer may keep or not: a checkpoint's may be left where nothing would read it, with beta1 = 0, or without
+# optimism.
+SPARE = (".exp_avg", ".past_grad")
 
 
 def of_average(which: str = PUBLISHED) -> str:

@@ -29,7 +29,7 @@ _DIGEST_CHUNK_BYTES = 256 * 2**20  # of tensors held in memory at once
 
 
 def load_into(
-    path: Path, tensors: Mapping[str, Tensor], *, spare: str | None = None,
+    path: Path, tensors: Mapping[str, Tensor], *, spare: tuple[str, ...] = (),
     scalars: Callable[[Manifest], T] = lambda manifest: manifest.scalars,
 ) -> T:
     """Fills the tensors in place and returns the scalars saved with them.
@@ -37,7 +37,7 @@ def load_into(
     The tensors may be plain or DTensors, over any number of ranks. Collective if there is a process group; the ranks
     share the work of comparing the files with their sums. Raises on all ranks alike: TornError if the checkpoint is not
     whole, which may leave some of its values in the tensors; CheckpointError, before anything is touched, if the names,
-    shapes and dtypes are not exactly those of the checkpoint. Names that end in `spare` may be left unread.
+    shapes and dtypes are not exactly those of the checkpoint. Names that end in one of `spare` may be left unread.
 
     Args:
         scalars: makes the result of the manifest; a Mistake means that it is damaged, before anything is touched.
@@ -175,13 +175,13 @@ def _load(path: Path, reader: Reader, tensors: Mapping[str, Tensor], *, alone: b
         ) from error
 
 
-def _check_fits(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor], spare: str | None) -> None:
+def _check_fits(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor], spare: tuple[str, ...]) -> None:
     here = {name: TensorEntry.of(tensor) for name, tensor in tensors.items()}
     mismatches = [
         f"{name} is {manifest.tensors.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} in this model"
         for name in sorted(here.keys() | manifest.tensors.keys())
         if here.get(name) != manifest.tensors.get(name)
-        and not (name not in here and spare is not None and name.endswith(spare))
+        and not (name not in here and name.endswith(spare))
     ]
     if mismatches:
         shown = "; ".join(mismatches[:_MISMATCHES_SHOWN])

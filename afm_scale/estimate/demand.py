@@ -79,8 +79,8 @@ def step_flops_per_sample(
 ) -> dict[tuple[str, str], float]:
     """Floating-point operations of step number `step` for each sample of the global batch, by turn and part of it.
 
-    A turn is named by who moves in it, a part as `count_turn` says. All networks, and what the objective holds, are on the meta device; `shape` is
-    that of a sample.
+    A turn is named by who moves in it, a part as `count_turn` says. All networks, and what the objective holds, are on
+    the meta device; `shape` is that of a sample.
     """
     for network in (*averages.values(), *frozen.values()):
         network.requires_grad_(False)

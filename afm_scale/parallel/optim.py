@@ -5,7 +5,7 @@ It lives beside the plans because they build it: over shards, or inside an engin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -29,13 +29,16 @@ class OptimizerConfig:
     weight_decay: Annotated[float, Range(0, 100)] = 0.01  # decoupled: times the learning rate
     # L2 norm over all of the player's parameters; 50 hardly ever clips
     max_grad_norm: Annotated[float, Range(above=0)] = 50.0
+    # k: steps are by g + k (g - g of the update before), which damps the rotation of players who move at once; 0: by g
+    optimism: Annotated[float, Range(0, 10)] = 0.0
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW without a first moment where beta1 = 0, by the kernel that `ops` chose; on the CPU as torch.optim.AdamW.
 
     Its state of a parameter is `step` [], `exp_avg_sq` and, where beta1 > 0, `exp_avg`: with beta1 = 0 that half of the
-    memory is not needed, since the first moment is the gradient.
+    memory is not needed, since the first moment is the gradient. With optimism (arXiv 1711.00141) there is `past_grad`,
+    0 before the first step, and all else is of the gradient with that term.
     """
 
     is_held = False  # `step` does nothing then: for who cannot keep an engine from calling it
@@ -43,20 +46,20 @@ class AdamW(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         defaults = {
             "lr": config.learning_rate(0), "betas": config.betas, "eps": config.eps,
-            "weight_decay": config.weight_decay,
+            "weight_decay": config.weight_decay, "optimism": config.optimism,
         }
         super().__init__(parameters, defaults)
         self._kernel = kernel_for([parameter for group in self.param_groups for parameter in group["params"]])
         for group in self.param_groups:
             for parameter in group["params"]:
-                self.state[parameter] = self._new_state(parameter, has_first_moment=group["betas"][0] != 0)
+                self.state[parameter] = self._new_state(parameter, group)
 
-    def _new_state(self, parameter: nn.Parameter, *, has_first_moment: bool) -> dict[str, Tensor]:
+    def _new_state(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Tensor]:
         """Complete before the first step, so that saving and loading never meet an empty one."""
-        moments = ("exp_avg", "exp_avg_sq") if has_first_moment else ("exp_avg_sq",)
+        kept = {"exp_avg": group["betas"][0] != 0, "exp_avg_sq": True, "past_grad": group["optimism"] != 0}
         return {
             "step": new_step(parameter, self._kernel),
-            **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in moments},
+            **{name: torch.zeros_like(parameter, requires_grad=False) for name, is_kept in kept.items() if is_kept},
         }
 
     @torch.no_grad()
@@ -68,8 +71,14 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
             states = [self.state[parameter] for parameter in moving]
+            gradients = [parameter.grad for parameter in moving]
+            if group["optimism"] and gradients:
+                past = [state["past_grad"] for state in states]
+                ahead = torch._foreach_lerp(past, gradients, 1 + group["optimism"])
+                torch._foreach_copy_(past, gradients)
+                gradients = list(ahead)
             adamw_(
-                self._kernel, moving, [parameter.grad for parameter in moving],
+                self._kernel, moving, gradients,
                 [state["exp_avg"] for state in states] if group["betas"][0] != 0 else None,
                 [state["exp_avg_sq"] for state in states], [state["step"] for state in states],
                 lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],

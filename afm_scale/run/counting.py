@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..core.types import PUBLISHED
+from ..core.types import PUBLISHED, Role
 from ..estimate.demand import Demand, demand, step_flops_per_sample
+from ..estimate.flops import FlopCounter
 from .config import RunConfig
 from .guides import frozen_modules
-from .networks import build_learner, build_networks, build_objective
+from .networks import build_learner, build_networks, build_objective, learner_of
 
 META = torch.device("meta")
 _PARTS = 20
@@ -19,10 +20,10 @@ def step_flops(config: RunConfig, step: int = 0) -> float:
 
     Raises ConfigError if a frozen network is described by another run that is not there.
     """
-    return sum(step_parts(config).values())
+    return sum(step_parts(config, step).values())
 
 
-def step_parts(config: RunConfig) -> dict[tuple[str, str], float]:
+def step_parts(config: RunConfig, step: int = 0) -> dict[tuple[str, str], float]:
     """The same by turn and part of it: see `estimate/flops.py`. The parts of R1 and R2 in turn: of an even update."""
     averages = {name: build_learner(config) for name in (PUBLISHED, *config.objective.averages)}
     return step_flops_per_sample(
@@ -42,6 +43,16 @@ def mean_step_flops(config: RunConfig, begin: int, end: int) -> float:
         return looked[begin]
     parts = [step_flops(config, begin + int((end - begin) * (part + 0.5) / _PARTS)) for part in range(_PARTS)]
     return sum(parts) / _PARTS
+
+
+def learner_flops(config: RunConfig) -> float:
+    """Operations of one forward of the network that the run is for, of one sample and without a graph."""
+    network, counter = build_learner(config), FlopCounter()
+    x, time = torch.empty(1, *config.data.shape, device=META), torch.empty(1, device=META)
+    inputs = (x, time) if learner_of(config) is Role.CLASSIFIER else (x, time, time, time.long())
+    with torch.no_grad(), counter:
+        network(*inputs)
+    return float(counter.total)
 
 
 def demand_of(config: RunConfig, name: str, *, step_seconds: float | None, gpu: str, utilisation: float) -> Demand:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoint.names import FIRST_MOMENT, of_average, of_role, under
+from ..checkpoint.names import SPARE, of_average, of_role, under
 from ..checkpoint.tensors import compare_on_all, first_mismatch, load_into, read_tensors
 from ..core.errors import CheckpointError
 from ..core.types import PUBLISHED
@@ -16,7 +16,7 @@ from .state import TrainState, scalars_in
 def restore(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> None:
     """The run goes on as if it had never stopped. Raises TornError, or CheckpointError if it does not fit."""
     tensors = state.tensors(plan)
-    scalars = load_into(checkpoint, tensors, spare=FIRST_MOMENT, scalars=scalars_in)
+    scalars = load_into(checkpoint, tensors, spare=SPARE, scalars=scalars_in)
     state.take(plan, tensors)
     state.load_scalars(scalars)
 

@@ -22,7 +22,7 @@ from afm_scale.parallel import compile as compile_module
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import step_flops
+from afm_scale.run.counting import step_flops, step_parts
 from afm_scale.run.load import load
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train
@@ -86,6 +86,36 @@ def test_operations_of_a_step_counted_by_hand() -> None:
     to_input = of_d + 2 * attended + patches
     turn_of_g = (3 * of_g + 2 * patches) + 2 * forward + to_input
     assert step_flops(load(RunConfig, "afm_1step_tiny", SMALL)) == turn_of_d + turn_of_g
+
+    # In one pass D is shown 2.5 samples once, whose patches pass on a gradient, and G is run once.
+    both = "discriminator+generator"
+    assert step_parts(load(RunConfig, "afm_1step_tiny", [*SMALL, "objective.update=one_pass"])) == {
+        (both, "generator forward"): of_g + patches,
+        (both, "discriminator forward"): 2.5 * forward,
+        (both, "discriminator backward"): 2.5 * (2 * (of_d + attended + condition) + 2 * patches),
+        (both, "generator backward"): 2 * of_g + patches,
+    }
+    kept = load(RunConfig, "afm_1step_tiny", [*SMALL, "objective.token_share=0.5"])
+    rows = tokens // 2 + 1
+    of_d = (depth - 1) * products(rows, rows) + products(rows, 1) + 2 * width
+    attended = (depth - 1) * attention(rows, rows) + attention(rows, 1)
+    assert step_parts(kept)["discriminator", "discriminator forward"] == 2.5 * (of_d + attended + condition + patches)
+    assert step_parts(load(RunConfig, "afm_1step_tiny", [*SMALL, "objective.penalty.terms=r1"]))[
+        "discriminator", "discriminator forward"
+    ] == 2.25 * forward
+
+
+def test_operations_are_counted_by_part_and_no_step_is_taken(capsys: pytest.CaptureFixture) -> None:
+    benchmark_step_command(StepBenchmark(recipe="afm_1step_tiny", overrides=SMALL, count=True), as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert "rows" not in answer and answer["parts"][-1]["part"] == "all"
+    for figure in ("tflop", "units"):
+        assert sum(row[figure] for row in answer["parts"][:-1]) == pytest.approx(answer["parts"][-1][figure])
+    assert (answer["parts"][0]["part"], answer["parts"][0]["units"]) == ("generator forward", pytest.approx(1))
+    benchmark_step_command(StepBenchmark(recipe="classifier_digits", count=True), as_json=False)
+    assert "consistency-style" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--count takes no step"):
+        StepBenchmark(recipe="afm_1step_tiny", count=True, reference=True)
 
 
 class _Watch(QuietHook):

@@ -70,6 +70,54 @@ def test_it_is_torchs_bit_for_bit(
     assert [int(optimizer.state[weight]["step"]) for weight in found] == [7, 6, 7, 7, 7]
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_optimism_steps_by_the_gradient_and_what_it_changed_by(beta1: float) -> None:
+    found, wanted, past = parameters(torch.float64), parameters(torch.float64), {}
+    config = OptimizerConfig(learning_rate=Constant(value=1e-2), betas=(beta1, 0.9), optimism=0.7)
+    train(build_optimizer(found, config), found)
+    plain = ours(beta1, config.weight_decay, wanted)
+    step = plain.step
+
+    def step_ahead() -> None:
+        for index, weight in enumerate(wanted):
+            if weight.grad is not None:
+                gradient = weight.grad.clone()
+                weight.grad += 0.7 * (gradient - past.get(index, torch.zeros_like(gradient)))
+                past[index] = gradient
+        step()
+
+    plain.step = step_ahead
+    train(plain, wanted)
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
+
+
+def test_optimism_damps_two_players_who_circle_around_each_other() -> None:
+    """min over x, max over y of x y, both moving at once: plain steps spiral outwards."""
+    lengths = {}
+    for optimism in (0.0, 1.0):
+        players = [nn.Parameter(torch.ones((), dtype=torch.float64)) for _ in range(2)]
+        config = OptimizerConfig(  # eps so large that steps are in proportion to gradients
+            learning_rate=Constant(value=0.1), betas=(0.0, 0.9), eps=1.0, weight_decay=0.0, optimism=optimism
+        )
+        optimizers = [build_optimizer([player], config) for player in players]
+        for _ in range(600):
+            x, y = (player.detach().clone() for player in players)
+            players[0].grad, players[1].grad = y, -x
+            for optimizer in optimizers:
+                optimizer.step()
+        lengths[optimism] = float(sum(player.square() for player in players))
+    assert lengths[0.0] > 2 and lengths[1.0] < 0.1
+
+
+def test_a_checkpoint_with_a_past_gradient_goes_on_without_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with_it = saved(tmp_path, 0.0, 1, "optimizer.generator.optimism=1")
+    without = saved(tmp_path, 0.0, 1)
+    left = {name for name in with_it if name not in without}
+    assert left == {name for name in with_it if name.endswith(".past_grad")} != set()
+
+
 def state_bytes(optimizer: AdamW) -> tuple[int, int]:
     """Of the moments, and of the counts."""
     states = [state for states in optimizer.state.values() for state in states.items()]
@@ -91,10 +139,10 @@ def test_without_beta1_the_state_is_half_from_the_start_to_the_end() -> None:
             train(optimizer, weights[beta1], num_steps=num_steps or 3)
 
 
-def saved(folder: Path, beta1: float, steps: int) -> list[torch.Tensor]:
+def saved(folder: Path, beta1: float, steps: int, *settings: str) -> list[torch.Tensor]:
     """The state's tensors after going on in the folder from what lies there, which is saved again."""
     layout = Layout("ddp", 1, 1, settings=(
-        f"run.folder={folder}", f"optimizer.generator.betas=[{beta1}, 0.9]", f"loop.steps={steps}",
+        f"run.folder={folder}", f"optimizer.generator.betas=[{beta1}, 0.9]", f"loop.steps={steps}", *settings,
     ))
     config, ranks = config_of("flow matching", layout), this_rank(layout)
     plan = build_plan(config, ranks)

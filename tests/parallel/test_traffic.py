@@ -112,6 +112,37 @@ def test_microbatches_share_the_gathers_and_reductions_of_zero2_and_its_bytes_ar
         assert gathered == wanted
 
 
+def expected_in_one_pass(policy: str, depth: int, repetitions: int) -> Counts:
+    """D's loss draws the samples with G, whose backward comes after D's own; nothing is asked twice."""
+    d, g = "discriminator", "generator"
+    of_d, of_g = gathers(policy, DEPTH_OF_D, 1, 1), gathers(policy, depth, repetitions, repetitions)
+    counts = {
+        (d, "forward", g, "all-gather"): of_g[0],
+        (d, "forward", d, "all-gather"): of_d[0],
+        (d, "backward", d, "reduce-scatter"): reductions(policy, DEPTH_OF_D),
+        (g, "forward", "none", "all-reduce"): 1,  # the gradient normaliser
+        (g, "backward", g, "reduce-scatter"): reductions(policy, depth),
+        (d, "step", d, "all-reduce"): 1,
+        (g, "step", g, "all-reduce"): 1,
+    }
+    in_backward = {d: of_d[1], g: of_g[1]}
+    return counts | {(whose, "backward", whose, "all-gather"): n for whose, n in in_backward.items() if n}
+
+
+@pytest.mark.slow
+def test_one_pass_gathers_each_network_once_and_reduces_it_once_under_zero2() -> None:
+    games = [("zero2", 3, 1, 1), ("zero2", 3, 2, 1), ("zero2", 3, 2, 2), ("full", 3, 2, 1)]
+    requests = [of_game(*game, "objective.update=one_pass", f"loop.accumulation={micros}") for *game, micros in games]
+    for found in run_ranks(2, count_all, requests, timeout=120):
+        for (*game, _), (counts, _) in zip(games, found, strict=True):
+            assert counts == expected_in_one_pass(*game), game
+    zero2 = expected_in_one_pass("zero2", 3, 2)
+    for network, blocks in (("generator", 3), ("discriminator", DEPTH_OF_D)):
+        for kind in ("all-gather", "reduce-scatter"):
+            of_network = [n for (_, _, whose, what), n in zero2.items() if (whose, what) == (network, kind)]
+            assert of_network == [blocks + 1]  # every block, and what lies outside of them: once
+
+
 @pytest.mark.slow
 def test_replicas_add_one_all_reduce_to_every_reduce_scatter() -> None:
     game = of_game("zero2", 3, 2, "parallel.fsdp2.replicas=2", ranks=4)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...checkpoint.manager import CheckpointConfig, CheckpointManager
 from ...checkpoint.manifest import folder_name, read_manifest, visible_checkpoints
-from ...checkpoint.names import FIRST_MOMENT, of_optimizer
+from ...checkpoint.names import SPARE, of_optimizer
 from ...checkpoint.tensors import compare_on_all, load_into
 from ...core.errors import CheckpointError, ConfigError, TornError
 from ...core.ranges import LARGEST_WHOLE, Count, Range
@@ -121,7 +121,7 @@ class Ring:
             raise
         has_optimizer = any(name.startswith(of_optimizer(Role.DISCRIMINATOR)) for name in kept)
         tensors = state.player_tensors(self._plan, Role.DISCRIMINATOR, optimizer=has_optimizer)
-        load_into(path, tensors, spare=FIRST_MOMENT)
+        load_into(path, tensors, spare=SPARE)
         state.take_player(self._plan, Role.DISCRIMINATOR, tensors)
 
     def settle(self) -> None:

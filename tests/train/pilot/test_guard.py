@@ -69,6 +69,22 @@ def test_a_skipped_update_leaves_the_player_its_optimizer_the_average_and_the_sc
     assert run.state.step == 6
 
 
+def test_of_two_who_move_at_once_a_spike_holds_back_one_and_what_is_not_finite_both(tmp_path: Path) -> None:
+    run = game(tmp_path, GUARD, "objective.update=one_pass")
+    play(run, 12)
+    before = values(run)
+    plant(run, Role.DISCRIMINATOR, [12], lambda loss: loss * 1e6, rank=0)
+    play(run, 13)  # what G learns does not depend on the size of D's loss
+    changed = differing(values(run), before)
+    assert not [name for name in changed if "discriminator" in name]
+    assert [name for name in changed if name.startswith("generator.")]
+    before = values(run)
+    plant(run, Role.DISCRIMINATOR, [13], lambda loss: loss * math.nan, rank=0)
+    play(run, 14)
+    assert not differing(values(run), before)
+    assert [player for _, player, _ in skips(tmp_path)] == ["discriminator", "discriminator", "generator"]
+
+
 def test_a_spike_is_skipped_like_it(tmp_path: Path) -> None:
     run = game(tmp_path, GUARD)
     play(run, 12)
