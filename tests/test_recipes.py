@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,7 @@ OTHERS = {
 }
 OTHERS_GUIDED = {"mixture2d_afm_flow", "mixture2d_afm_plain", "digits_afm_guided"}  # by a classifier
 OF_PHASES = {name.replace("_guided", "_phases") for name in GUIDED}  # guided in the last one; test_recipes_of_phases.py
+CHEAP = {f"{name}{kind}_cheap" for name in ("afm_1step_xl2", "afm_deep56", "afm_deep112") for kind in ("", "_phases")}
 CLASSIFIERS = {"classifier_b2", "classifier_digits", "mixture2d_classifier"}
 
 
@@ -98,7 +100,7 @@ def header(name: str) -> str:
 
 
 def test_the_names_others_build_on_are_there() -> None:
-    assert TABLE_11.keys() | OTHERS | OTHERS_GUIDED | OF_PHASES | CLASSIFIERS <= set(NAMES)
+    assert TABLE_11.keys() | OTHERS | OTHERS_GUIDED | OF_PHASES | CHEAP | CLASSIFIERS <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +132,7 @@ def test_a_recipe_builds_its_networks_without_storage(name: str) -> None:
     learner = Role.CLASSIFIER if name in CLASSIFIERS else Role.GENERATOR
     assert networks.keys() == {learner} | ({Role.DISCRIMINATOR} if config.objective.kind == "afm" else set())
     assert (config.objective.kind == "classification") == (name in CLASSIFIERS)
-    assert (classifier is not None) == (name in OTHERS_GUIDED.union(GUIDED, OF_PHASES))
+    assert (classifier is not None) == (name.removesuffix("_cheap") in OTHERS_GUIDED.union(GUIDED, OF_PHASES))
     for network in [*networks.values(), *filter(None, [classifier])]:
         tensors = [*network.parameters(), *network.buffers()]
         assert tensors and all(tensor.is_meta for tensor in tensors)
@@ -195,6 +197,18 @@ def test_a_guided_recipe_takes_the_weights_of_the_unguided_one(name: str) -> Non
     assert config.run.initialise_from is None and config.objective.augmentation.probability == Constant(value=0.4)
     with pytest.raises(ConfigError, match="model.classifier.weights is null: guidance needs a trained classifier"):
         frozen_networks(config, plan=None)
+
+
+@pytest.mark.parametrize("name", sorted(CHEAP))
+def test_a_cheap_recipe_is_the_published_one_but_for_the_update_and_the_depth_of_d(name: str) -> None:
+    config, published = recipe(name), recipe(name.removesuffix("_cheap"))
+    assert (config.objective.update, config.model.discriminator.depth) == ("one_pass", 14)
+    assert published.objective.update == "alternating" and published.model.discriminator.depth == 28
+    discriminator = replace(config.model.discriminator, depth=28)
+    assert published == replace(
+        config, run=published.run, model=replace(config.model, discriminator=discriminator),
+        objective=replace(config.objective, update="alternating"),
+    )
 
 
 def test_the_any_step_recipe_is_told_both_times() -> None:

@@ -7,6 +7,7 @@
     ways:
       one phase: {recipe: "{data}_afm", overrides: ["loop.steps=4000"]}
       four phases: {recipe: "{data}_afm_phases"}
+    equal: one phase                                                # all take the operations of this way: see `stretch`
     figures: [class_accuracy, frechet_distance, recall]             # of the run's report
     curves: [frechet_distance, recall]                              # of its evaluations, by step
     events: {reloads: {kind: reload}}                               # how many lines of events.jsonl have these values
@@ -14,6 +15,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +28,9 @@ from ..core.errors import ConfigError, DataError, UserError
 from ..core.files import read_regular
 from ..core.ranges import Seed, Text
 from ..core.run_folder import RunFolder
+from ..core.schedules import Constant, schedules_in
 from ..core.strict_json import parse_json
+from ..core.typed import to_mapping
 from ..run.config import RunConfig
 from ..run.counting import mean_step_flops
 from ..run.load import load
@@ -55,6 +59,8 @@ class ComparisonConfig:
     data: Mapping[Name, tuple[str, ...]]  # overrides of all runs on them, by a name of one's choice
     figures: tuple[str, ...]  # of the report; a table's columns
     curves: tuple[str, ...] = ()  # figures of hooks.evaluation, drawn by step
+    # a way: the others get as many updates as make their operations equal to its own; null: as their recipes say
+    equal: Name | None = None
     # of lines of events.jsonl: a column's name, and the values that a line must have to be counted
     events: Mapping[Name, Mapping[str, Any]] | None = None
 
@@ -62,6 +68,8 @@ class ComparisonConfig:
         for name, found in (("ways", self.ways), ("data", self.data), ("seeds", self.seeds), ("figures", self.figures)):
             if not found:
                 raise ConfigError(f"a comparison needs {name}, found none")
+        if self.equal is not None and self.equal not in self.ways:
+            raise ConfigError(f"equal: found {self.equal!r}, wanted one of the ways {', '.join(self.ways)}, or null")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)}: one comes twice")
 
@@ -137,16 +145,43 @@ def _content(path: Path) -> bytes | None:
 
 def jobs_of(config: ComparisonConfig) -> list[Job]:
     """All runs: the first seed of every way first, so that a comparison half done compares."""
+    stretches = {
+        (way, data): _stretch_of(config, way, data) for data in config.data for way in config.ways
+    }
     return [
-        _job(config, way, data, seed) for seed in config.seeds for data in config.data for way in config.ways
+        _job(config, way, data, seed, stretches[way, data])
+        for seed in config.seeds for data in config.data for way in config.ways
     ]
 
 
-def _job(config: ComparisonConfig, way: str, data: str, seed: int) -> Job:
+def _job(config: ComparisonConfig, way: str, data: str, seed: int, more: Sequence[str] = ()) -> Job:
     chosen = config.ways[way]
     folder = config.folder / _folder(way) / _folder(data) / f"seed_{seed}"
-    overrides = (*config.data[data], *chosen.overrides, f"loop.seed={seed}", f"run.folder={folder}")
+    overrides = (*config.data[data], *chosen.overrides, *more, f"loop.seed={seed}", f"run.folder={folder}")
     return Job(way, data, seed, folder, chosen.recipe.replace("{data}", data), overrides)
+
+
+def _stretch_of(config: ComparisonConfig, way: str, data: str) -> list[str]:
+    if config.equal is None or way == config.equal:
+        return []
+    wanted, own = (_job(config, name, data, config.seeds[0]).config for name in (config.equal, way))
+    if own.pilot is not None and own.pilot.phases:
+        raise ConfigError(f"way {way!r}: equal cannot stretch phases; leave it out, and say in each how long it is")
+    return stretch(own, operations(wanted) / operations(own))
+
+
+def stretch(config: RunConfig, factor: float) -> list[str]:
+    """Overrides that give a recipe `factor` times its updates, and spread over them what is counted in updates.
+
+    These are its schedules and the interval of its evaluations. The average forgets as fast as before, by updates.
+    """
+    found = [f"loop.steps={round(factor * config.loop.steps)}"]
+    if (evaluation := config.hooks.evaluation) is not None:
+        found.append(f"hooks.evaluation.every_steps={max(round(factor * evaluation.every_steps), 1)}")
+    return found + [
+        f"{'.'.join(keys)}={json.dumps(to_mapping(schedule.stretched(factor)))}"
+        for keys, schedule in schedules_in(config) if not isinstance(schedule, Constant)
+    ]
 
 
 def _folder(name: str) -> str:

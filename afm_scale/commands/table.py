@@ -132,6 +132,13 @@ def _guidance_figure() -> Command:
     return guidance_figure
 
 
+def _compare_updates() -> Command:
+    """cheap adversarial updates beside the published one, at equal operations"""
+    from ..benchmarks import compare_updates
+
+    return compare_updates
+
+
 def _benchmark_data() -> Command:
     """data sources beside plain webdataset, and whether they feed a recipe"""
     from ..benchmarks import data
@@ -215,5 +222,6 @@ COMMANDS = {
     "reload_discriminator": _reload_discriminator,
     "replay_reference": _replay_reference,
     "guidance_figure": _guidance_figure,
+    "compare_updates": _compare_updates,
     "benchmark": BENCHMARKS,
 }

@@ -7,6 +7,7 @@ mapping with a `kind`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,6 +28,10 @@ class Constant:
 
     def from_step(self, first: int) -> Constant:
         """The same schedule counted from step `first`."""
+        return self
+
+    def stretched(self, factor: float) -> Constant:
+        """The same curve over `factor` times the steps."""
         return self
 
     def __call__(self, step: int) -> float:
@@ -53,6 +58,9 @@ class Cosine:
 
     def from_step(self, first: int) -> Cosine:
         return replace(self, begin=self.begin + first)
+
+    def stretched(self, factor: float) -> Cosine:
+        return replace(self, steps=factor * self.steps, begin=round(factor * self.begin))
 
     def __call__(self, step: int) -> float:
         step -= self.begin
@@ -85,6 +93,9 @@ class Piecewise:
     def from_step(self, first: int) -> Piecewise:
         return replace(self, points=tuple((step + first, value) for step, value in self.points))
 
+    def stretched(self, factor: float) -> Piecewise:
+        return replace(self, points=tuple((round(factor * step), value) for step, value in self.points))
+
     def __call__(self, step: int) -> float:
         before = [point for point in self.points if point[0] <= step]
         after = [point for point in self.points if point[0] > step]
@@ -108,6 +119,15 @@ def counted_from(config: Any, first: int) -> Any:
             field.name: counted_from(getattr(config, field.name), first) for field in fields(config) if field.init
         })
     return config
+
+
+def schedules_in(config: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Schedule]]:
+    """Every schedule of a configuration, with the keys by which it is found."""
+    if isinstance(config, Schedule):
+        yield keys, config
+    elif is_dataclass(config):
+        for field in fields(config):
+            yield from schedules_in(getattr(config, field.name), (*keys, field.name))
 
 
 @dataclass(frozen=True, kw_only=True)

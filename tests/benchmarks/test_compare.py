@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from afm_scale.__main__ import main
 from afm_scale.benchmarks.compared import Outcome, shown, table, unequal
 from afm_scale.benchmarks.comparison import ComparisonConfig, jobs_of, operations
-from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE
+from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
 
@@ -59,6 +59,23 @@ def test_ways_of_unequal_operations_are_told_from_equal_ones(tmp_path: Path) -> 
     del counted["long", "mixture1d"]
     two = config_of(written(tmp_path, ways={name: ways[name] for name in ("short", "like it")}))
     assert unequal(Outcome(two, jobs_of(two), {}, {}, counted)) == []
+
+
+def test_ways_are_given_the_operations_of_one_of_them_and_schedules_spread_over_their_updates(tmp_path: Path) -> None:
+    data = {"mixture1d": ["loop.steps=100", "hooks.evaluation={kind: mixture1d, every_steps: 10}"]}
+    ways = {"as it is": {"recipe": "mixture1d_afm"},
+            "cheap": {"recipe": "mixture1d_afm", "overrides": ["objective.update=one_pass"]}}
+    config = config_of(written(tmp_path, ways=ways, data=data, equal="as it is"))
+    plain, cheap = (job.config for job in jobs_of(config)[:2])
+    assert plain.loop.steps == 100 and plain.objective.transport_weight.steps == 1600
+    factor = cheap.loop.steps / 100
+    assert 1.2 < factor < 2 and operations(cheap) == pytest.approx(operations(plain), rel=0.005)
+    assert cheap.hooks.evaluation.every_steps == pytest.approx(10 * factor, abs=0.5)
+    assert cheap.objective.transport_weight.steps == pytest.approx(factor * 1600, rel=0.005)
+    for rate in (cheap.optimizer.generator.learning_rate, cheap.optimizer.discriminator.learning_rate):
+        assert [step for step, _ in rate.points] == pytest.approx([0, 1200 * factor, 2000 * factor], rel=0.005)
+    with pytest.raises(ConfigError, match="equal: found 'other', wanted one of the ways as it is, cheap"):
+        config_of(written(tmp_path, ways=ways, equal="other"))
 
 
 def test_phases_of_a_pilot_count_with_their_own_objectives() -> None:

@@ -188,7 +188,7 @@ def test_a_logit_without_a_gradient_is_lifted_and_what_g_learns_is_right_and_d_l
     slope = torch.linspace(-1, 1, 24).requires_grad_()
     x = torch.where(slope.detach() > 0, 40.0, -40.0).expand(4, 24).reshape(4, 2, 3, 4)
     batch = replace(batch_of(4), x=x.contiguous())
-    leaf = -x.clone().requires_grad_()
+    leaf = (-x).clone().requires_grad_()
     nets = networks(generator=lambda *given: leaf, discriminator=lambda x, t, y: x.flatten(1) @ slope)
     settings = {"gradient_scale": None, "transport_weight": Constant(value=0.0), "centring_weight": 0.0}
     objective = one_pass(**settings)
@@ -229,8 +229,8 @@ def test_both_move_in_the_one_turn_of_a_step_d_first() -> None:
     ("digits_afm", ["objective.token_share=0"], "objective.token_share"),
     ("digits_flow_matching", ["objective.update=one_pass"], "objective.update"),
     ("digits_flow_matching", ["objective.token_share=0.5"], "objective.token_share"),
-    ("digits_afm", ["objective.update=both"], "alternating, one_pass"),
-    ("digits_afm", ["objective.penalty.terms=r2"], "both, r1, in_turn"),
+    ("digits_afm", ["objective.update=both"], "'alternating', 'one_pass'"),
+    ("digits_afm", ["objective.penalty.terms=r2"], "'both', 'r1', 'in_turn'"),
 ])
 def test_what_cannot_be_is_refused_with_the_reason(recipe: str, overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -1,0 +1,37 @@
+"""The published order of turns beside cheaper updates, at equal operations: `benchmark compare` on docs/evidence.
+
+    python tools/compare_updates.py digits --processes 1
+    python tools/compare_updates.py mnist "data={mnist: [data.part=train, data.file=FILE.npz]}"
+
+Called again it goes on. The table and the picture lie in the folder that the comparison names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..core.errors import ConfigError
+from ..core.ranges import Range
+from ..run.arguments import add_number, add_recipe
+from .compare import Compare, compare_command
+
+Data = Literal["digits", "mnist", "mixture1d", "mixture2d"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser, note=f"one of {', '.join(get_args(Data))}: on which data; what is compared is in docs/evidence")
+    add_number(parser, "--processes", int, Range(1, 1000), default=2, metavar="N", help="runs at a time (default 2)")
+    parser.add_argument("--only", action="store_true", help="run nothing: the table and the picture of what there is")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.recipe not in get_args(Data):
+        raise ConfigError(f"compare_updates {options.recipe}: wanted one of {', '.join(get_args(Data))}")
+    comparison = Path("docs", "evidence", f"cheap_{options.recipe}.yaml")
+    if not comparison.exists():
+        raise ConfigError(f"{comparison} is not there; call this where the program's sources lie")
+    return compare_command(Compare(
+        comparison=str(comparison), overrides=options.overrides, processes=options.processes, only=options.only
+    ))
