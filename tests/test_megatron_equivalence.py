@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .equivalence import GAMES, Layout, Outcome, too_large, train_game, train_part
+from .equivalence import Layout, Outcome, too_large, train_game, train_part
 from .ranks import run_ranks
 
 TOLERANCE = 1e-9
@@ -35,16 +35,12 @@ _FAST = "optimizer.generator.learning_rate=1e-2"
 # QK-norm's weights are whole on every rank, and see only that rank's heads.
 _QK_NORM = ("model.generator.qk_norm=true", "model.discriminator.qk_norm=true")
 OF_GAME = {
-<<<<<<< HEAD
-    "any step, augmented": (_FAST, *_QK_NORM), "deep": (_FAST,), "deeper": (_FAST,), "flow matching": (_FAST,),
-    "classification": (), "mean flow by differences": (_FAST,), "twin flow": (_FAST,),
+    "any step, augmented": (_FAST, *_QK_NORM), "one pass": (_FAST, *_QK_NORM), "deep": (_FAST,),
+    "deeper": (_FAST,), "flow matching": (_FAST,), "classification": (), "mean flow by differences": (_FAST,),
+    "twin flow": (_FAST,),
     "alpha flow": (_FAST, "objective.alpha.ends_in=floor"),  # nothing shared has a derivative in forward mode
-=======
-    "any step, augmented": (_FAST, *_QK_NORM), "one pass": (_FAST, *_QK_NORM), "one pass, deep": (_FAST,),
-    "deep": (_FAST,), "deeper": (_FAST,), "flow matching": (_FAST,),
-    "classification": (),
->>>>>>> dfb679f (Both players may move in one turn: one backward of the discriminator leaves the generator's gradient too)
 }
+GAMES = tuple(OF_GAME)
 
 SHORT = "loop.steps=4"
 REFERENCE = Layout("ddp", 1, 1, settings=(SHORT,))

@@ -28,10 +28,10 @@ GUARD = "pilot.guard={spike: null, most_skips: 1}"
 BACK = "pilot.roll_back={limit: 2}"
 
 
-def spoilt(of: Game, *positions: range) -> None:
-    """The generator's gradient, by these samples."""
+def spoilt(of: Game, *positions: range, role: Role = Role.GENERATOR) -> None:
+    """A player's gradient, by these samples."""
     places = {place for of_one in positions for place in of_one}
-    plant(of, Role.GENERATOR, places, lambda loss: loss * math.nan, rank=0, at=position)
+    plant(of, role, places, lambda loss: loss * math.nan, rank=0, at=position)
 
 
 def test_the_newest_that_is_good_comes_first_and_one_that_led_to_a_fault_again_last() -> None:
@@ -61,21 +61,29 @@ def test_a_divergence_goes_back_to_where_quality_was_last_good_and_nothing_else_
     ]
 
 
-def test_after_going_back_a_run_is_one_from_that_checkpoint_with_other_data_bit_for_bit(tmp_path: Path) -> None:
-    run = game(tmp_path / "run", GUARD, BACK)
+@pytest.mark.parametrize(("update", "role", "samples", "skips"), [
+    ("alternating", Role.GENERATOR, 16, 1),
+    ("one_pass", Role.DISCRIMINATOR, 8, 2),  # neither moves; in the end D alone is asked, and G has learnt already
+])
+def test_after_going_back_a_run_is_one_from_that_checkpoint_with_other_data_bit_for_bit(
+    tmp_path: Path, update: str, role: Role, samples: int, skips: int
+) -> None:
+    settings = (GUARD, BACK, f"objective.update={update}")
+    run = game(tmp_path / "run", *settings)
     play(run, 4)
     save(run)
-    spoilt(run, range(position(run) + 17, position(run) + 49))  # its second and third step
+    first = position(run) + samples + 1
+    spoilt(run, range(first, first + 2 * samples), role=role)  # its second and third step
     play(run, 8)
-    assert acts(tmp_path / "run") == [(6, "skip", None), (7, "skip", None), (7, "roll_back", 4)]
+    assert acts(tmp_path / "run") == [*skips * [(6, "skip", None)], (7, "skip", None), (7, "roll_back", 4)]
     assert run.state.pilot.roll_backs == (RolledBack(step=7, to=4),)
 
-    wanted = game(tmp_path / "wanted", GUARD, BACK)
+    wanted = game(tmp_path / "wanted", *settings)
     play(wanted, 4)
     save(wanted)  # which is where the window of the signals is read
     memory = replace(wanted.state.pilot, roll_backs=run.state.pilot.roll_backs)
     scalars = wanted.state.scalars()
-    moved = {"consumed": scalars["data"]["consumed"] + 3 * 16}
+    moved = {"consumed": scalars["data"]["consumed"] + 3 * samples}
     wanted.state.data.load_state_dict(moved)
     wanted.state._batches = None
     wanted.state.pilot = memory
