@@ -106,7 +106,7 @@ def test_optimism_damps_two_players_who_circle_around_each_other() -> None:
             players[0].grad, players[1].grad = y, -x
             for optimizer in optimizers:
                 optimizer.step()
-        lengths[optimism] = float(sum(player.square() for player in players))
+        lengths[optimism] = float(sum(player.detach().square() for player in players))
     assert lengths[0.0] > 2 and lengths[1.0] < 0.1
 
 

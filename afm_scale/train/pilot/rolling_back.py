@@ -67,10 +67,6 @@ class RollingBack:
                 "limit is reached (pilot.roll_back.limit): look for the cause in the settings"
             ) from error
         self._go_to_newest(state, error, before)
-        for player in state.players.values():  # of two who were to move at once one may have learnt, and not stepped
-            self._plan.reshard(player.module)
-            for parameter in player.parameters:
-                parameter.grad = None
         kept = state.pilot or Memory()
         back = RolledBack(step=fault.step, to=state.step)
         noise = {} if fault.pilot is None else fault.pilot.noise
