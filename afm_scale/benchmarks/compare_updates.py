@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from ..core.errors import ConfigError
 from ..core.ranges import Range
 from ..run.arguments import add_number, add_recipe
-from .compare import Compare, compare_command
+from .comparing import Compare, compare_command
 
 Data = Literal["digits", "mnist", "mixture1d", "mixture2d"]
 
