@@ -15,6 +15,7 @@ from afm_scale.benchmarks.comparison import ComparisonConfig, jobs_of, operation
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
+from tests.program import ROOT
 
 SMALL = ["loop.steps=2", "data.global_batch=8", "model.generator.width=8", "model.discriminator.width=8",
          "parallel={plan: ddp, device: cpu}", "hooks.evaluation={kind: mixture1d, every_steps: 1}"]
@@ -36,6 +37,11 @@ def written(folder: Path, **changes: object) -> Path:
 
 def config_of(file: Path) -> ComparisonConfig:
     return load(ComparisonConfig, str(file))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "evidence").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_comparison_that_is_kept_can_be_read(file: Path) -> None:
+    assert config_of(file).ways
 
 
 def test_runs_are_ways_times_data_times_seeds_the_first_seed_of_all_first(tmp_path: Path) -> None:
