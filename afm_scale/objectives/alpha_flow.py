@@ -1,7 +1,7 @@
 """alpha-Flow (arXiv 2510.20771): from flow matching over whole intervals to MeanFlow, by steps of a falling share.
 
     s = t - alpha (t - r),   x_s = x_t - (t - s) v,   target = alpha v + (1 - alpha) u(x_s, s, r)        (Eq. 8)
-    L = E alpha^-1 |u(x_t, t, r) - sg(target)|^2;   with the adaptive weight: alpha / (D + eps), D the mean square
+    L = E alpha^-1 D (alpha^2 / (D + eps))^p,   D = |u(x_t, t, r) - sg(target)|^2;   p = 0: Eq. 8;  p = 1 as published
 
 The sign of x_s is that of Algorithm 1. At alpha = 1 the target is v, at alpha = 0 that of MeanFlow, by its derivative;
 between them a second pass without a graph does, so that a run that ends at the floor never takes a derivative. Targets
@@ -70,4 +70,5 @@ class AlphaFlow(IntervalRegression):
         return target.clamp(-clamp, clamp), {**watched, "clamped": (target.abs() > clamp).to(target).flatten(1).mean(1)}
 
     def interval_weight(self, step: int) -> float:
-        return self.config.alpha(step) or 1.0
+        alpha = self.config.alpha(step)
+        return alpha ** (2 * self.config.weight.power - 1) if alpha > 0 else 1.0
