@@ -4,7 +4,7 @@ The command line is torchrun's, and so are the agent, the rendezvous and the res
 
 - Exit code: 0 done, 2 a user's mistake, 75 stopped by a signal with a whole checkpoint to go on from, 128 + the signal
   where the workers had none, 1 anything else. torchrun always ends with 1 and a traceback of its own.
-- SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGXCPU are passed to every worker once, from the first second
+- All signals that end a process and can be caught (FORWARDED) are passed to every worker once, from the first second
   on, and the workers then have the time of --shutdown-timeout or TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds, here 300 by
   default) to save before they are killed. A second signal is passed on too: workers exit at once. One that was ignored
   when this began (nohup) is ignored by all. --signals-to-handle has no effect.
@@ -34,8 +34,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a signal may come in the
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 DONE, FAILURE, USER_ERROR, GO_ON, LOST_RANK = 0, 1, 2, 75, 76  # as in afm_scale/core/errors.py
-FORWARDED = (  # what workers understand: as in afm_scale/core/stopping.py
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+_NAMES = "TERM INT HUP QUIT USR1 USR2 XCPU ALRM VTALRM PROF IO PWR STKFLT".split()
+FORWARDED = tuple(  # what workers understand: as in afm_scale/core/stopping.py
+    signal.Signals[f"SIG{name}"] for name in _NAMES if f"SIG{name}" in signal.Signals.__members__
 )
 DEFAULT_GRACE_SECONDS = 300
 SECONDS_TO_SAY = 20  # for the workers that are left to find out that one is gone, and to say what that comes to
@@ -165,8 +166,9 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
 def main(arguments: list[str]) -> int:
     workers = Workers()
     for signum in FORWARDED:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
+        if signal.getsignal(signum) not in (signal.SIG_IGN, None):
             signal.signal(signum, workers.forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)  # whoever started this may have held some
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a store that is gone costs a page of C++ frames
     from torch.distributed import run as torchrun
@@ -251,7 +253,25 @@ def describe(codes: dict[int, int]) -> str:
     )
 
 
+def stand_somewhere() -> None:
+    """Opens descriptors that were closed on nothing, so that no pipe gets the number that is written to as the screen.
+
+    Ends the process where its working folder is gone: torch's libraries would, with words of their own.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    try:
+        os.getcwd()
+    except OSError:
+        os.write(2, b"error: the working folder of this process was deleted; change to another (cd), start it there\n")
+        os._exit(USER_ERROR)
+
+
 if __name__ == "__main__":
+    stand_somewhere()
     exit_with = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:

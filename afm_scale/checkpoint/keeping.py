@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..core.errors import CheckpointError
+from ..core.files import remedy
 from .manifest import (
     OnTorn,
     folder_name,
@@ -65,8 +66,8 @@ class Keeping:
                 os.rename(path, hidden)
             except OSError as error:
                 raise CheckpointError(
-                    f"the old checkpoint {path} cannot be removed: {error.strerror}; "
-                    f"give write permission for {self._folder}. Newer checkpoints are intact."
+                    f"the old checkpoint {path} cannot be removed: {error.strerror}; {remedy(error)}. "
+                    "Newer checkpoints are intact."
                 ) from error
             shutil.rmtree(hidden, ignore_errors=True)
 

@@ -25,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..core.files import remedy
 from ..core.ranges import Count, Range
 from .card import Card, to_plain
 from .keeping import Keeping, hidden_folder
@@ -88,8 +89,7 @@ class CheckpointManager:
             self._on_rank_0(self._prepare_folder)
         except OSError as error:
             raise CheckpointError(
-                f"the checkpoint folder {folder} cannot be written: {error.strerror}; "
-                "give it write permission or choose another run.folder"
+                f"the checkpoint folder {folder} cannot be written: {error.strerror}; {remedy(error)}"
             ) from error
 
     def save(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
@@ -228,7 +228,7 @@ class CheckpointManager:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self._folder}: {cause}. "
                 + (f"The newest complete checkpoint is {newest}. " if newest else "There is no complete one yet. ")
-                + "Free space or give write permission, then run the same command again: it goes on from there."
+                + f"What to do: {remedy(cause)}. Afterwards the same command goes on."
             ) from error
 
     def _read_back(

@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from ..core import stopping
 from ..core.errors import EXIT_DONE, EXIT_FAILURE, RunError, UserError
-from ..core.screen import flush, note, say, take_over
+from ..core.screen import flush, note, open_closed, say, take_over
 from ..run.arguments import parse
 from .table import COMMANDS, Command, Table
 
 PROGRAM = "afm_scale"
-PATIENCE_SECONDS = 10.0  # for rank 0 to speak: it may still be importing when another rank has met the same mistake
+PATIENCE_SECONDS = 15.0  # for rank 0 to speak: it may still be importing when another rank has met the same mistake
 
 
 def main(*command: str) -> NoReturn:
@@ -27,17 +27,24 @@ def main(*command: str) -> NoReturn:
 
     What was done decides the code. After it nothing is asked but that what was said is on its way to the screen.
     """
+    open_closed()
     _speak_utf8()
-    stopping.begin([*command, *sys.argv[1:]])
-    take_over()
+    words = [*command, *sys.argv[1:]]
+    stopping.begin(words)
+    take_over(holds_up=words[:1] != ["train"])
     code = EXIT_FAILURE
     try:
-        code = run([*command, *sys.argv[1:]])
+        _stand_somewhere()
+        code = run(words)
+        stopping.decided(code)
     except SystemExit as end:  # of argparse
         code = end.code if isinstance(end.code, int) else EXIT_DONE if end.code is None else EXIT_FAILURE
     except KeyboardInterrupt:
         note("interrupted")
         code = 128 + signal.SIGINT
+    except UserError as error:  # before there is a command
+        note(f"error: {error}")
+        code = error.exit_code
     except BaseException:
         stopping.await_the_end()
         note(traceback.format_exc().rstrip())
@@ -65,22 +72,32 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def tell(error: RunError, *, patience: float = PATIENCE_SECONDS) -> int:
-    """Prints the error and returns the exit code. Rank 0 speaks for all, once.
+    """Prints the error and returns the exit code. One rank speaks for all, rank 0 if it can.
 
     Another rank waits first: launchers kill the ranks that are left as soon as one has ended, and rank 0 has to be
-    heard before. If this one is still there afterwards the error was its own, and it speaks, unless all had agreed.
+    heard before. What all have agreed on is left to rank 0; of what ranks met before they had met each other, each for
+    itself and at different times, `parallel.speaker` finds the one that speaks.
     """
-    from ..core.place import rank_of  # here: torch comes with it, which takes seconds that --help need not wait
-
     if error.is_told:
         return error.exit_code
+    # Here: torch comes with it, which takes seconds that --help need not wait.
+    from ..core.place import rank_of
+    from ..parallel.speaker import one_speaker
+
     rank = rank_of(os.environ)
-    if rank == 0:
-        note(f"error: {error}")
-    else:
-        time.sleep(patience)
-        if not error.is_of_all_ranks:
-            note(f"error on rank {rank}: {error}")
+    if error.is_of_all_ranks:
+        if rank == 0:
+            note(f"error: {error}")
+        else:
+            stopping.decided(error.exit_code)
+            time.sleep(patience)
+        return error.exit_code
+    if rank != 0:
+        stopping.decided(error.exit_code)
+    with one_speaker(os.environ, patience) as speaks:
+        if speaks:
+            note(f"error on rank {rank}: {error}" if rank else f"error: {error}")
+        stopping.decided(error.exit_code)
     return error.exit_code
 
 
@@ -93,6 +110,16 @@ def leave(code: int) -> NoReturn:
     """
     flush()
     os._exit(code)
+
+
+def _stand_somewhere() -> None:
+    """Before torch is imported, whose libraries end the process with words of their own."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError(
+            "the working folder of this process was deleted; change to another folder (cd), and start it there"
+        ) from None
 
 
 def _speak_utf8() -> None:

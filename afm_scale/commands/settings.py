@@ -21,6 +21,8 @@ Every key of a recipe. Made by `python -m afm_scale settings --markdown > docs/s
 stale. `python -m afm_scale settings KEY` prints the same of one. Defaults are those of the program: what a recipe
 inherits (`configs/base.yaml`, mostly) may say something else, and `python -m afm_scale show RECIPE` has the last word.
 
+In paths `~`, `~name`, `$NAME` and `${NAME}` mean what they mean to a shell, also in a recipe: see docs/runs.md.
+
 Numbers outside of their range are refused when a recipe is read. *Kinds* are those of the section that the key lies in.
 A schedule is a number, or one of these, whose values keep to the range of the setting:
 

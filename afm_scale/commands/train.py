@@ -57,8 +57,8 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
     launched = launch(config.parallel, log_of=own.rank_log, after_loss=lambda: after_loss(own))
     with ExitStack() as afterwards, launched as ranks:
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
-        check(config, ranks.world_size)
         with agreed():
+            check(config, ranks.world_size)
             check_ready(config)
         held: Held | None = None
         with agreed():  # before anything in the folder is looked at, written or cleared away

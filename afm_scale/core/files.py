@@ -118,18 +118,30 @@ def explained_write(path: Path) -> Iterator[None]:
     except NotRegular as error:
         raise UserError(f"could not write {path}: {error.strerror}; choose another name") from error
     except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror or error}; {_what_to_do(error)}") from error
+        raise UserError(f"could not write {path}: {error.strerror or error}; {remedy(error)}") from error
 
 
-def _what_to_do(error: OSError) -> str:
-    """About a file of a run, of a data set or of a report: none of their settings is named, the path is."""
+def remedy(error: OSError) -> str:
+    """What to do about a write that failed. The file may be of a run, of a data set or of a report: none of their
+    settings is named, the path is."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "give yourself the right to write there, or choose another folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free some space or allow more, or choose another folder"
     if error.errno in (errno.ENOENT, errno.ESTALE):
         return "it, or its folder, vanished meanwhile; run the same command again"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "something else has a name that is wanted; move it away, or choose another folder"
     return "choose another folder"
+
+
+def remedy_of_reading(error: OSError) -> str:
+    """The same of a file or folder that could not be read."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "give yourself the right to read it"
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        return "it is not there, or not any more: restore it, or name another"
+    return "restore it, or name another"
 
 
 def make_folder(folder: Path) -> None:

@@ -21,10 +21,12 @@ from types import FrameType
 from .errors import EXIT_STOPPED_BY_SIGNAL
 from .screen import note_at_once
 
-SIGNALS = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
-)
-"""All that launchers/torchrun.py passes on; none of them ends a run that has taken a step without saving."""
+_NAMES = "TERM INT HUP QUIT USR1 USR2 XCPU ALRM VTALRM PROF IO PWR STKFLT".split()
+_OF_TIMERS = ("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
+SIGNALS = tuple(signal.Signals[f"SIG{name}"] for name in _NAMES if f"SIG{name}" in signal.Signals.__members__)
+"""All that end a process by themselves, but for SIGKILL, for those of a fault, for those that Python ignores (SIGPIPE,
+SIGXFSZ) and for those without a name. launchers/torchrun.py passes them on; none of them ends a run that has taken a
+step without saving."""
 
 # Schedulers signal a launcher and its workers, and the launcher passes it on: one wish that arrives twice.
 SAME_WISH_SECONDS = 0.25
@@ -55,8 +57,7 @@ class Stopping:
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._handlers = {
-            number: signal.signal(number, self._in_main_thread) for number in SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN
+            number: signal.signal(number, self._in_main_thread) for number in SIGNALS if _is_free(number)
         }
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the launcher holds them until there are handlers
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
@@ -151,6 +152,12 @@ class Stopping:
             os._exit(code)
 
 
+def _is_free(number: signal.Signals) -> bool:
+    """Not if it is ignored, nor if somebody waits for it: a library in C, or, of timers, a profiler or a test."""
+    found = signal.getsignal(number)
+    return found is signal.SIG_DFL or found not in (signal.SIG_IGN, None) and number.name not in _OF_TIMERS
+
+
 _stopping: Stopping | None = None  # of this process
 
 
@@ -177,6 +184,12 @@ def await_the_end() -> None:
     """Does not return if a signal is about to end this process: what it has met since is a consequence of that."""
     if _stopping is not None:
         _stopping.await_the_end()
+
+
+def decided(code: int) -> None:
+    """How this process ends is settled: from now on a signal ends it so, at once and without a word."""
+    if _stopping is not None:
+        _stopping.take_over(lambda number: os._exit(code))
 
 
 def before_the_end(action: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..core.errors import DataError
-from ..core.files import open_regular
+from ..core.files import open_regular, remedy_of_reading
 from ..data.description import Refused
 from ..data.transforms import ImageError
 
@@ -167,7 +167,7 @@ def list_folder(folder: Path) -> Listing:
         try:
             entries = list(os.scandir(current))
         except OSError as error:
-            raise DataError(f"{current} cannot be listed: {error.strerror}; make it readable") from None
+            raise DataError(f"{current} cannot be listed: {error.strerror}; {remedy_of_reading(error)}") from None
         for entry in entries:
             name = Path(entry.path).relative_to(folder).as_posix()
             if entry.is_symlink():

@@ -91,7 +91,7 @@ def launch(
     announced = announcement_of(os.environ)
     _die_with_launcher()
     timeout = timedelta(seconds=config.timeout_seconds)
-    meeting = _meeting(announced, timeout)
+    meeting = meeting_of(announced, timeout)
     store = dist.HashStore() if meeting is None else meeting.meet()  # in memory: one rank needs neither port nor file
     store.set_timeout(timeout)
     set_environment(config)  # before CUDA starts, which reads it
@@ -103,7 +103,7 @@ def launch(
     if meeting is not None:
         watch = Watch(
             announced.rank, announced.world_size, meeting.leads_host, meeting.connect, config.timeout_seconds,
-            None if log_of is None else log_of(announced.rank), after_loss,
+            meeting.hosts_store, None if log_of is None else log_of(announced.rank), after_loss,
         )
         watch.start()
     ranks = Ranks(announced.rank, announced.local_rank, announced.world_size, device, watch)
@@ -180,7 +180,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(found)
 
 
-def _meeting(announced: Announcement, timeout: timedelta) -> Meeting | None:
+def meeting_of(announced: Announcement, timeout: timedelta) -> Meeting | None:
+    """None where no other process has to be found."""
     if announced.address is None:
         return None
     host, port = announced.address

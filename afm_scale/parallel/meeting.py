@@ -28,6 +28,10 @@ _ATTEMPT_SECONDS = 3.0
 _UNKNOWN = "is not known"
 _MARGIN_SECONDS = 5.0  # rank 0 gives up first, and tells the others
 
+HERE = "meet/who/{rank}"  # of a rank that has come
+CLAIMS = "meet/claims"  # how many ranks have refused to come: see speaker.py
+REFUSED = "meet/refused"  # the one of them that has said why
+
 # torch's own greeting of a store, for a look that leaves no pages of warnings: "validate" with a number, then "ping".
 _VALIDATE, _PING, _MAGIC = 0, 13, 0x3C85F7CE
 
@@ -56,17 +60,24 @@ class Meeting:
         host = "localhost" if self.hosts_store else self.host  # its own name may lead elsewhere, behind a gateway
         return self._part_of(self._store(host, is_master=False))
 
+    def open(self) -> dist.Store:
+        """The store, of the rank that has it. Raises ConfigError."""
+        return self._part_of(self._hosted())
+
+    def can_be_reached(self) -> bool:
+        return not self._look()[0]
+
     def meet(self) -> dist.Store:
         """Until all ranks are here. Raises ConfigError, and where rank 0 can tell the others the same on every rank."""
-        store = self._part_of(self._hosted() if self.hosts_store else self._found())
+        store = self.open() if self.hosts_store else self._part_of(self._found())
         who = f"{socket.gethostname()}, process {os.getpid()}"
         if store.add(f"meet/count/{self.rank}", 1) > 1:
             raise self._told(
                 f"two processes say that they are rank {self.rank} of {self.world_size} ({self}): this one ({who}) and "
-                f"{store.get(f'meet/who/{self.rank}').decode().partition(' ')[2]}; give each its own RANK"
+                f"{store.get(HERE.format(rank=self.rank)).decode().partition(' ')[2]}; give each its own RANK"
             )
         store.set(f"meet/local/{self.rank}", str(self.local_world_size or ""))
-        store.set(f"meet/who/{self.rank}", f"{self.world_size} {who}")
+        store.set(HERE.format(rank=self.rank), f"{self.world_size} {who}")
         self._wait_for_all(store)
         return store
 
@@ -130,7 +141,7 @@ class Meeting:
     def _wait_for_all(self, store: dist.Store) -> None:
         """Rank 0 sees who has come, and says so to the others."""
         began, noted, pause = time.monotonic(), False, 0.02
-        keys = [f"meet/who/{rank}" for rank in range(self.world_size)]
+        keys = [HERE.format(rank=rank) for rank in range(self.world_size)]
         limit = self.limit if self.rank == 0 else self.limit + _MARGIN_SECONDS
         while True:
             if self.rank == 0 and store.check(keys):
@@ -145,6 +156,8 @@ class Meeting:
                     raise ConfigError(verdict).of_all_ranks()
                 return
             waited = time.monotonic() - began
+            if store.check([REFUSED]):
+                self._leave_unsaid(store)
             if waited > NOTE_SECONDS and not noted:
                 noted = True
                 present, missing = self._attendance(store)
@@ -159,7 +172,7 @@ class Meeting:
             pause = min(0.5, 1.5 * pause)
 
     def _attendance(self, store: dist.Store) -> tuple[list[int], list[int]]:
-        present = [rank for rank in range(self.world_size) if store.check([f"meet/who/{rank}"])]
+        present = [rank for rank in range(self.world_size) if store.check([HERE.format(rank=rank)])]
         return present, sorted(set(range(self.world_size)) - set(present))
 
     def _give_up(self, store: dist.Store) -> None:
@@ -174,6 +187,18 @@ class Meeting:
             self._end_all(store, text, len(present))
         raise self._told(text, speaks=present[0] == self.rank)
 
+    def _leave_unsaid(self, store: dist.Store) -> NoReturn:
+        """A rank that will not come has said why. Where the store is, the others who will not are waited for."""
+        until = time.monotonic() + _MARGIN_SECONDS
+        store.add("meet/read", 1)
+        while self.hosts_store and time.monotonic() < until:
+            if store.add("meet/read", 0) + store.add(CLAIMS, 0) >= self.world_size:
+                break
+            time.sleep(0.02)
+        error = ConfigError(f"rank {store.get(REFUSED).decode()} of {self.world_size} does not come, and has said why")
+        error.is_told = True
+        raise error
+
     def _end_all(self, store: dist.Store, text: str, present: int) -> NoReturn:
         """Rank 0 raises, and the others who are there raise the same."""
         store.set("meet/verdict", text)
@@ -184,7 +209,7 @@ class Meeting:
 
     def _disagreement(self, store: dist.Store, present: list[int]) -> str:
         """What is wrong with the ranks' numbers of ranks, or an empty string."""
-        sizes = {rank: store.get(f"meet/who/{rank}").decode().partition(" ")[0] for rank in present}
+        sizes = {rank: store.get(HERE.format(rank=rank)).decode().partition(" ")[0] for rank in present}
         others = [rank for rank, size in sizes.items() if size != str(self.world_size)]
         if not others:
             return self._unequal_hosts(store, present)

@@ -51,7 +51,7 @@ class Watch:
 
     def __init__(
         self, rank: int, world_size: int, leads_host: bool, connect: Callable[[], dist.Store], timeout: float,
-        log: Path | None, after_loss: AfterLoss = without_a_run,
+        hosts_store: bool, log: Path | None, after_loss: AfterLoss = without_a_run,
     ) -> None:
         """`connect` opens a connection to the store that nothing else uses: a call of another thread would block it.
 
@@ -61,6 +61,7 @@ class Watch:
         self._me = Observer(rank, world_size, timeout)
         self._timeout, self._log, self._after_loss = timeout, log, after_loss
         self._connect = connect
+        self._hosts_store = hosts_store
         self._patience = min(SILENT_SECONDS, max(2.0, timeout / 2))
         self._grace = min(GRACE_SECONDS, max(2.0, timeout))
         self._period = min(PERIOD_SECONDS, 0.1 + world_size / 100)
@@ -90,12 +91,12 @@ class Watch:
             return
         self._closed.set()
 
-        def leave() -> None:
-            self._store.add("watch/left", 1)
-            while self._rank == 0 and self._store.add("watch/left", 0) < self._world_size:
-                time.sleep(0.02)
+        within(self._patience, lambda: self._leave_store(waits=self._rank == 0))
 
-        within(self._patience, leave)
+    def _leave_store(self, *, waits: bool) -> None:
+        self._store.add("watch/left", 1)
+        while waits and self._store.add("watch/left", 0) < self._world_size:
+            time.sleep(0.02)
 
     def explained(self, error: BaseException) -> RunError | None:
         """What to raise in the place of an error that ends this rank's work; None: the error itself.
@@ -139,6 +140,8 @@ class Watch:
             else:
                 self._write_log(traceback.format_exception(error))
         leave_after(2 * self._grace, code)
+        # Others may be about to meet the same, and look here whether it is said.
+        within(self._patience, lambda: self._leave_store(waits=self._hosts_store))
 
     def _named(self) -> str:
         return f" on rank {self._rank}" if self._rank else ""

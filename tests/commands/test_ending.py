@@ -11,7 +11,8 @@ import pytest
 
 from afm_scale.commands.ending import tell
 from afm_scale.core.errors import CheckpointError, ConfigError
-from tests.program import ROOT, end
+from tests.launched import free_port, words_of
+from tests.program import ROOT, SMALL_AFM, ForkedProgram, end
 
 
 def test_rank_0_speaks_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +57,20 @@ def test_the_launcher_passes_on_the_message_of_a_slow_rank_0() -> None:
     code, _, stderr = end(process, timeout=60)
     assert code == 2
     assert stderr.count("error: ") == 1 and "on rank" not in stderr
+
+
+def started(rank: int, port: int, *words: str) -> ForkedProgram:
+    return ForkedProgram(["train", *words], {**os.environ, **words_of(rank, 2, port)})
+
+
+def test_of_two_ranks_that_refuse_at_different_times_one_speaks() -> None:
+    """Without a launcher, which would end the later one. In the third pair rank 0 has met no mistake, and waits."""
+    wrong, right = ("digits_afm", "loop.steps=x"), (*SMALL_AFM, "parallel.device=cpu", "run.folder=/dev/null/x")
+    ports = [free_port() for _ in range(3)]
+    first = [started(0, ports[0], *wrong), started(1, ports[1], *wrong), started(0, ports[2], *right)]
+    time.sleep(3)
+    second = [started(1, ports[0], *wrong), started(0, ports[1], *wrong), started(1, ports[2], *wrong)]
+    for pair in zip(first, second, strict=True):
+        ends = [end(process, timeout=60) for process in pair]
+        told = [line for _, _, stderr in ends for line in stderr.splitlines()]
+        assert [code for code, _, _ in ends] == [2, 2] and len(told) == 1 and "loop.steps: found 'x'" in told[0], ends

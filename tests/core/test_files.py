@@ -46,13 +46,14 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
     (errno.EACCES, "give yourself the right"), (errno.EROFS, "give yourself the right"),
     (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EFBIG, "free some space"),
     (errno.ENOENT, "vanished meanwhile"), (errno.ESTALE, "vanished meanwhile"), (errno.EIO, "choose another folder"),
+    (errno.EEXIST, "something else has a name"), (errno.ENOTDIR, "something else has a name"),
 ])
 def test_the_advice_fits_the_error_and_names_no_setting(code: int, told: str) -> None:
     """The file may be of a run, of a packing or of an evaluation."""
     with pytest.raises(UserError) as caught, explained_write(Path("file")):
         raise OSError(code, os.strerror(code))
     line = str(caught.value)
-    words = ("give yourself the right", "free some space", "vanished meanwhile")
+    words = ("give yourself the right", "free some space", "vanished meanwhile", "something else has")
     assert told in line and "run.folder" not in line and sum(word in line for word in words) <= 1
 
 

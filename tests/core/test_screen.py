@@ -82,3 +82,33 @@ def test_without_a_screen_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stderr", None)
     say("to nobody")
     note("to nobody")
+
+
+READ_BY_NOBODY = """
+import os, sys, time
+from afm_scale.core import screen
+screen.PATIENCE_SECONDS = 0.5
+screen.take_over(holds_up=False)
+began = time.monotonic()
+for _ in range(2000):
+    screen.note("." * 100), screen.say("." * 100), screen.note_at_once("." * 100)
+took = time.monotonic() - began
+os.read(int(sys.argv[2]), 1 << 20)
+screen.note("last")
+open(sys.argv[1], "w").write(str(took))
+os._exit(7)
+"""
+
+
+def test_a_full_pipe_holds_a_run_up_once_and_is_written_to_again_when_it_is_read(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", READ_BY_NOBODY, str(tmp_path / "took"), str(reader)], cwd=ROOT, timeout=60,
+            check=False, stdout=writer, stderr=writer, pass_fds=(reader,),
+        )
+        assert done.returncode == 7 and 0.5 <= float((tmp_path / "took").read_text()) < 5
+        assert os.read(reader, 1 << 20) == b"last\n"
+    finally:
+        os.close(reader)
+        os.close(writer)

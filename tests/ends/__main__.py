@@ -22,6 +22,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", NO_COLOR="1", MPLBACK
 
 from .cases import Case, all_cases  # noqa: E402
 from .outcome import GOOD, Verdict  # noqa: E402
+from .record import Record  # noqa: E402
 from .table import page  # noqa: E402
 
 
@@ -34,6 +35,9 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="a case in N (default: every one)")
     parser.add_argument("--skip", type=int, default=0, metavar="M", help="with --every: begin at case M")
     parser.add_argument("--minutes", type=float, default=1e9, metavar="N", help="begin no case after this time")
+    parser.add_argument("--record", type=Path, metavar="FILE.jsonl",
+                        help="what each came to is added there; cases that stand there are not tried again")
+    parser.add_argument("--again", action="store_true", help="with --record: try those that did not end well again")
     parser.add_argument("--list", action="store_true", help="name the cases and try none")
     options = parser.parse_args()
     alternatives = [one.split() for one in options.only.split("|")]
@@ -41,27 +45,30 @@ def main() -> int:
     if options.list:
         print(*chosen, sep="\n")
         return 0
-    chosen = chosen[options.skip % options.every::options.every]
-    verdicts = tried(chosen, options.jobs, time.monotonic() + 60 * options.minutes)
-    bad = sum(verdict.outcome not in GOOD for _, verdict in verdicts)
-    print(f"{len(verdicts)} cases, {len(verdicts) - bad} of them ended well")
+    chosen, record = chosen[options.skip % options.every::options.every], Record(options.record)
+    known = {name for name, entry in record.entries.items() if entry.is_good or not options.again}
+    try_all([case for case in chosen if str(case) not in known], options.jobs, options.minutes, record)
+    bad = sum(not entry.is_good for entry in record.entries.values())
+    print(f"{len(record.entries)} cases, {len(record.entries) - bad} of them ended well")
     if options.write is not None:
-        options.write.write_text(page(verdicts, sys.argv[1:]), encoding="utf-8")
+        options.write.write_text(page(record.entries, sys.argv[1:]), encoding="utf-8")
     return int(bad > 0)
 
 
-def tried(cases: Sequence[Case], jobs: int, until: float) -> list[tuple[Case, Verdict]]:
-    verdicts = []
+def try_all(cases: Sequence[Case], jobs: int, minutes: float, record: Record) -> None:
+    until = time.monotonic() + 60 * minutes
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(cases), desc="trying", unit="case", disable=None) as bar:
-        for case, verdict in zip(cases, pool.map(lambda case: judge(case, until), cases), strict=True):
-            bar.update()
+        def one(case: Case) -> None:
+            verdict = judge(case, until)
             if verdict is None:
-                continue
-            verdicts.append((case, verdict))
+                return
+            record.add(case, verdict)
+            bar.update()
             if verdict.outcome not in GOOD:
                 bar.clear()
                 print(f"{verdict.outcome.value}: {case}: {verdict.words[:300]}", flush=True)
-    return verdicts
+
+        list(pool.map(one, cases))
 
 
 def judge(case: Case, until: float = float("inf")) -> Verdict | None:

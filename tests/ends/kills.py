@@ -1,28 +1,55 @@
-"""A run that is killed or stopped at a random instant, and started again, has the weights of an undisturbed one."""
+"""A run that is killed or stopped at a random instant, and started again, has the weights of an undisturbed one.
+
+To be extended: `Layout` says how many processes there are and who starts them, `drawn` draws instants and signals for
+one. A layout is a line in `LAYOUTS` with its counts in `COUNTS`; `launched.Launchers` has a `nodes`.
+"""
 
 from __future__ import annotations
 
 import random
 import signal
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 from afm_scale.checkpoint.manifest import newest_complete, resolve_checkpoint
 from afm_scale.checkpoint.tensors import digest
 from tests.program import SMALL_AFM
 
+from .launchers import LAUNCHER, Launchers
 from .outcome import Outcome, Verdict, errors_in, shortened
-from .ranks import Ranks
+from .ranks import Job, Ranks
 
 SEED = 18
-COUNTS = {"KILL": 100, "TERM": 13, "INT": 13, "HUP": 12, "USR1": 12}
-EVERY_WITH_TWO_RANKS = 5
-STARTS = 4  # of a command, at most, until it ends
 RUN = ("loop.steps=24", "checkpoint.every_steps=4", "hooks.metrics.every_steps=1", "parallel.device=cpu",
        "parallel.timeout_seconds=10", "parallel.precision=fp64", "run.folder=run")
+STOPPING = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """`start(words, root)` starts `python -m afm_scale WORDS` there; a signal goes to one of these sets of ranks."""
+
+    ranks: int
+    start: Callable[[Sequence[str], Path], Job]
+    killed: tuple[tuple[int, ...], ...]
+    stopped: tuple[tuple[int, ...], ...]
+    name: str = ""
+
+
+LAYOUTS = (
+    Layout(ranks=1, start=lambda words, root: Ranks(words, root, 1), killed=((0,),), stopped=((0,),)),
+    Layout(ranks=2, start=lambda words, root: Ranks(words, root, 2), killed=((0,), (1,), (0, 1)),
+           stopped=((0, 1),)),  # launchers pass a signal to all
+    Layout(name="launcher", ranks=2, start=lambda words, root: Launchers(words, root, ranks=2),
+           killed=((0,), (1,), (LAUNCHER,)), stopped=((LAUNCHER,), (LAUNCHER, 0, 1))),
+)
+COUNTS: Mapping[tuple[str, int], tuple[int, int]] = {("", 1): (50, 25), ("", 2): (50, 25), ("launcher", 2): (12, 14)}
+"""Of each layout: (SIGKILL, other signals)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,57 +57,82 @@ class Case:
     signal: str
     share: float  # of the time that an undisturbed run takes, from its process's start
     number: int
-    ranks: int = 1
-    to: tuple[int, ...] = (0,)  # the ranks that are sent it
+    layout: Layout
+    to: tuple[int, ...]  # the ranks that are sent it
 
     def __str__(self) -> str:
-        to = f" (to {', '.join(map(str, self.to))})" if self.ranks > 1 else ""
-        return f"kills: {self.signal} at {self.share:.3f} of a run, number {self.number}, ranks: {self.ranks}{to}"
+        layout = self.layout
+        names = ("the launcher" if one == LAUNCHER else f"rank {one}" for one in self.to)
+        to = f" to {', '.join(names)}" if layout.ranks > 1 else ""
+        kind = f"{self.signal}{f' by {layout.name}' if layout.name else ''}"
+        return f"kills: {kind}: at {self.share:.3f} of a run{to}, number {self.number}, ranks: {layout.ranks}"
 
     def run(self, root: Path) -> Verdict:
-        wanted, seconds = undisturbed(self.ranks)
+        wanted, seconds = UNDISTURBED.of(self.layout)
         number = signal.Signals[f"SIG{self.signal}"]
-        code: int | None = 1
-        for start in range(STARTS):
-            ranks = Ranks(["train", *SMALL_AFM, *RUN], root, self.ranks)
-            if start == 0:
-                ranks.end(until=ranks.began + self.share * seconds)
-                ranks.send(number, self.to)
-            code, told = ranks.end(), ranks.told()
-            words = f"start {start + 1}: {code}: {shortened(told, root)}"
-            if code is None:
-                return Verdict(outcome=Outcome.HANG, words=words)
-            if "Traceback (most recent call last)" in told:
-                return Verdict(outcome=Outcome.TRACEBACK, words=words)
-            if len(errors_in(told)) > 1:
-                return Verdict(outcome=Outcome.MESSAGE, words=words)
-            if code == 0:
-                found = digest(resolve_checkpoint(root / "run"))
-                return Verdict(outcome=Outcome.DONE if found == wanted else Outcome.WORK, words=words)
+        job = self.layout.start(["train", *SMALL_AFM, *RUN], root)
+        job.end(until=job.began + self.share * seconds)
+        job.send(number, self.to)
+        code, told = job.end(), job.told()
+        first = _amiss(code, told, root)
+        if first is not None:
+            return first
+        if code != 0:
             whole = newest_complete(root / "run" / "checkpoints") is not None
-            is_stop = code == 75 and whole or code == 128 + number and not whole
-            if start > 0 or not (is_stop or self.signal == "KILL" and code in (-number, 1)):
-                return Verdict(outcome=Outcome.KILLED if code < 0 else Outcome.CODE, words=words)
-        return Verdict(outcome=Outcome.CODE, words=f"{STARTS} starts, the last with {code}")
+            ends = {75} if whole else {128 + number, -number}
+            if code not in ({1, 75, 76, -number} if number == signal.SIGKILL else ends):
+                words = f"{code}, {'a' if whole else 'no'} whole checkpoint: {shortened(told, root)}"
+                return Verdict(outcome=Outcome.CODE, words=words)
+            job = self.layout.start(["train", *SMALL_AFM, *RUN], root)
+            code, told = job.end(), job.told()
+            second = _amiss(code, told, root)
+            if second is not None or code != 0:
+                words = f"the second start: {code}: {shortened(told, root)}"
+                return second or Verdict(outcome=Outcome.CODE, words=words)
+        found = digest(resolve_checkpoint(root / "run"))
+        return Verdict(outcome=Outcome.DONE if found == wanted else Outcome.WORK, words=shortened(told, root))
 
 
-@cache
-def undisturbed(ranks: int) -> tuple[str, float]:
-    """The state at the end, and the seconds from the process's start to its end."""
-    with TemporaryDirectory(prefix="undisturbed_") as name:
-        run = Ranks(["train", *SMALL_AFM, *RUN], Path(name), ranks)
-        code, seconds = run.end(), time.monotonic() - run.began
-        assert code == 0, run.told()
-        return digest(resolve_checkpoint(Path(name) / "run")), seconds
+def _amiss(code: int | None, told: str, root: Path) -> Verdict | None:
+    outcome = (
+        Outcome.HANG if code is None else Outcome.TRACEBACK if "Traceback (most recent call last)" in told
+        else Outcome.MESSAGE if len(errors_in(told)) > 1 else None
+    )
+    return None if outcome is None else Verdict(outcome=outcome, words=f"{code}: {shortened(told, root)}")
+
+
+class Undisturbed:
+    """Runs that nobody disturbs, one for each layout."""
+
+    def __init__(self) -> None:
+        self._found: dict[Layout, tuple[str, float]] = {}
+        self._lock = Lock()
+
+    def of(self, layout: Layout) -> tuple[str, float]:
+        """The state at the end, and the seconds from the process's start to its end."""
+        with self._lock:
+            if layout not in self._found:
+                with TemporaryDirectory(prefix="undisturbed_") as name:
+                    job = layout.start(["train", *SMALL_AFM, *RUN], Path(name))
+                    code, seconds = job.end(), time.monotonic() - job.began
+                    assert code == 0, job.told()
+                    self._found[layout] = digest(resolve_checkpoint(Path(name) / "run")), seconds
+            return self._found[layout]
+
+
+UNDISTURBED = Undisturbed()
+
+
+def drawn(layout: Layout, kills: int, stops: int, seed: int = SEED) -> list[Case]:
+    """SIGKILL and signals that stop, each at an instant from the first moment to the last."""
+    chance = random.Random(f"{seed} {layout.name} {layout.ranks}")
+    names = ["KILL"] * kills + list(islice(cycle(STOPPING), stops))
+    return [
+        Case(signal=name, share=chance.random(), number=number, layout=layout,
+             to=chance.choice(layout.killed if name == "KILL" else layout.stopped))
+        for number, name in enumerate(names)
+    ]
 
 
 def cases() -> list[Case]:
-    chance = random.Random(SEED)
-    found = []
-    for name, count in COUNTS.items():
-        for number in range(count):
-            ranks = 2 if number % EVERY_WITH_TWO_RANKS == EVERY_WITH_TWO_RANKS - 1 else 1
-            to = chance.choice(((0,), (1,), (0, 1))) if name == "KILL" else (0, 1)  # launchers pass signals to all
-            found.append(Case(signal=name, share=chance.random(), number=number, ranks=ranks,
-                              to=to if ranks == 2 else (0,)))
-    return found
+    return [case for layout in LAYOUTS for case in drawn(layout, *COUNTS[layout.name, layout.ranks])]

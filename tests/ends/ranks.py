@@ -11,7 +11,9 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from tests.damage.trial import COMMANDS, STARTING, kill
 from tests.launched import LAUNCHERS_WORDS, free_port, words_of
@@ -21,6 +23,23 @@ LIMIT_SECONDS = 20.0
 """Of a processor's time to each rank; and of time on the clock that passes while none gets on."""
 LIMIT_MORE_BYTES = 3 << 30  # of addresses, beside those of a child that has done nothing
 LINGERING_SECONDS = 2.0  # of ranks that are left when one has ended with an error; a launcher ends them sooner
+
+
+class Job(Protocol):
+    """The processes of one command, whoever starts them."""
+
+    began: float
+
+    def send(self, number: int, to: Sequence[int]) -> None:
+        """A signal to some of the ranks, of those that are there."""
+
+    def end(self, until: float = math.inf) -> int | None:
+        """The exit code; None if it had to be killed, for time, or at the instant `until`: then all go on."""
+
+    def kill(self) -> None: ...
+
+    def told(self) -> str:
+        """The standard errors of all."""
 
 
 class Ranks:
@@ -46,10 +65,11 @@ class Ranks:
         with STARTING:
             return [process.exitcode for process in self.processes]
 
-    def send(self, number: int, ranks: Sequence[int] = (0,)) -> None:
-        for rank in ranks:
+    def send(self, number: int, to: Sequence[int] = (0,)) -> None:
+        for rank in to:
             if self.codes()[rank] is None:
-                os.kill(self.processes[rank].pid, number)
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(self.processes[rank].pid, number)
 
     def end(self, until: float = math.inf) -> int | None:
         """The code of the one that ended first, or the worst one's; None if one had to be killed, for time.

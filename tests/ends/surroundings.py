@@ -66,6 +66,7 @@ class Case:
         own = {name: filled(value) for name, value in self.environment.items()}
         environment = {**os.environ, "ROOT": str(root), "PYTHONPATH": str(ROOT), **own}
         line = self.line.replace("$RUN", shlex.join(map(filled, self._command(folder))))
+        line = line.replace("$PY", shlex.quote(sys.executable))
         with told.open("wb") as stderr:
             process = subprocess.Popen(
                 ["bash", "-c", line], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -120,8 +121,31 @@ class Case:
         return Verdict(outcome=Outcome.WORK, words=f"{code}: {verdict.words}") if bad else verdict
 
 
+FULL = """
+import os
+os.set_blocking(1, False)
+try:
+    while os.write(1, b'.' * 512):
+        pass
+except BlockingIOError:
+    os.set_blocking(1, True)
+"""
+BLOCKED = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 def shells() -> Iterator[Case]:
     first = "exit ${PIPESTATUS[0]}"
+    yield Case(name="stdin is closed", line="exec $RUN <&-")
+    yield Case(name="a pipe that is full and not read",
+               line=f'exec > >(exec sleep 120); $PY -c "{FULL}"; exec $RUN 2>&1')
+    yield Case(name="SIGCHLD is ignored", line="trap '' CHLD; exec $RUN")
+    yield Case(name="stopped for a while", line="$RUN & p=$!; sleep 6; kill -STOP $p; sleep 8; kill -CONT $p; wait $p")
+    yield Case(name="setsid", line="exec setsid --wait $RUN")
+    yield Case(name="two GB of addresses", line="ulimit -v 2000000; exec $RUN", wants="either")
     yield Case(name="as it is")
     yield Case(name="stdout is closed", line="exec $RUN >&-")
     yield Case(name="stderr is closed", line="exec $RUN 2>&-")
@@ -162,12 +186,33 @@ def surroundings() -> Iterator[Case]:
     yield Case(name="PYTHONWARNINGS=error", environment={"PYTHONWARNINGS": "error::UserWarning:afm_scale"})
     yield Case(name="OMP_NUM_THREADS is no number", environment={"OMP_NUM_THREADS": "x"}, wants="either")
     yield Case(name="CUDA_VISIBLE_DEVICES is empty", environment={"CUDA_VISIBLE_DEVICES": ""})
+    yield Case(name="a time zone that does not exist", environment={"TZ": "No/Such"})
+    yield Case(name="a proxy that does not exist", environment={"http_proxy": "http://nosuch.invalid:1"})
+    yield Case(name="a lonely MASTER_ADDR", environment={"MASTER_ADDR": "nosuch.invalid", "MASTER_PORT": "x"})
+    yield Case(name="CUDA_VISIBLE_DEVICES=nosuch", environment={"CUDA_VISIBLE_DEVICES": "nosuch"})
+    yield Case(name="one rank of one", environment={"RANK": "0", "WORLD_SIZE": "1"})
+    yield Case(name="no ranks", environment={"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, wants="refused")
+    yield Case(name="rank -1", environment={"RANK": "-1", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, wants="refused")
+    yield Case(name="a task of Slurm", environment={"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, wants="either")
     yield Case(name="odd words of a launcher", environment={"RANK": "x"}, wants="refused")
     yield Case(name="rank 3 of 2", environment={"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, wants="refused")
     yield Case(name="MASTER_PORT 99999", environment=_alone(MASTER_PORT="99999"), wants="refused")
     yield Case(name="MASTER_PORT 0", environment=_alone(MASTER_PORT="0"), wants="refused")
     yield Case(name="an unknown MASTER_ADDR", environment=_alone(MASTER_ADDR="nosuch.invalid"), wants="refused")
     yield Case(name="rank 1 never comes", environment=_alone(), wants="refused", words=("parallel.timeout_seconds=5",))
+    yield Case(name="MASTER_PORT is no number", environment=_alone(MASTER_PORT="x"), wants="refused")
+    yield Case(name="MASTER_ADDR is empty", environment=_alone(MASTER_ADDR="", RANK="1"), wants="refused",
+               words=("parallel.timeout_seconds=5",))
+    yield Case(name="MASTER_ADDR is no address", environment=_alone(MASTER_ADDR="256.1.1.1", RANK="1"), wants="refused",
+               words=("parallel.timeout_seconds=5",))
+    yield Case(name="MASTER_ADDR does not answer", environment=_alone(MASTER_ADDR="10.255.255.1", RANK="1"),
+               wants="refused", words=("parallel.timeout_seconds=5",))
+    yield Case(name="rank 0 never comes", environment=_alone(RANK="1", LOCAL_RANK="1"), wants="refused",
+               words=("parallel.timeout_seconds=5",))
+    yield Case(name="rank 1 alone, and refused", environment=_alone(RANK="1"), wants="refused", words=("loop.steps=x",))
+    yield Case(name="rank 0 alone, and refused", environment=_alone(), wants="refused", words=("loop.steps=x",))
+    yield Case(name="a port in use, and refused", wants="refused", words=("loop.steps=x",),
+               environment=_alone(MASTER_PORT="PORT_IN_USE"))
     yield Case(name="a port in use", wants="refused", environment=_alone(MASTER_PORT="PORT_IN_USE"))
 
 
@@ -185,6 +230,16 @@ def signals() -> Iterator[Case]:
         for moment in ("start", "imports", "middle", "saving"):
             yield Case(name=f"{name} at {moment}", signal=signal.Signals[f"SIG{name}"], moment=moment, wants="stopped",
                        steps=ENDLESS)
+    for name, moments in {"ALRM": ("start", "middle", "saving"), "XCPU": ("middle",), "PWR": ("middle",)}.items():
+        for moment in moments:
+            yield Case(name=f"{name} at {moment}", signal=signal.Signals[f"SIG{name}"], moment=moment, wants="stopped",
+                       steps=ENDLESS)
+    yield Case(name="TERM where all were held", signal=signal.SIGTERM, wants="stopped", steps=ENDLESS,
+               line=f'exec $PY -c "{BLOCKED}" $RUN')
+    yield Case(name="TERM is ignored", line="trap '' TERM; exec $RUN", signal=signal.SIGTERM, steps=LONG)
+    yield Case(name="URG in the middle", signal=signal.SIGURG, steps=LONG)
+    yield Case(name="TERM with a pipe that is full", signal=signal.SIGTERM, wants="stopped", steps=ENDLESS,
+               line=f'exec > >(exec sleep 120); $PY -c "{FULL}"; exec $RUN')
     yield Case(name="PIPE in the middle", signal=signal.SIGPIPE, steps=LONG)
     yield Case(name="WINCH in the middle", signal=signal.SIGWINCH, steps=LONG)
     yield Case(name="CONT in the middle", signal=signal.SIGCONT, steps=LONG)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 import torch
 
-from tests.program import ROOT
-
 from . import configurations, kills
-from .cases import Case, all_cases
+from .cases import all_cases
 from .outcome import GOOD, Outcome, Verdict
+from .record import Entry
 
 _HEAD = """\
 # How runs end
@@ -29,46 +27,58 @@ weights at the end are bit for bit those of an undisturbed one. `tests/ends` say
 """
 
 
-def page(verdicts: Sequence[tuple[Case, Verdict]], words: Sequence[str]) -> str:
+def page(entries: Mapping[str, Entry], words: Sequence[str]) -> str:
+    """Of cases by their names, in the order of the list of all; `words` are those of the command line."""
+    cases = all_cases()
+    order = {str(case): place for place, case in enumerate(cases)}
+    verdicts = [(name, entries[name].verdict) for name in sorted(entries.keys() & order.keys(), key=order.__getitem__)]
     good = sum(verdict.outcome in GOOD for _, verdict in verdicts)
     lines = [
-        _HEAD, f"    OMP_NUM_THREADS=1 python -m tests.ends {shlex.join(words)}\n", f"{_where()}\n",
-        f"{good} of {len(verdicts)} cases ended well; there are {len(all_cases())}.\n",
+        _HEAD, f"    OMP_NUM_THREADS=1 python -m tests.ends {shlex.join(words)}\n",
+        f"{_where([entries[name].commit for name, _ in verdicts])}\n",
+        f"{good} of {len(verdicts)} cases ended well; there are {len(cases)}.\n",
     ]
     columns = [one for one in Outcome if one in GOOD or any(verdict.outcome is one for _, verdict in verdicts)]
-    lines += [_row("kind", "ranks", "cases", *(one.value for one in columns)), _row(*["---"] * (3 + len(columns)))]
-    counts: dict[tuple[str, str], Counter[Outcome]] = {}
-    for case, verdict in verdicts:
-        counts.setdefault(kind_of(case), Counter())[verdict.outcome] += 1
-    for (kind, ranks), counted in counts.items():
-        lines.append(_row(kind, ranks, counted.total(), *(counted[one] for one in columns)))
-    total = sum(counts.values(), Counter())
-    lines.append(_row("all", "", total.total(), *(total[one] for one in columns)))
-    lines += ["\n## What did not end well\n", _row("case", "came to", "message"), _row(*["---"] * 3)]
-    lines += [_row(case, verdict.outcome.value, verdict.words[:160])
-              for case, verdict in verdicts if verdict.outcome not in GOOD]
+    head = ("kind", "ranks", "cases", *(one.value for one in columns), "seconds each")
+    lines += [_row(*head), _row(*["---"] * len(head))]
+    kinds: dict[tuple[str, str], list[Verdict]] = {}
+    for name, verdict in verdicts:
+        kinds.setdefault(kind_of(name), []).append(verdict)
+    everything = [verdict for _, verdict in verdicts]
+    in_order = sorted(kinds.items(), key=lambda item: _place(item[0], order))
+    for (kind, ranks), of_kind in [*in_order, (("all", ""), everything)]:
+        counted = Counter(verdict.outcome for verdict in of_kind)
+        seconds = sum(verdict.seconds for verdict in of_kind) / max(len(of_kind), 1)
+        lines.append(_row(kind, ranks, len(of_kind), *(counted[one] for one in columns), f"{seconds:.0f}"))
+    lines += ["\n## What did not end well\n"]
+    bad = [(name, verdict) for name, verdict in verdicts if verdict.outcome not in GOOD]
+    if not bad:
+        return "\n".join([*lines, "Nothing."]) + "\n"
+    lines += [_row("case", "came to", "message"), _row(*["---"] * 3)]
+    lines += [_row(name, verdict.outcome.value, verdict.words[:160]) for name, verdict in bad]
     return "\n".join(lines) + "\n"
 
 
-def kind_of(case: Case) -> tuple[str, str]:
+def kind_of(name: str) -> tuple[str, str]:
     """(the words before the last colon of its name that are its kind, its ranks)."""
-    text, _, ranks = str(case).partition(", ranks: ")
+    text, _, ranks = name.rpartition(", ranks: ")
     room, _, rest = text.partition(": ")
-    if room == "configurations":
+    if room in ("configurations", "kills"):
         room = f"{room}: {rest.partition(': ')[0]}"
-    if room == "kills":
-        room = f"{room}: {rest.split()[0]}"
-    return room, ranks[:1] if ranks else str(case).rpartition("ranks: ")[2][:1]
+    return room, ranks
 
 
-def _where() -> str:
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
+def _place(kind: tuple[str, str], order: Mapping[str, int]) -> tuple[int, str]:
+    return min(place for name, place in order.items() if kind_of(name)[0] == kind[0]), kind[1]
+
+
+def _where(commits: Sequence[str]) -> str:
     cores = len(os.sched_getaffinity(0))
     date = datetime.now(timezone.utc).date()
+    told = ", ".join(f"{one} ({count})" for one, count in Counter(commits).most_common())
     return (
-        f"Commit {commit}, {date}, {cores} cores of a {platform.machine()} CPU, which others may have used too, "
-        f"Python {platform.python_version()}, torch {torch.__version__}. Seeds: "
+        f"Commits (cases tried with them): {told}; {date}, {cores} cores of a {platform.machine()} CPU, which others "
+        f"kept busy too, Python {platform.python_version()}, torch {torch.__version__}. Seeds: "
         f"{configurations.SEED} (configurations), {kills.SEED} (kills)."
     )
 

@@ -11,11 +11,11 @@ from .__main__ import judge
 from .cases import Case
 from .outcome import GOOD, Outcome, of_an_end
 
-WANTED = ("surroundings: | head -1, ranks: 1", "surroundings: TERM at middle, ranks: 1")
+WANTED = ("surroundings: all three are closed, ranks: 1", "surroundings: TERM at middle, ranks: 1")
 SAMPLE: list[Case] = [
     *[case for case in configurations.cases() if case.ranks == 1][40::67][:7],
     *[case for case in surroundings.cases() if str(case) in WANTED],
-    *[case for case in kills.cases() if case.ranks == 1 and 0.3 < case.share < 0.9][:1],
+    *[case for case in kills.cases() if case.layout.ranks == 1 and 0.3 < case.share < 0.9][:1],
 ]
 
 

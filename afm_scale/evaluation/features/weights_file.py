@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import ConfigError
-from ...core.files import NotRegular, read_regular
+from ...core.files import NotRegular, read_regular, remedy_of_reading
 
 _LARGEST = 2**34  # bytes, which are all held in memory
 
@@ -63,7 +63,7 @@ def read_weights_file(path: Path, *, setting: str) -> WeightsFile:
     except NotRegular as error:
         raise ConfigError(f"{path} cannot be used: {error.strerror}; name a file with the setting {setting}") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; restore it, or give read permission") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; {remedy_of_reading(error)}") from error
     return WeightsFile(path, content, hashlib.sha256(content).hexdigest())
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.errors import DataError
-from ...core.files import read_regular
+from ...core.files import read_regular, remedy_of_reading
 from ...core.random import permutation
 from ...core.typed import to_mapping
 from ...data.description import DESCRIPTION_NAME, ImageContent
@@ -168,7 +168,7 @@ def image_files(folder: Path) -> tuple[list[str], int]:
         try:
             status, entries = current.stat(), list(os.scandir(current))
         except OSError as error:
-            raise DataError(f"{current} cannot be listed: {error.strerror}; make it readable") from None
+            raise DataError(f"{current} cannot be listed: {error.strerror}; {remedy_of_reading(error)}") from None
         if (status.st_dev, status.st_ino) in seen:
             raise DataError(f"{current} is a link to a folder that is read already; remove it")
         seen.add((status.st_dev, status.st_ino))
