@@ -14,9 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from .core import screen, stopping
+    from .core import stopping
 
-    screen.open_closed()  # else the next that is opened gets the number that is written to as the screen
     stopping.begin(sys.argv[1:])  # before anything else is imported: a signal may come at any time
     from .commands import ending
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from .errors import EXIT_STOPPED_BY_SIGNAL
-from .screen import note_at_once
+from .screen import note_at_once, open_closed
 
 _NAMES = "TERM INT HUP QUIT USR1 USR2 XCPU ALRM VTALRM PROF IO PWR STKFLT".split()
 _OF_TIMERS = ("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
@@ -167,6 +167,7 @@ def begin(words: Sequence[str]) -> None:
     Training alone has something to save; other commands end as Python's processes do.
     """
     global _stopping
+    open_closed()  # else a pipe of signals gets the number that is written to as the screen
     if words[:1] != ["train"]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     elif _stopping is None:
