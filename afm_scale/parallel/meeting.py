@@ -60,7 +60,7 @@ class Meeting:
         host = "localhost" if self.hosts_store else self.host  # its own name may lead elsewhere, behind a gateway
         return self._part_of(self._store(host, is_master=False))
 
-    def open(self) -> dist.Store:
+    def begin_store(self) -> dist.Store:
         """The store, of the rank that has it. Raises ConfigError."""
         return self._part_of(self._hosted())
 
@@ -69,7 +69,7 @@ class Meeting:
 
     def meet(self) -> dist.Store:
         """Until all ranks are here. Raises ConfigError, and where rank 0 can tell the others the same on every rank."""
-        store = self.open() if self.hosts_store else self._part_of(self._found())
+        store = self.begin_store() if self.hosts_store else self._part_of(self._found())
         who = f"{socket.gethostname()}, process {os.getpid()}"
         if store.add(f"meet/count/{self.rank}", 1) > 1:
             raise self._told(

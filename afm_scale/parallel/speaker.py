@@ -46,7 +46,7 @@ def one_speaker(environment: Mapping[str, str], patience: float) -> Iterator[boo
 
 
 def _stay(meeting: Meeting, patience: float) -> None:
-    store = meeting.open()
+    store = meeting.begin_store()
     store.add(CLAIMS, 1)
     until = time.monotonic() + patience
     while store.add(CLAIMS, 0) < meeting.world_size and time.monotonic() < until:
