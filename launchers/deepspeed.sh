@@ -14,6 +14,29 @@ for argument in "$@"; do
     [[ "$argument" != -- ]] || { while [[ "$1" != -- ]]; do options+=("$1"); shift; done; shift; break; }
 done
 
+check_hosts() {  # FILE: without one, or with a line it does not understand, DeepSpeed trains on this machine alone
+    local line number=0 first="" pattern='^[^[:space:]=]+[[:space:]]+slots=([1-9][0-9]*)$'
+    [[ -f "$1" ]] || { echo "error: --hostfile $1: there is no such file; name one with a line 'host slots=8' each" >&2; exit 2; }
+    while IFS= read -r line || [[ -n "$line" ]]; do
+        number=$((number + 1))
+        line="$(sed 's/#.*//; s/[[:space:]]*$//' <<<"$line")"
+        [[ -n "$line" ]] || continue
+        [[ "$line" =~ $pattern ]] || { echo "error: $1, line $number: '$line', wanted 'host slots=8'" >&2; exit 2; }
+        [[ -n "$first" ]] || first="${BASH_REMATCH[1]}"
+        [[ "${BASH_REMATCH[1]}" == "$first" ]] || {
+            echo "error: $1, line $number: ${BASH_REMATCH[1]} slots where the first host has $first; give all the same" >&2
+            exit 2
+        }
+    done <"$1"
+    [[ -n "$first" ]] || { echo "error: --hostfile $1 names no host; wanted a line 'host slots=8' for each" >&2; exit 2; }
+}
+for ((i = 0; i < ${#options[@]}; i++)); do
+    case "${options[i]}" in
+        -H | --hostfile) check_hosts "${options[i + 1]:-}" ;;
+        --hostfile=*) check_hosts "${options[i]#*=}" ;;
+    esac
+done
+
 recipe_from "$@"
 
 if [[ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" == 0 ]]; then

@@ -174,3 +174,41 @@ def test_the_extras_that_the_scripts_ask_for_are_those_of_the_package(monkeypatc
     assert sorted(extras["data"]) == sorted(
         requirement for name in ("dali", "latents", "parquet", "webdataset") for requirement in extras[name]
     )
+
+
+@pytest.mark.parametrize(("hosts", "told"), [
+    (None, "there is no such file"),
+    ("", "names no host"),
+    ("node1 slots=8\nnode2\n", "line 2: 'node2', wanted 'host slots=8'"),
+    ("node1 slots=8\nnode2 slots=none\n", "line 2: 'node2 slots=none', wanted 'host slots=8'"),
+    ("node1 slots=8 # the first\n\nnode2 slots=4", "line 3: 4 slots where the first host has 8"),
+])
+@pytest.mark.parametrize("form", ["--hostfile {}", "--hostfile={}", "-H {}"])
+def test_a_wrong_hostfile_is_one_message(tree, hosts, told, form):
+    """DeepSpeed would train on this machine alone, or end in a traceback."""
+    (tree / "bin" / "sed").symlink_to(shutil.which("sed"))
+    shutil.copy(ROOT / "launchers/deepspeed.sh", tree / "launchers/deepspeed.sh")
+    if hosts is not None:
+        (tree / "hosts").write_text(hosts)
+    put(tree / "bin" / "interpreter", "echo reached")
+    ended = bash(tree, f"AFM_SCALE_PYTHON=interpreter bash launchers/deepspeed.sh {form.format('hosts')} -- digits_afm")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
+    assert told in ended.stderr
+
+
+def test_a_hostfile_that_is_right_is_handed_on(tree):
+    (tree / "bin" / "sed").symlink_to(shutil.which("sed"))
+    shutil.copy(ROOT / "launchers/deepspeed.sh", tree / "launchers/deepspeed.sh")
+    (tree / "hosts").write_text("# two\nnode1 slots=8\nnode2 slots=8\n")
+    put(tree / "bin" / "interpreter", '[ "$1" = -c ] && echo 8 || echo "$@"')
+    ended = bash(tree, "AFM_SCALE_PYTHON=interpreter bash launchers/deepspeed.sh --hostfile hosts -- digits_afm a.b=c")
+    wanted = "--hostfile hosts --module --no_local_rank afm_scale train digits_afm parallel.plan=deepspeed a.b=c\n"
+    assert (ended.returncode, ended.stdout) == (0, f"-m deepspeed.launcher.runner {wanted}"), ended.stderr
+
+
+def test_an_interpreter_that_is_named_is_taken_and_nothing_installed(tree):
+    put(tree / "bin" / "interpreter", "exit 9")
+    ended = bash(tree, 'AFM_SCALE_PYTHON=interpreter; source launchers/environment.sh test; echo "$python"')
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{tree}/bin/interpreter\n", "")
+    ended = bash(tree, "AFM_SCALE_PYTHON=nosuch; source launchers/environment.sh test")
+    assert ended.returncode == 2 and ended.stderr.startswith("AFM_SCALE_PYTHON=nosuch is no program here")

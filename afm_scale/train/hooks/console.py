@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated, TextIO
 
+import torch
 from tqdm import tqdm
 
 from ...core.ranges import Range
@@ -13,6 +16,8 @@ from ...core.screen import errors, note
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .surroundings import Surroundings
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +30,16 @@ class ConsoleConfig:
 
 class ConsoleHook(QuietHook):
     """Shows the step, every player's total loss on this rank, images per second, the share of the time that was spent
-    waiting for data, and the time left.
+    waiting for data, the most memory that this rank has held so far (of its GPU; without one, of the process), and the
+    time left.
 
     Build it on rank 0 only. Rates are of the time since the last line, saving and sampling included.
     """
 
-    def __init__(self, config: ConsoleConfig, *, total_steps: int, stream: TextIO | None = None) -> None:
-        self._total_steps = total_steps
+    def __init__(
+        self, config: ConsoleConfig, *, total_steps: int, device: torch.device = CPU, stream: TextIO | None = None
+    ) -> None:
+        self._total_steps, self._device = total_steps, device
         self._stream = errors() if stream is None else stream
         self._show_bar = self._stream.isatty()
         self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
@@ -73,7 +81,8 @@ class ConsoleHook(QuietHook):
         seconds = max(seconds, 1e-9)
         text = "  ".join([
             f"step {report.step}/{self._total_steps}", *losses, f"{self._images / seconds:,.0f} images/s",
-            f"data wait {self._data_seconds / seconds:.0%}", f"{_clock(seconds_left)} left",
+            f"data wait {self._data_seconds / seconds:.0%}", f"{most_memory(self._device) / 2**30:.1f} GiB",
+            f"{_clock(seconds_left)} left",
         ])
         if self._bar is None:
             note(text, self._stream)
@@ -83,7 +92,17 @@ class ConsoleHook(QuietHook):
 
 
 def build(config: ConsoleConfig, around: Surroundings) -> ConsoleHook | None:
-    return ConsoleHook(config, total_steps=around.total_steps) if around.plan.rank == 0 else None
+    if around.plan.rank != 0:
+        return None
+    return ConsoleHook(config, total_steps=around.total_steps, device=around.plan.device)
+
+
+def most_memory(device: torch.device) -> int:
+    """Bytes: what tensors have held of a GPU at most; else what the process has of the host's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.typed import build
-from afm_scale.train.hooks.console import ConsoleConfig, ConsoleHook
+from afm_scale.train.hooks.console import ConsoleConfig, ConsoleHook, most_memory
 from tests.train.hooks.small import report, small_plan, small_state
 
 
@@ -36,7 +36,7 @@ def test_a_log_file_gets_one_plain_line_at_a_time() -> None:
     assert len(lines) == 3
     assert re.fullmatch(
         r"step 3/2000  discriminator 0\.2500  generator 3\.0000  [\d,]+ images/s  data wait \d+%  "
-        r"(\d+:)?\d+:\d\d left", lines[2]
+        r"\d+\.\d GiB  (\d+:)?\d+:\d\d left", lines[2]
     )
 
 
@@ -64,3 +64,9 @@ def test_losses_stay_on_the_device_until_they_are_shown() -> None:
 def test_a_negative_interval_is_refused() -> None:
     with pytest.raises(ConfigError, match="line_every_seconds: found -1, wanted a number from 0"):
         build(ConsoleConfig, {"line_every_seconds": -1})
+
+
+def test_the_memory_shown_is_of_the_process_where_there_is_no_gpu() -> None:
+    before = most_memory(torch.device("cpu"))
+    held = torch.ones(2**25)  # 128 MiB
+    assert 2**20 < before <= most_memory(torch.device("cpu")) < 2**40 and held.sum() == 2**25
