@@ -122,7 +122,7 @@ def refused(**environment: str) -> str:
 @pytest.mark.parametrize(("environment", "told"), [
     ({"NODES": ""}, "NODES is not set: wanted the hosts"),
     ({"NODES": "nosuch.invalid 127.0.0.1"}, "the name 'nosuch.invalid' is not known here"),
-    ({"NODES": "192.0.2.1 192.0.2.2"}, "none of them is this host"),
+    ({"NODES": "198.51.100.1 203.0.113.1"}, "none of them is this host"),
     ({"NODES": "127.0.0.1 127.0.0.2"}, "127.0.0.1, 127.0.0.2 are all this host"),
     ({"NODES": "127.0.0.1 127.0.0.1"}, "names a host twice"),
     ({"NODES": "127.0.0.1", "NODE_RANK": "1"}, "NODE_RANK=1: wanted a number from 0 to 0"),
