@@ -30,7 +30,7 @@ def test_a_comment_above_a_setting_is_its_meaning_too(capsys: pytest.CaptureFixt
 
 def test_the_last_word_finds_every_setting_that_ends_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     keys = [line for line in printed(capsys, "decay").splitlines() if line and not line.startswith(" ")]
-    assert keys == ["objective.gradient_scale.decay", "average.decay"]
+    assert keys == ["objective.gradient_scale.decay", "objective.target.decay", "average.decay"]
 
 
 def test_a_section_is_shown_with_what_is_inside(capsys: pytest.CaptureFixture[str]) -> None:
