@@ -170,11 +170,14 @@ def main(arguments: list[str]) -> int:
             signal.signal(signum, workers.forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)  # whoever started this may have held some
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a store that is gone costs a page of C++ frames
+    level = os.environ.get("TORCH_CPP_LOG_LEVEL")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a store that is gone costs a page of C++ frames
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher import api as launcher
 
+    if level is None:  # the workers choose theirs
+        del os.environ["TORCH_CPP_LOG_LEVEL"]
     parser = torchrun.get_args_parser()
     parser.allow_abbrev = False  # else an option of the script, `sample --num`, is taken for a short --numa-binding
     args = parser.parse_args(arguments)
@@ -231,7 +234,7 @@ def end_of_launcher(error: BaseException, workers: Workers, args: Namespace) -> 
     elif "in use" in str(error.__cause__) or "EADDRINUSE" in str(error.__cause__):
         reason = "the port is in use on this host. Choose another one, the same for every node"
     else:
-        cause = str(error.__cause__ or error).partition("\n")[0].partition("Exception raised from")[0][:200]
+        cause = str(error.__cause__ or error).partition("\n")[0].partition("Exception raised from")[0].rstrip(". ")
         reason = f"the nodes do not find each other: {cause}. Name host and free port of the first node, and start it"
     tell(f"error: {reason} ({where})")
     return USER_ERROR
