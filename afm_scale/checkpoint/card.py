@@ -23,10 +23,14 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """What the samples of a latent model are: `scale` times an autoencoder's latents. None: the run did not say."""
+    """What the samples of a latent model are: `scale` times an autoencoder's latents less `shift`.
+
+    None: the run did not say.
+    """
 
     vae: str | None
     scale: Annotated[float, Range(0)] | None
+    shift: Annotated[float, Range(-1e6, 1e6)] = 0.0  # of what was trained before there was one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class EncodeRequest:
     vae: str
     name: str | None = None  # None: the last part of `vae`
     scale: float | None = None  # None: what the autoencoder's own description says
+    shift: float | None = None  # the same
     batch_size: int = 32
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -65,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="what training calls the autoencoder (data.vae); by default the folder's name")
     add_number(parser, "--scale", float, Range(above=0, high=1e6),
         help="a latent is scale * sample (default: as the VAE says)")
+    add_number(parser, "--shift", float, Range(-1e6, 1e6),
+        help="what is taken off a sample before (default: as the VAE says)")
     add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=32, help="images encoded at once by each rank")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -98,8 +101,9 @@ class _Job:
 def encode_command(request: EncodeRequest) -> int:
     """Writes OUT, one shard of latents for each shard of images. A job that was killed goes on where it was.
 
-    The result depends on the images, the autoencoder, the scale, the precision, the batch size and the kind of device,
-    not on the number of ranks. Raises UserError, the same one on every rank, for what cannot be read or written.
+    The result depends on the images, the autoencoder, its scale and shift, the precision, the batch size and the kind
+    of device, not on the number of ranks. Raises UserError, the same one on every rank, for what cannot be read or
+    written.
     """
     if request.batch_size < 1:
         raise UserError(f"--batch-size {request.batch_size} must be at least 1")
@@ -139,12 +143,13 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
         images.refuse_damage("restore it, or pack the images again")
     found = read_autoencoder(request.vae)
     scale = found.scale if request.scale is None else request.scale
-    autoencoder = Autoencoder(found.network, scale=scale, precision=request.precision).to(ranks.device)
+    shift = found.shift if request.shift is None else request.shift
+    autoencoder = Autoencoder(found.network, scale=scale, shift=shift, precision=request.precision).to(ranks.device)
     blank = torch.zeros(1, 3, content.size, content.size, device=ranks.device)
     channels, height, width = autoencoder.moments(blank)[0].shape[1:]
     latents = LatentContent(
         shape=(channels, height, width), vae=request.name or found.name, vae_sha256=file_sha256(found.weights),
-        scale=scale,
+        scale=scale, shift=shift,
     )
     settings: dict[str, Any] = {
         "images_index_sha256": images.description.index_sha256, "images_made": dict(images.description.made),

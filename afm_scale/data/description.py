@@ -59,6 +59,7 @@ class LatentContent:
     vae: _Printed  # the name it was given
     vae_sha256: _Sha256  # of its weights
     scale: Annotated[float, Range(above=0, high=1e6)]  # a training latent is scale * (mean + deviation * normal)
+    shift: Annotated[float, Range(-1e6, 1e6)] = 0.0  # what was taken off the encoder's mean, which decoding adds again
     kind: Literal["latents"] = "latents"
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ class ImagesToLatentsConfig(ImagesConfig):
     decoder: Literal["webdataset", "dali"] = "webdataset"  # of the images
     shape: Annotated[tuple[int, int, int], Range(1, 65_536)] = (4, 32, 32)  # C, H, W of a latent
     scale: Annotated[float, Range(above=0, high=1e6)] = 0.18215  # of a training latent: times the encoder's
+    shift: Annotated[float, Range(-1e6, 1e6)] = 0.0  # taken off the encoder's before; as the autoencoder's files say
     precision: Literal["fp32", "bf16"] = "bf16"  # of the encoder; what it returns is float32
     compile: bool | None = None  # torch.compile of the encoder; null: on a GPU
 
@@ -46,7 +47,7 @@ class ImagesToLatentsConfig(ImagesConfig):
 
     @property
     def encoding(self) -> Encoding:
-        return Encoding(self.vae, self.scale)
+        return Encoding(self.vae, self.scale, self.shift)
 
     @property
     def starts_processes(self) -> bool:

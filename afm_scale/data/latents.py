@@ -38,8 +38,8 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # in a folder that diffuse
 class LatentsConfig(SourceConfig):
     """A folder of encoded latents.
 
-    What is left out of `shape`, `num_classes`, `vae` and `scale`, `resolved` reads from the folder's dataset.json; what
-    is given is compared with it when the source is built.
+    What is left out of `shape`, `num_classes`, `vae`, `scale` and `shift`, `resolved` reads from the folder's
+    dataset.json; what is given is compared with it when the source is built.
     """
 
     draws_latents: ClassVar[bool] = True
@@ -49,17 +49,19 @@ class LatentsConfig(SourceConfig):
     num_classes: Annotated[int, Range(1, 10_000_000)] | None = None  # null: as encoded
     vae: Annotated[str, OrName()] | None = None  # the name they were encoded under, or the autoencoder's folder
     scale: Annotated[float, Range(above=0, high=1e6)] | None = None  # of a training latent; null: as encoded
+    shift: Annotated[float, Range(-1e6, 1e6)] | None = None  # taken off the encoder's latents; null: as encoded
     mirror: bool = True  # every draw of the image or of its mirror image, evenly likely
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
     prefetch: Annotated[int, Range(1, 1_024)] = 2  # turns read ahead, in a thread
 
     def resolved(self) -> LatentsConfig:
-        if None not in (self.shape, self.num_classes, self.vae, self.scale):
+        if None not in (self.shape, self.num_classes, self.vae, self.scale, self.shift):
             return self
         description = read_content(self.folder, "latents")
         content = description.content
         return filled(
-            self, shape=content.shape, num_classes=description.num_classes, vae=content.vae, scale=content.scale
+            self, shape=content.shape, num_classes=description.num_classes, vae=content.vae, scale=content.scale,
+            shift=content.shift,
         )
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -71,7 +73,7 @@ class LatentsConfig(SourceConfig):
 
     @property
     def encoding(self) -> Encoding:
-        return Encoding(self.vae, self.scale)
+        return Encoding(self.vae, self.scale, self.shift or 0.0)
 
 
 def posterior_sample(mean: Tensor, deviation: Tensor, scale: float, *, seed: int, positions: Positions) -> Tensor:
@@ -223,6 +225,11 @@ def _check_encoding(config: LatentsConfig, content: LatentContent, *, compare_we
         raise DataError(
             f"{config.folder} was encoded for scale {content.scale}, data.scale is {config.scale}; "
             f"set data.scale={content.scale}, or encode again with --scale {config.scale}"
+        )
+    if config.shift is not None and content.shift != config.shift:
+        raise DataError(
+            f"{config.folder} was encoded with the shift {content.shift}, data.shift is {config.shift}; "
+            f"set data.shift={content.shift}, or encode again with --shift {config.shift}"
         )
     folder = Path(config.vae)
     if not folder.is_dir():

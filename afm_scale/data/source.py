@@ -36,6 +36,7 @@ class Encoding(NamedTuple):
 
     vae: str  # a folder of the autoencoder, or its name
     scale: float  # a training latent is scale * (mean + deviation * normal)
+    shift: float = 0.0  # what was taken off the encoder's mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,13 @@ class Autoencoder(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, *, scale: float, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False
+        self, network: nn.Module, *, scale: float, shift: float = 0.0, precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,
     ) -> None:
+        """A training latent is scale * (the encoder's - shift), as diffusers' pipelines of SD3 and FLUX have it."""
         super().__init__()
         self.network = network.float().requires_grad_(False).eval()
-        self.scale = scale
+        self.scale, self.shift = scale, shift
         self._dtype = PRECISIONS[precision]
         if compile:
             network.encoder.compile(dynamic=False)  # the batch is always of one shape
@@ -32,13 +34,16 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, 3, S, S] in [-1, 1] -> mean and standard deviation of the posterior, [B, C, h, w] float32."""
+        """Pixels [B, 3, S, S] in [-1, 1] -> mean and standard deviation of the posterior, [B, C, h, w] float32.
+
+        The shift is taken off the mean, so that what is stored of them, and drawn from it, need not know of it.
+        """
         with torch.autocast(x.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             posterior = self.network.encode(x).latent_dist
-        return posterior.mean.float(), torch.exp(0.5 * posterior.logvar.float())
+        return posterior.mean.float() - self.shift, torch.exp(0.5 * posterior.logvar.float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] -> pixels [B, 3, S, S] float32, in [-1, 1] but for overshoot."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self.network.decode(latents.float() / self.scale).sample
+            return self.network.decode(latents.float() / self.scale + self.shift).sample

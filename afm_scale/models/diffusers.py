@@ -41,7 +41,7 @@ class AutoencoderSettings:
     norm_num_groups: Annotated[int, Range(1, 1024)] = 32
     sample_size: Annotated[int, Range(1, 2**16)] = 32
     scaling_factor: Annotated[float, Range(above=0, high=2**20)] = 0.18215
-    shift_factor: float | None = None
+    shift_factor: Annotated[float, Range(-(2**20), 2**20)] | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     force_upcast: bool = True
@@ -53,6 +53,11 @@ class AutoencoderSettings:
         depths = {len(self.block_out_channels), len(self.down_block_types), len(self.up_block_types)}
         if len(depths) > 1 or not 1 <= max(depths) <= 8:
             raise ConfigError("block_out_channels, down_block_types and up_block_types must be of one length, 1 to 8")
+        if self.latents_mean is not None or self.latents_std is not None:
+            raise ConfigError(
+                "latents_mean and latents_std, by which latents are normalised channel by channel, are not read; "
+                "wanted an autoencoder of scaling_factor and shift_factor alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class ReadAutoencoder:
     name: str  # the last part of the path or of the name it was asked for under
     weights: Path
     scale: float  # by which its config.json says latents are multiplied (`scaling_factor`)
+    shift: float  # what is taken off them before (`shift_factor`)
     latent_channels: int
     pixels_per_latent: int  # of a side
 
@@ -106,7 +112,8 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
         )
     return ReadAutoencoder(
         network, Path(path_or_name).resolve().name, folder / WEIGHTS_NAME, scale=settings.scaling_factor,
-        latent_channels=settings.latent_channels, pixels_per_latent=2 ** (len(settings.block_out_channels) - 1),
+        shift=settings.shift_factor or 0.0, latent_channels=settings.latent_channels,
+        pixels_per_latent=2 ** (len(settings.block_out_channels) - 1),
     )
 
 

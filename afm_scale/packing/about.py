@@ -28,8 +28,9 @@ def about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
 def _content(description: DatasetDescription) -> str:
     content = description.content
     if isinstance(content, LatentContent):
+        shift = f", shift {content.shift}" if content.shift else ""
         shape = " x ".join(map(str, content.shape))
-        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}"
+        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}{shift}"
     size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
     encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
     return f"images, {size}, {encoding}"

@@ -79,14 +79,15 @@ def decoder_of_latents(
             f"hub) with {setting}{otherwise}"
         )
     found = _read(vae or known)
-    scale = found.scale if latents.scale is None else latents.scale
-    return Decoder(Autoencoder(found.network, scale=scale).to(device), found.name, found.shape_of_images(shape))
+    scale, shift = (found.scale, found.shift) if latents.scale is None else (latents.scale, latents.shift)
+    autoencoder = Autoencoder(found.network, scale=scale, shift=shift).to(device)
+    return Decoder(autoencoder, found.name, found.shape_of_images(shape))
 
 
 def encoder_of(vae: str, device: torch.device) -> Encoder:
-    """An autoencoder that latents are made with, by the scale its own files say. Raises ConfigError as above."""
+    """An autoencoder that latents are made with, scaled and shifted as its files say. Raises ConfigError as above."""
     found = _read(vae)
-    return Encoder(Autoencoder(found.network, scale=found.scale).to(device), found.name)
+    return Encoder(Autoencoder(found.network, scale=found.scale, shift=found.shift).to(device), found.name)
 
 
 def _read(vae: str) -> ReadAutoencoder:

@@ -222,5 +222,5 @@ def card_of_run(config: RunConfig) -> Card:
         prediction=None if objective.prediction is None else objective.prediction.value, class_dropout=dropout,
         num_steps=config.sampling.num_steps, precision=parallel.precision, device=parallel.device, ops=parallel.ops,
         deterministic=parallel.deterministic, data=to_mapping(data),
-        latents=None if latents is None else Latents(vae=latents.vae, scale=latents.scale),
+        latents=None if latents is None else Latents(vae=latents.vae, scale=latents.scale, shift=latents.shift),
     )

@@ -81,8 +81,9 @@ def model_card(source: Source, figures: Mapping[str, Any], name: str, *, has_pic
         f"| prediction | {card.prediction} |",
     ]
     if card.latents is not None:
+        less = f"less {card.latents.shift:g}, " if card.latents.shift else ""
         of = card.latents.vae or "an autoencoder that is not named"
-        lines.append(f"| latents | of {of}, times {card.latents.scale or 'an unknown scale'} |")
+        lines.append(f"| latents | of {of}, {less}times {card.latents.scale or 'an unknown scale'} |")
     if figures:
         told = {key: value for key, value in figures.items() if key != "step"}
         lines += ["", f"Measured at step {figures['step']:,}:", "", "| figure | |", "|---|---|"]

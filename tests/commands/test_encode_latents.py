@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from afm_scale.commands.encode_latents import EncodeRequest, encode_command
 from afm_scale.core.errors import DataError, UserError
 from afm_scale.data.description import LatentContent, file_sha256, read_description
-from afm_scale.data.latents import WEIGHTS_NAME
+from afm_scale.data.latents import WEIGHTS_NAME, LatentsConfig
 from afm_scale.data.shards import PackedShards
 from tests.data.small import packed_images, picture
 from tests.models.small_autoencoder import saved_autoencoder, small_autoencoder
@@ -158,6 +158,19 @@ def test_without_a_scale_the_one_the_autoencoder_comes_with_is_used(made, tmp_pa
     config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.13025}))
     encode_command(replace(made, vae=str(tmp_path / "other"), scale=None, out=tmp_path / "out"))
     assert PackedShards(tmp_path / "out").description.content.scale == 0.13025
+
+
+def test_the_shift_the_autoencoder_comes_with_is_taken_off_and_written_down(made, tmp_path):
+    config = saved_autoencoder(tmp_path / "other") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shift_factor": 0.5}))
+    encode_command(replace(made, vae=str(tmp_path / "other"), out=tmp_path / "out"))
+    encode_command(replace(made, vae=str(tmp_path / "other"), shift=0.0, out=tmp_path / "without"))
+    with_it, without = (PackedShards(tmp_path / name) for name in ("out", "without"))
+    assert (with_it.description.content.shift, without.description.content.shift) == (0.5, 0.0)
+    read = [np.load(io.BytesIO(shards.read(0))).astype(np.float32) for shards in (with_it, without)]
+    assert np.abs(read[1][0] - read[0][0] - 0.5).max() < 2e-3 and np.array_equal(read[0][1], read[1][1])
+    config = LatentsConfig(global_batch=2, folder=tmp_path / "out").resolved()
+    assert config.encoding.shift == 0.5
 
 
 def test_latents_are_not_encoded_again(made, tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from afm_scale.core.errors import ConfigError
+from afm_scale.data.images_to_latents import ImagesToLatentsConfig
 from afm_scale.models.autoencoder import Autoencoder
 from afm_scale.models.diffusers import WEIGHTS_NAME, read_autoencoder
+from afm_scale.models.encoding import build_encoder
 from tests.models.small_autoencoder import saved_autoencoder, small_autoencoder
 
 SCALE = 0.3
@@ -37,6 +41,33 @@ def test_decoding_is_the_networks_own_on_unscaled_latents(network):
     decoded = Autoencoder(network, scale=SCALE, precision="bf16").decode(latents)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, network.decode(latents / SCALE).sample)
+
+
+def test_a_shift_is_taken_off_when_encoding_and_added_when_decoding(network):
+    shifted, plain = (Autoencoder(network, scale=SCALE, shift=shift) for shift in (0.0609, 0.0))
+    mean, deviation = shifted.moments(pixels())
+    assert torch.equal(mean, plain.moments(pixels())[0] - 0.0609)
+    assert torch.equal(deviation, plain.moments(pixels())[1])
+    assert torch.equal(shifted.decode(SCALE * mean), network.decode(SCALE * mean / SCALE + 0.0609).sample)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.5305, 0.0609), (0.3611, 0.1159), (0.18215, None)])
+def test_scale_and_shift_of_published_descriptions_are_read(tmp_path, scale, shift):
+    config = saved_autoencoder(tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": scale, "shift_factor": shift}))
+    found = read_autoencoder(str(tmp_path))
+    assert (found.scale, found.shift) == (scale, shift or 0.0)
+    recipe = ImagesToLatentsConfig(global_batch=2, folder=tmp_path, vae=str(tmp_path), scale=scale, shift=9.0)
+    with pytest.raises(ConfigError, match=f"data.shift is 9.0, .* says {shift or 0.0} .*set data.shift={shift or 0.0}"):
+        build_encoder(recipe, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
+def test_a_normalisation_channel_by_channel_is_refused_and_not_left_out(tmp_path, name):
+    config = saved_autoencoder(tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), name: [0.5] * 4}))
+    with pytest.raises(ConfigError, match="normalised channel by channel, are not read"):
+        read_autoencoder(str(tmp_path))
 
 
 def test_encoding_in_bfloat16_is_near_and_returns_float32(network):
