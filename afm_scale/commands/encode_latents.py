@@ -139,6 +139,8 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
         raise DataError(
             f"{request.shards} holds {held}; wanted square images, as tools/make_shards.py --size packs them"
         )
+    if content.channels != 3:
+        raise DataError(f"{request.shards} holds grey images, an autoencoder encodes RGB; pack them without --grey")
     if ranks.rank == 0:
         images.refuse_damage("restore it, or pack the images again")
     found = read_autoencoder(request.vae)

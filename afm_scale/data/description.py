@@ -28,6 +28,8 @@ DESCRIPTION_NAME = "dataset.json"
 INDEX_NAME = "index.safetensors"
 BLOCK_BYTES = 512  # of a tar: every member begins with one that names it, and fills its last one up
 LARGEST_SAMPLE = 2**30  # bytes of one member
+LISTED_NAMES = 1000
+"""Files that are named with each change that they saw; all are counted."""
 
 _LONGEST = 2**28  # bytes of dataset.json; it lists every file that was refused
 _MOST = 2**40  # samples, or bytes of a shard in blocks
@@ -44,6 +46,7 @@ class ImageContent:
 
     size: Annotated[int, Range(1, 16_384)] | None  # pixels of a side, cropped square; None: as large as the originals
     encoding: Literal["png", "jpeg", "original"]  # original: the bytes of the source, untouched
+    channels: Literal[1, 3] = 3  # 1: all are grey; 3: RGB, and grey ones among originals
     kind: Literal["images"] = "images"
 
     @property
@@ -98,6 +101,36 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """Something that was done to images, which makes them look otherwise than they did or than they say."""
+
+    how: str
+    count: _Count  # images
+    names: tuple[str, ...]  # of the first `LISTED_NAMES` of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What became of the files of a source. Raises ConfigError if the counts do not add up."""
+
+    found: _Count  # files, folders apart
+    packed: _Count
+    changed: _Count  # of those that were packed, whatever was done to them
+    left_out: _Count  # `refused` names them all
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]  # what was decided about the source as a whole
+
+    def __post_init__(self) -> None:
+        counts = [change.count for change in self.changes]
+        if self.found != self.packed + self.left_out:
+            raise ConfigError(f"{self.found} files were found, {self.packed} packed and {self.left_out} left out")
+        if not max(counts, default=0) <= self.changed <= min(self.packed, sum(counts)):
+            raise ConfigError(f"{self.changed} of {self.packed} images were changed, {counts} of them in each way")
+        if any(len(change.names) != min(change.count, LISTED_NAMES) for change in self.changes):
+            raise ConfigError("a change names more or fewer images than it counts")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
     content: ImageContent | LatentContent
     num_samples: Annotated[int, Range(1, _MOST)]
@@ -107,6 +140,7 @@ class DatasetDescription:
     index_sha256: _Sha256
     made: Mapping[str, Any]  # the settings of the packing, for the reader's eye
     refused: tuple[Refused, ...] = ()
+    account: Account | None = None  # None: packed before there was one, or made of a packed set
 
     def __post_init__(self) -> None:
         """Raises ConfigError if its numbers contradict each other."""
@@ -115,6 +149,12 @@ class DatasetDescription:
             raise ConfigError(f"the shards hold {held} samples, num_samples is {self.num_samples}")
         if len(self.class_counts) != len(self.class_names) or sum(self.class_counts) != self.num_samples:
             raise ConfigError("class_counts do not add up to num_samples, or are not one for each class")
+        account = self.account
+        if account is not None and (account.packed, account.left_out) != (self.num_samples, len(self.refused)):
+            raise ConfigError(
+                f"the account has {account.packed} packed and {account.left_out} left out; there are "
+                f"{self.num_samples} samples, and {len(self.refused)} refused files"
+            )
         if len({shard.name for shard in self.shards}) < len(self.shards):
             raise ConfigError("two shards have the same name")
         for shard in self.shards:

@@ -33,14 +33,15 @@ _SIZE_OF_ORIGINALS = 256  # what images of many sizes are cropped to, unless `si
 class ImagesConfig(SourceConfig):
     """Images of a folder packed by tools/make_shards.py, as pixels in [-1, 1].
 
-    What is left out of `size` and `num_classes`, `resolved` reads from the folder's dataset.json; what is given is
-    compared with it when the source is built.
+    What is left out of `size`, `num_classes` and `channels`, `resolved` reads from the folder's dataset.json; what is
+    given is compared with it when the source is built.
     """
 
     folder: Path  # of the packed images, with its dataset.json
     # pixels of a side; null: as packed, or 256 of originals of any size
     size: Annotated[int, Range(1, 16_384)] | None = None
     num_classes: Annotated[int, Range(1, 10_000_000)] | None = None  # null: as packed
+    channels: Literal[1, 3] | None = None  # 1: grey, of a set packed with --grey; null: as packed, or 3
     mirror: bool = True  # every draw left to right or right to left, evenly likely
     affine: AffineConfig | None = None  # turned, shifted and enlarged before the crop; null: never
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
@@ -52,7 +53,7 @@ class ImagesConfig(SourceConfig):
             return self
         description = read_content(self.folder, "images")
         size = description.content.size or _SIZE_OF_ORIGINALS
-        return filled(self, size=size, num_classes=description.num_classes)
+        return filled(self, size=size, num_classes=description.num_classes, channels=description.content.channels)
 
     def fingerprint(self) -> Mapping[str, str]:
         return read_content(self.folder, "images").fingerprint()
@@ -60,7 +61,7 @@ class ImagesConfig(SourceConfig):
     @property
     def shape(self) -> tuple[int, int, int]:
         assert self.size is not None, "the size is as packed: resolved() comes first"
-        return (3, self.size, self.size)
+        return (self.channels or 3, self.size, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,8 @@ def decoded_image(shards: PackedShards, sample: int, data: bytes) -> Image.Image
 
     Raises SampleError.
     """
-    size = shards.description.content.size
+    content = shards.description.content
+    size = content.size
     try:
         image = decode_checked(data)
     except ImageError as error:
@@ -164,6 +166,8 @@ def decoded_image(shards: PackedShards, sample: int, data: bytes) -> Image.Image
         raise SampleError(
             shards.place(sample), f"is of {image.width} x {image.height} pixels, {DESCRIPTION_NAME} says {size}"
         )
+    if content.channels == 1 and image.mode != "L":
+        raise SampleError(shards.place(sample), f"has pixels of mode {image.mode}, {DESCRIPTION_NAME} says grey")
     return image
 
 
@@ -194,6 +198,11 @@ class ImageSource(ABC):
                 f"{config.folder} holds images of {content.size} pixels, data.size is {config.size}; "
                 f"set data.size={content.size}, or pack with --size {config.size}"
             )
+        if content.channels != self.shape[0]:
+            raise DataError(
+                f"{config.folder} holds images of {content.channels} channel(s), data.channels is {self.shape[0]}; set "
+                f"data.channels={content.channels}, or pack {'without' if content.channels == 1 else 'with'} --grey"
+            )
         self.order = EpochOrder(self.shards.num_samples, seed=seed)
         self._skipped: list[Skipped] = []
 
@@ -211,6 +220,7 @@ class ImageSource(ABC):
             yield self._batch(pixels, labels, positions)
 
     def _batch(self, pixels: Tensor, labels: Tensor, positions: Positions) -> Batch:
+        pixels = pixels[:, :self.shape[0]]  # of grey images all three are the same
         x = pixels.to(self.device, non_blocking=True).to(torch.float32) / 127.5 - 1
         if self.config.mirror:
             mirrored = mirrored_at(positions, seed=self.seed, device=self.device)

@@ -58,8 +58,8 @@ class ImagesToLatentsConfig(ImagesConfig):
         config = {"webdataset": WebDatasetConfig, "dali": DaliConfig}[self.decoder]
         return config(
             global_batch=self.global_batch, folder=self.folder, size=self.size, num_classes=self.num_classes,
-            mirror=self.mirror, affine=self.affine, on_error=self.on_error, workers=self.workers,
-            prefetch=self.prefetch,
+            channels=self.channels, mirror=self.mirror, affine=self.affine, on_error=self.on_error,
+            workers=self.workers, prefetch=self.prefetch,
         )
 
 
@@ -81,6 +81,8 @@ class ImagesToLatents:
         self._encode = encode
         self._seed = seed
         self._rank, self._world_size = rank, world_size
+        if images.shape[0] != 3:
+            raise ConfigError(f"{config.folder} holds grey images, {config.vae} encodes RGB; pack them without --grey")
         # A whole batch, so that an encoder that is compiled for its shapes is compiled now, and once.
         blank = torch.zeros(config.global_batch // world_size, *images.shape, device=device)
         with torch.no_grad():

@@ -49,13 +49,13 @@ class LatentsConfig(SourceConfig):
     num_classes: Annotated[int, Range(1, 10_000_000)] | None = None  # null: as encoded
     vae: Annotated[str, OrName()] | None = None  # the name they were encoded under, or the autoencoder's folder
     scale: Annotated[float, Range(above=0, high=1e6)] | None = None  # of a training latent; null: as encoded
-    shift: Annotated[float, Range(-1e6, 1e6)] | None = None  # taken off the encoder's latents; null: as encoded
+    shift: Annotated[float, Range(-1e6, 1e6)] | None = None  # taken off the encoder's latents; null: as encoded, or 0
     mirror: bool = True  # every draw of the image or of its mirror image, evenly likely
     on_error: Literal["stop", "skip"] = "stop"  # a sample that cannot be read: end the run, or use another one
     prefetch: Annotated[int, Range(1, 1_024)] = 2  # turns read ahead, in a thread
 
     def resolved(self) -> LatentsConfig:
-        if None not in (self.shape, self.num_classes, self.vae, self.scale, self.shift):
+        if None not in (self.shape, self.num_classes, self.vae, self.scale):
             return self
         description = read_content(self.folder, "latents")
         content = description.content
@@ -226,7 +226,7 @@ def _check_encoding(config: LatentsConfig, content: LatentContent, *, compare_we
             f"{config.folder} was encoded for scale {content.scale}, data.scale is {config.scale}; "
             f"set data.scale={content.scale}, or encode again with --scale {config.scale}"
         )
-    if config.shift is not None and content.shift != config.shift:
+    if content.shift != (config.shift or 0.0):
         raise DataError(
             f"{config.folder} was encoded with the shift {content.shift}, data.shift is {config.shift}; "
             f"set data.shift={content.shift}, or encode again with --shift {config.shift}"

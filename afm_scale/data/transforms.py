@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..core.errors import DataError
+from .oddities import ORIENTATION, STORED_ORIENTATION, begins_as, unread_kind, without_notes
 
 # Only what is worth training on: some of Pillow's other readers start programs (EPS) or fetch parts of other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
@@ -78,23 +79,49 @@ def decode_in_thread(data: bytes) -> Image.Image:
     """
     if not data.strip(b"\0"):
         raise ImageError("holds nothing but zero bytes" if data else "is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        if image.format == "PNG":  # the sums of its chunks, which are not compared while it is decoded
-            Image.open(io.BytesIO(data), formats=["PNG"]).verify()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
-    except _DECODE_ERRORS as error:
-        raise ImageError(f"is corrupt or truncated: {error}") from None
+    image = _loaded(data)
     if image.format == "MPO":  # a JPEG followed by further pictures, as some cameras write it
         image.format = "JPEG"
     # The end of a JPEG must come after its last scan: thumbnails, which have an end of their own, lie before it.
     end, after = _ENDS.get(image.format or "", (b"", b""))
     if not data.endswith(end) and end not in data[data.rfind(after):]:  # nearly all end at once: no search of the scan
         raise ImageError(f"is corrupt or truncated: the end of the {image.format} is missing")
+    return image
+
+
+def _loaded(data: bytes) -> Image.Image:
+    """Raises ImageError. What is only too much for Pillow, or of a kind it does not read, is not called damaged."""
+    try:
+        return _opened(data)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    except MemoryError:
+        raise ImageError("needs more memory than there is") from None
+    except UnidentifiedImageError:
+        begins = begins_as(data)
+        if begins is None:
+            raise ImageError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
+        failed: Exception = ValueError(f"begins as {begins} does, and is not one that Pillow knows")
+    except _DECODE_ERRORS as error:
+        failed = error
+    try:  # texts and colour profiles of a PNG may be longer than Pillow takes
+        if (shorter := without_notes(data)) is not None:
+            return _opened(shorter)
+    except _DECODE_ERRORS as error:
+        failed = error
+    if (kind := unread_kind(data)) is not None:
+        raise ImageError(f"is a JPEG of a kind that is not read ({kind}): {failed}")
+    unsure = ", or of a kind that is not read" if begins_as(data) in ("TIFF", "BMP") else ""
+    raise ImageError(f"is corrupt or truncated{unsure}: {failed}")
+
+
+def _opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format == "TIFF":  # loading turns it by its tag, and takes the tag away
+        image.info[STORED_ORIENTATION] = image.tag_v2.get(ORIENTATION, 1)
+    image.load()
+    if image.format == "PNG":  # the sums of its chunks, which are not compared while it is decoded
+        Image.open(io.BytesIO(data), formats=["PNG"]).verify()
     return image
 
 

@@ -21,6 +21,11 @@ def about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
         "samples of a class": {"fewest": min(counts, default=0), "most": max(counts, default=0)},
         "shards": len(description.shards),
         "bytes": sum(shard.num_bytes for shard in description.shards),
+        **({} if description.account is None else {"when packed": {
+            "files found": description.account.found, "changed": {
+                change.how: change.count for change in description.account.changes
+            },
+        }}),
         "refused when packed": {"files": len(description.refused), "by reason": dict(reasons.most_common())},
     }
 
@@ -33,4 +38,4 @@ def _content(description: DatasetDescription) -> str:
         return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}{shift}"
     size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
     encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
-    return f"images, {size}, {encoding}"
+    return f"{'grey ' if content.channels == 1 else ''}images, {size}, {encoding}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from ..core.ranges import Range
 from ..core.strict_json import parse_json
 from ..core.typed import Mistake, build
 from ..data.description import Refused
-from .archives import SpanReader, scratch_path
-from .originals import Listing, Original
+from .archives import SpanReader
+from .classes import Layout
+from .naming import split_of_file, why_ignored
+from .originals import Files, Listing, Original
+from .unpacking import scratch_path
 
 _ROWS_AT_ONCE = 64
 _USUAL_NAMES = ("image", "img", "jpg", "png", "bytes")
@@ -32,6 +36,7 @@ class _Columns:
     image: str
     nested: bool  # struct of bytes and path
     class_names: tuple[str, ...] | None  # where the file knows them
+    told: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +47,23 @@ class _Content:
     rows: tuple[tuple[str, int | None, Annotated[int, Range(0)], Annotated[int, Range(0)]], ...]  # label, size, place
     refused: tuple[tuple[str, str], ...]  # name, reason
     num_bytes: Annotated[int, Range(0)]
+    columns: str  # which one the images are of, and which are not read, for the account
 
 
-def list_parquet(files: Sequence[Path], scratch: Path) -> Listing:
+def list_parquet(
+    paths: Sequence[Path], scratch: Path, layout: Layout | None = None, beside: Files | None = None
+) -> Listing:
     """The images of parquet files with the same columns; their bytes are first copied into `scratch`.
 
-    Raises DataError if a file is damaged, has no such columns, or the files disagree about the classes.
+    Args:
+        beside: all that lies in the folder, if it is one that was given.
+
+    Raises DataError if a file is damaged, has no such columns, the files disagree about the classes, are of several
+    splits, or some of their number are missing.
     """
+    layout = layout or Layout()
+    files = _of_one_split(paths, layout.within)
+    _refuse_missing_parts(files)
     parts = [_spooled(path, scratch) for path in files]
     names = {None if part["class_names"] is None else tuple(part["class_names"]) for part in parts}
     if len(names) > 1:
@@ -64,11 +79,69 @@ def list_parquet(files: Sequence[Path], scratch: Path) -> Listing:
             refused.append(Refused(name=name, reason=f"has no label in 0 to {limit - 1}: {label}"))
         else:
             originals.append(Original(name=name, label=label, size=size, place=starts[number] + place))
+    if layout.classes is not None:
+        known = _named(layout.classes, known, originals)
     if known is None:
         known = tuple(str(label) for label in range(1 + max((one.label for one in originals), default=-1)))
+    refused += _others(files, paths, beside)
     refused.sort(key=lambda one: (one.name, one.reason))
-    paths = [scratch_path(path, scratch, ".images") for path in files]
-    return Listing(originals=originals, class_names=known, refused=refused, reader=_Parts(paths, starts))
+    copies = [scratch_path(path, scratch, ".images") for path in files]
+    return Listing(
+        originals=originals, class_names=known, refused=refused, reader=_Parts(copies, starts),
+        notes=tuple(dict.fromkeys(part["columns"] for part in parts)),
+    )
+
+
+def _of_one_split(files: Sequence[Path], wanted: str | None) -> Sequence[Path]:
+    """Raises DataError if the files are of several splits and none is wanted, or one that there is not."""
+    splits = {path: split_of_file(path.name) for path in files}
+    if wanted is not None:
+        chosen = [path for path, split in splits.items() if split == wanted.lower()]
+        if not chosen:
+            raise DataError(f"--within {wanted} is the split of no parquet file here, such as {files[0].name}")
+        return chosen
+    if len(set(splits.values())) > 1:
+        names = sorted({str(split) for split in splits.values() if split})
+        raise DataError(
+            f"{files[0].parent} holds parquet files of several splits ({', '.join(names)}, by names such as "
+            f"{files[0].name}); pack one of them: --within {names[0]}, or give the file itself"
+        )
+    return files
+
+
+def _refuse_missing_parts(files: Sequence[Path]) -> None:
+    """Of files named ...-00003-of-00010.parquet all have to be there, if there are several."""
+    matches = [match for path in files if (match := re.fullmatch(r"(.*)-([0-9]+)-of-([0-9]+)[.].*", path.name))]
+    if len(files) == 1:
+        return  # given by itself: part of a set, and known to be
+    for stem, total in {(match[1], int(match[3])) for match in matches}:
+        there = {int(match[2]) for match in matches if (match[1], int(match[3])) == (stem, total)}
+        missing = next((number for number in range(total) if number not in there), None)
+        if missing is not None:
+            raise DataError(f"{files[0].parent} lacks the parquet file {stem}-{missing:05d}-of-{total:05d}; get it too")
+
+
+def _named(wanted: tuple[str, ...], known: tuple[str, ...] | None, originals: Sequence[Original]) -> tuple[str, ...]:
+    """The names of the classes as --classes has them. Raises DataError if they do not fit."""
+    if known is not None and known != wanted:
+        raise DataError("the parquet files name their classes, and --classes names others or in another order")
+    most = max((one.label for one in originals), default=-1)
+    if most >= len(wanted):
+        raise DataError(f"--classes names {len(wanted)} classes, and there are labels up to {most}")
+    return wanted
+
+
+def _others(files: Sequence[Path], paths: Sequence[Path], beside: Files | None) -> list[Refused]:
+    """What lies beside the files that are read."""
+    read = {path.name for path in files}
+    left = [Refused(name=path.name, reason="is of another split than --within") for path in paths if path not in files]
+    if beside is None:
+        return left
+    done = read | {one.name for one in left}
+    for one in beside.found:
+        if one.name not in done:
+            left.append(Refused(name=one.name, reason=why_ignored(one.name) or "is none of the parquet files"))
+    return left + [one for one in beside.refused if one.name not in read]
 
 
 class _Parts:
@@ -122,7 +195,7 @@ def _copy(path: Path, target: BinaryIO) -> dict:
         rows.append((name, label, len(data), place))
         place += len(data)
     names = None if columns.class_names is None else list(columns.class_names)
-    return {"class_names": names, "rows": rows, "refused": refused, "num_bytes": place}
+    return {"class_names": names, "rows": rows, "refused": refused, "num_bytes": place, "columns": columns.told}
 
 
 def _read(path: Path) -> tuple[_Columns, Iterator[tuple]]:
@@ -157,7 +230,10 @@ def _columns(path: Path, schema: pyarrow.Schema) -> _Columns:
     if len(images) > 1 and images[0] not in _USUAL_NAMES:
         raise DataError(f"{path} has several columns of bytes ({', '.join(images)}); name the one of images 'image'")
     nested = _is_struct(schema.field(images[0]).type)
-    return _Columns(image=images[0], nested=nested, class_names=_class_names(schema.metadata or {}))
+    others = [name for name in schema.names if name not in (images[0], "label")]
+    told = f"images are those of the column {images[0]!r}, classes those of 'label'"
+    told += f"; not read: {', '.join(others)}" if others else ""
+    return _Columns(image=images[0], nested=nested, class_names=_class_names(schema.metadata or {}), told=told)
 
 
 def _is_bytes(kind: pyarrow.DataType) -> bool:

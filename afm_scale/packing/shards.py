@@ -7,9 +7,8 @@ several processes. What is killed goes on when the same command is run again, an
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,12 @@ from ..core.packages import require
 from ..core.random import permutation
 from ..data.description import DatasetDescription
 from ..data.transforms import ImageError
-from .archives import compression, list_tar, list_zip, spool
-from .originals import Listing, Original, Reader, list_folder
+from .archives import list_tar, list_zip
+from .classes import Layout
+from .naming import SIDE_FILES, is_image, why_ignored
+from .originals import Files, Listing, Original, Reader, files_in, list_folder
 from .recode import Recode
+from .unpacking import kind_of, spool
 from .workers import make_all, one_packing_alone
 from .writer import Packing, refuse_other_contents, scratch_folder
 
@@ -39,6 +41,7 @@ class MakeShardsConfig:
     shard_mb: float | None = None  # 10**6 bytes
     workers: int = 1
     seed: int = 0
+    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
         if self.num_shards is not None and self.shard_mb is not None:
@@ -59,7 +62,7 @@ def make_shards(config: MakeShardsConfig) -> DatasetDescription:
         raise DataError(f"{out} lies inside the source {source}; choose a folder outside of it")
     refuse_other_contents(out)
     with one_packing_alone(out):
-        listed = list_source(source, scratch_folder(out))
+        listed = list_source(source, scratch_folder(out), config.layout)
         if not listed.originals:
             why = "; ".join(f"{one.name}: {one.reason}" for one in listed.refused[:3]) or "it is empty"
             raise DataError(f"{source} holds no images in class folders ({why}); wanted SOURCE/CLASS/IMAGE.jpg")
@@ -69,26 +72,54 @@ def make_shards(config: MakeShardsConfig) -> DatasetDescription:
         done = packing.begin()
         if done is None:
             make_all(packing, order, num_shards, listed.reader, config.recode, num_workers=config.workers)
-            done = packing.finish(num_shards, listed.class_names, listed.refused)
+            done = packing.finish(num_shards, listed.class_names, listed.refused, listed.notes)
         return done
 
 
-def list_source(source: Path, scratch: Path) -> Listing:
-    """Finds out what the source is by looking into it. Compressed tars and parquet files are copied into `scratch`."""
-    parquet = sorted(source.glob("*.parquet")) if source.is_dir() else [source] * (source.suffix == ".parquet")
-    if parquet:
-        require("pyarrow", f"the parquet file {parquet[0].name}", "parquet")
-        from .parquet import list_parquet
+def list_source(source: Path, scratch: Path, layout: Layout | None = None) -> Listing:
+    """Finds out what the source is by looking into it. Compressed tars and parquet files are copied into `scratch`.
 
-        return list_parquet(parquet, scratch)
+    Raises DataError if it is none of those that are read, or if it is not clear what of it is to be packed.
+    """
+    layout = layout or Layout()
     if source.is_dir():
-        return list_folder(source)
+        files = files_in(source)
+        parquet = _parquet_of(source, files)
+        if not parquet:
+            return list_folder(source, files, layout)
+        return _list_parquet([source / name for name in parquet], scratch, layout, files)
     if not source.is_file():
         raise DataError(f"{source} is neither a file nor a folder; wanted a folder, a tar, a zip or a parquet file")
-    opener = compression(source)
-    if opener is not None:
-        return list_tar(spool(source, opener, scratch))
-    return list_zip(source) if zipfile.is_zipfile(source) else list_tar(source)
+    kind = kind_of(source)
+    if kind == "parquet" or (kind == "tar" and source.suffix == ".parquet"):
+        return _list_parquet([source], scratch, layout, None)
+    if kind == "zip":
+        return list_zip(source, layout)
+    return list_tar(source if kind == "tar" else spool(source, kind, scratch), layout)
+
+
+def _parquet_of(source: Path, files: Files) -> list[str]:
+    """The names of the parquet files that a folder is; empty if it is one of image files.
+
+    Raises DataError if it may be both.
+    """
+    names = [*(one.name for one in files.found), *(one.name for one in files.refused)]
+    mine = sorted(name for name in names if "/" not in name and name.endswith(".parquet") and not why_ignored(name))
+    others = [name for name in mine if name.lower() not in SIDE_FILES]
+    has_images = any(is_image(name) and not why_ignored(name) for name in names)
+    if has_images and others:
+        raise DataError(
+            f"{source} holds the parquet file {others[0]} and image files: which of them are the data is not clear; "
+            "give the parquet file itself, or take it out of the folder"
+        )
+    return [] if has_images else others or mine
+
+
+def _list_parquet(paths: Sequence[Path], scratch: Path, layout: Layout, files: Files | None) -> Listing:
+    require("pyarrow", f"the parquet file {paths[0].name}", "parquet")
+    from .parquet import list_parquet
+
+    return list_parquet(paths, scratch, layout, files)
 
 
 def _num_shards(config: MakeShardsConfig, order: Sequence[Original], reader: Reader) -> int:
@@ -101,7 +132,7 @@ def _num_shards(config: MakeShardsConfig, order: Sequence[Original], reader: Rea
         sizes = []
         for original in order[:_SAMPLED]:
             try:
-                sizes.append(len(config.recode(original.name, reader.read(original))[1]))
+                sizes.append(len(config.recode(original.name, reader.read(original)).data))
             except ImageError:
                 continue
         total = sum(sizes) / len(sizes) * len(order) if sizes else total
@@ -117,5 +148,8 @@ def _settings(config: MakeShardsConfig, listed: Listing, num_shards: int) -> dic
         "num_shards": num_shards,
         "jpeg_quality": config.recode.jpeg_quality,
         "convert": config.recode.convert,
+        "orientation": config.recode.orientation,
+        "background": config.recode.background,
+        "min_size": config.recode.min_size,
         "pillow": PIL.__version__,  # another one may decode and encode to other bytes
     }

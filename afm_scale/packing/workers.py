@@ -96,11 +96,11 @@ def _make_shard(
     with packing.shard(task.number) as writer:
         for key, original in enumerate(task.originals, start=task.first_key):
             try:
-                extension, data = recode(original.name, reader.read(original))
+                extension, data, changes = recode(original.name, reader.read(original))
             except ImageError as error:
                 writer.refuse(original.name, error.reason)
             else:
-                writer.add(key, original.label, {extension: data})
+                writer.add(key, original.label, {extension: data}, name=original.name, changes=changes)
             advance()
 
 

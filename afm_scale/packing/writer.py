@@ -12,13 +12,12 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..core.errors import DataError
@@ -37,6 +36,8 @@ from ..data.description import (
     write_description,
 )
 from ..data.index import SampleIndex
+from .accounts import Tally, account_of
+from .records import About, about_in, damaged
 
 SETTINGS_NAME = "settings.json"
 _LABEL_BYTES = 4  # int32, little-endian: readers that want one dense tensor of labels (DALI) need a fixed width
@@ -68,14 +69,23 @@ class ShardWriter:
 
     def __init__(self, file: BinaryIO) -> None:
         self.refused: list[Refused] = []
+        self.tally = Tally()
         self._file = file
         self._digest = sha256()
         self._num_bytes = 0
         self._rows: list[tuple[int, int]] = []  # key, label
         self._members: list[list[tuple[str, int, int, int]]] = []  # per sample: extension, offset, size, CRC-32
 
-    def add(self, key: int, label: int, members: Mapping[str, bytes]) -> None:
-        """One sample: its members by file extension, and its label as a member `cls`, all named after the key."""
+    def add(
+        self, key: int, label: int, members: Mapping[str, bytes], *, name: str = "", changes: Sequence[str] = ()
+    ) -> None:
+        """One sample: its members by file extension, and its label as a member `cls`, all named after the key.
+
+        Args:
+            name: of the file of the source.
+            changes: what was done to it, in words.
+        """
+        self.tally.add(name, changes)
         placed = []
         for extension, data in members.items():
             offset = self._member(f"{key:09d}.{extension}", data)
@@ -126,14 +136,6 @@ class ShardWriter:
         self._file.write(data)
         self._digest.update(data)
         self._num_bytes += len(data)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _About:
-    """What the record of a shard says beside its part of the index."""
-
-    shard: Shard
-    refused: tuple[Refused, ...]
 
 
 class Packing:
@@ -189,12 +191,12 @@ class Packing:
             reason = error.strerror
         except (ValueError, Mistake) as error:
             reason = str(error)
-        raise _damaged(path, reason)
+        raise damaged(path, reason)
 
     def is_written(self, number: int) -> bool:
         """Whether a shard is there as its record says; one that is not has to be written again."""
         try:
-            shard = _about(self._record(number)).shard
+            shard = about_in(self._record(number)).shard
             tar, idx = self.out / shard_name(number), self.out / shard.idx_name
             require_regular(tar)
             found = (tar.name, tar.stat().st_size, sha256(read_regular(idx)).hexdigest())
@@ -211,28 +213,41 @@ class Packing:
             yield writer
             writer.end()
         write_atomically(path.with_suffix(".idx"), lambda file: file.write(writer.idx()))
-        about = {"shard": asdict(writer.shard(number)), "refused": [asdict(refused) for refused in writer.refused]}
+        about = asdict(About(
+            shard=writer.shard(number), refused=tuple(writer.refused), changes=writer.tally.changes,
+            num_changed=writer.tally.num_changed,
+        ))
         tensors = writer.index(number, self._content.num_members).tensors()
         record = save(tensors, metadata={"about": json.dumps(about)})
         write_atomically(self._record(number), lambda file: file.write(record))
 
     def finish(
-        self, num_shards: int, class_names: Sequence[str], refused: Sequence[Refused] = ()
+        self, num_shards: int, class_names: Sequence[str], refused: Sequence[Refused] = (),
+        notes: Sequence[str] | None = None,
     ) -> DatasetDescription:
-        """Joins the records of all shards. `refused` is what was left out before any shard was written."""
+        """Joins the records of all shards.
+
+        Args:
+            refused: what was left out before any shard was written.
+            notes: what was decided about the source, for its account; None: there is none to give.
+        """
         records = [self._record(number) for number in range(num_shards)]
-        abouts = [_about(record) for record in records]
+        abouts = [about_in(record) for record in records]
         parts = [SampleIndex.read(record) for record in records]
         for record, about, part in zip(records, abouts, parts, strict=True):
             # Of the same packing, so that they can be joined and counted; the whole is looked at below.
             if part.offset.shape != (about.shard.num_samples, self._content.num_members):
-                raise _damaged(record, f"it holds members of shape {list(part.offset.shape)}")
+                raise damaged(record, f"it holds members of shape {list(part.offset.shape)}")
             if bool(((part.label < 0) | (part.label >= len(class_names))).any()):
-                raise _damaged(record, f"it holds labels of none of {len(class_names)} classes")
+                raise damaged(record, f"it holds labels of none of {len(class_names)} classes")
         index = SampleIndex.concatenate(parts)
         if len(index.label) == 0:
             raise DataError(f"no sample is left to pack: {self._why(abouts, refused)}")
         content = save(index.tensors())
+        left_out = (*refused, *(one for about in abouts for one in about.refused))
+        tally = Tally()
+        for about in abouts:
+            tally.add_all(about.changes, about.num_changed)
         description = DatasetDescription(
             content=self._content,
             num_samples=len(index.label),
@@ -241,35 +256,23 @@ class Packing:
             shards=tuple(about.shard for about in abouts),
             index_sha256=sha256(content).hexdigest(),
             made=self._settings,
-            refused=(*refused, *(one for about in abouts for one in about.refused)),
+            refused=left_out,
+            account=None if notes is None else account_of(
+                tally, num_packed=len(index.label), num_left_out=len(left_out), notes=notes
+            ),
         )
         if problem := next(index.problems(description), None):
-            raise _damaged(self._records, f"the index of its records {problem}")
+            raise damaged(self._records, f"the index of its records {problem}")
         write_atomically(self.out / INDEX_NAME, lambda file: file.write(content))
         write_description(self.out, description)
         shutil.rmtree(self._records)
         return description
 
     @staticmethod
-    def _why(abouts: list[_About], refused: Sequence[Refused]) -> str:
+    def _why(abouts: list[About], refused: Sequence[Refused]) -> str:
         left_out = [*refused, *(one for about in abouts for one in about.refused)]
         reasons = [f"{one.name}: {one.reason}" for one in left_out]
         return "; ".join(reasons[:3]) or "the source is empty"
 
     def _record(self, number: int) -> Path:
         return self._records / f"shard-{number:06d}.safetensors"
-
-
-def _about(record: Path) -> _About:
-    """Raises DataError if the record of a shard is damaged."""
-    try:
-        require_regular(record)
-        with safe_open(record, framework="pt") as file:
-            text = (file.metadata() or {}).get("about", "")
-        return build(_About, parse_json(text, file_names=True))
-    except (OSError, SafetensorError, ValueError, Mistake) as error:
-        raise _damaged(record, getattr(error, "strerror", None) or str(error)) from None
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path} is damaged: {reason}; remove the folder {path.parent}, and pack again from the beginning")

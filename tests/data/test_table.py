@@ -57,7 +57,7 @@ def test_packed_images_say_their_size_and_classes(config: type, packed: Path) ->
 def test_originals_of_any_size_are_cropped_to_256_unless_the_recipe_says_otherwise(packed: Path) -> None:
     config = WebDatasetConfig(global_batch=4, folder=packed / "originals")
     assert config.resolved().size == 256
-    assert replace(config, size=32).resolved() == replace(config, size=32, num_classes=3)
+    assert replace(config, size=32).resolved() == replace(config, size=32, num_classes=3, channels=3)
 
 
 def test_images_to_be_encoded_say_their_size_and_classes(packed: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ...core.errors import DataError
@@ -23,9 +24,10 @@ from ...core.files import read_regular, remedy_of_reading
 from ...core.random import permutation
 from ...core.typed import to_mapping
 from ...data.description import DESCRIPTION_NAME, ImageContent
+from ...data.oddities import Stored, stored
 from ...data.shards import PackedShards, SampleError
 from ...data.transforms import ImageError, decode_in_thread, decoding_warnings
-from ...packing.originals import SUFFIXES
+from ...packing.naming import SUFFIXES
 from .stamp import check_complete
 
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -95,9 +97,21 @@ def _decode(name: str, data: bytes) -> tuple[_Look, NDArray[np.uint8]]:
         image = decode_in_thread(data)
     except ImageError as error:
         raise DataError(f"{name} {error.reason}; restore it or take it away") from None
+    if image.mode in _CHANNELS:
+        _refuse_odd(name, image, stored(image, data))
     pixels = np.asarray(image)
     look = _Look(image.width, image.height, image.mode, image.format or "no format")
     return look, pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _refuse_odd(name: str, image: Image.Image, about: Stored) -> None:
+    """Raises DataError for what one program would show otherwise than another."""
+    if about.orientation != 1:
+        raise DataError(f"{name} lies on its side or is mirrored, as its EXIF orientation says: {_CONVERT}")
+    has_frames = about.has_frames and image.format != "JPEG"  # behind which cameras write a smaller copy
+    if has_frames or about.is_deep or "transparency" in image.info:
+        what = "several frames" if has_frames else "16 bits a channel" if about.is_deep else "transparency"
+        raise DataError(f"{name} has {what}, which would be left out: {_CONVERT}")
 
 
 def channels_first(images: Sequence[NDArray[np.uint8]]) -> Tensor:
