@@ -31,7 +31,7 @@ ALLOWED = {
     ("core.screen", "os.open"): "nothing, in the place of a descriptor that was closed",
     ("data.transforms", "Image.open"): "bytes in memory",
     ("data.index", "safe_open"): "safetensors maps the file itself, after require_regular",
-    ("packing.writer", "safe_open"): "safetensors maps the file itself, after require_regular",
+    ("packing.records", "safe_open"): "safetensors maps the file itself, after require_regular",
     ("packing.archives", "tarfile.open"): "a file that open_regular has opened",
     ("packing.archives", "zipfile.ZipFile"): "a file that open_regular has opened, or after require_regular",
     ("packing.archives", "self._zip.open"): "a member of an archive that is open",
