@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from afm_scale.__main__ import main
-from tests.program import ROOT, SMALL_AFM, end, train
+from afm_scale.checkpoint.manifest import newest_complete, problem_with, visible_checkpoints
+from tests.launched import free_port, words_of
+from tests.program import ROOT, SMALL_AFM, ForkedProgram, end, train
 
 ONE_STEP = ("loop.steps=1", "checkpoint.every_steps=1")
 
@@ -94,3 +96,41 @@ def test_from_the_first_second_a_hang_up_is_ignored_under_nohup_and_a_signal_und
     assert code == 128 + signal.SIGTERM
     (line,) = [line for line in (tmp_path / "stderr").read_text().splitlines() if "nohup" not in line]
     assert line == "stopped by SIGTERM before there was a checkpoint: nothing is there to go on from"
+
+
+MOMENTS = {
+    "sampling": ("hooks.samples={every_steps: 1}",),
+    "evaluation": ("hooks.evaluation={kind: digits, every_steps: 1}", "data.part=train"),
+    "a save": ("checkpoint.every_steps=1", "checkpoint.keep_last=2"),
+}
+
+
+def test_a_signal_to_one_rank_while_all_sample_evaluate_or_save_is_seen_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is done at every step, so that it is under way most of the time."""
+    runs: dict[str, list[ForkedProgram]] = {}
+    for moment, settings in MOMENTS.items():
+        port, words = free_port(), [*SMALL_AFM, f"run.folder={tmp_path / moment}", "parallel.device=cpu", *settings]
+        runs[moment] = []
+        for rank in (0, 1):
+            for name, value in words_of(rank, 2, port).items():
+                monkeypatch.setenv(name, value)
+            runs[moment].append(ForkedProgram(["train", *words, "hooks.metrics.every_steps=1", "loop.steps=1000000"]))
+    try:
+        for moment, ranks in runs.items():
+            rows = tmp_path / moment / "metrics.jsonl"
+            wait_until(lambda rows=rows: rows.exists() and rows.read_text().count("\n") >= 2, seconds=180)
+            ranks[1].send_signal(signal.SIGTERM)
+        for moment, ranks in runs.items():
+            ends = [end(rank, timeout=120) for rank in ranks]
+            assert [code for code, _, _ in ends] == [75, 75], (moment, ends)
+            told = [line for line in ends[0][2].splitlines() if line.startswith("stopped by SIGTERM and saved at ")]
+            assert len(told) == 1 and "Traceback" not in ends[0][2] + ends[1][2], (moment, ends)
+            newest = newest_complete(tmp_path / moment / "checkpoints")
+            assert newest is not None and str(newest) in told[0]
+            visible = [path.name for _, path in visible_checkpoints(tmp_path / moment / "checkpoints")]
+            assert all(problem_with(newest.parent / name) is None for name in visible), visible
+    finally:
+        for rank in (rank for ranks in runs.values() for rank in ranks):
+            rank.kill()
