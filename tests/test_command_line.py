@@ -170,7 +170,7 @@ def test_a_full_disk_while_saving_is_told_and_loses_nothing(own: Path) -> None:
         [sys.executable, "-c", WITH_SMALL_FILES_ONLY, *words], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     line = the_error(done.returncode, done.stderr)
-    assert "could not be written" in line and "step_00000004" in line and "same command again" in line
+    assert "could not be written" in line and "step_00000004" in line and "the same command goes on" in line
     assert newest_complete(own / "checkpoints") == own / "checkpoints" / "step_00000004"
     assert digest(own / "checkpoints" / "step_00000004") == before
     assert not list((own / "checkpoints").glob(".step_*.partial-*"))
