@@ -31,12 +31,15 @@ class GuardConfig:
     """What an update may be like, and how often one may be left out."""
 
     # an update is skipped if its gradient's norm is so many times the median of that player's last ones; null: only if
-    # it is not finite
-    spike: Annotated[float, Range(above=1, high=1e9)] | None = 20.0
+    # it is not finite. A discriminator's norms are uneven: good runs have some of eighty times (docs/pilot.md)
+    spike: Annotated[float, Range(above=1, high=1e9)] | None = 100.0
+    # spikes in a row that are skipped; the next one is made: where only the update leads out, to wait would be for ever
+    lasting: Annotated[int, Range(1, 1_000_000)] = 3
     window: Annotated[int, Range(_LEAST, 10_000)] = 100  # updates of a player that the median is of, the newest
     # weights that have grown to so many times their norm at the last save are not saved, and end the run; null: any are
     growth: Annotated[float, Range(above=1, high=1e9)] | None = 10.0
-    most_skips: Annotated[int, Range(1, 1_000_000)] = 10  # of a player in a row; one more ends the run
+    # updates of a player in a row whose gradient is not finite; one more ends the run
+    most_skips: Annotated[int, Range(1, 1_000_000)] = 10
 
 
 class Guard:
@@ -56,8 +59,7 @@ class Guard:
                 raise DivergenceError(
                     f"{skips} updates of the {name} in a row were not made, the last at step {state.step}: "
                     f"{self.reasons.get(name)}. The newest checkpoint is from before or among them; lower "
-                    f"optimizer.{name}.learning_rate, or raise pilot.guard.spike or pilot.guard.most_skips, and run "
-                    "the same command again"
+                    f"optimizer.{name}.learning_rate, or raise pilot.guard.most_skips, and run the same command again"
                 )
 
     def before_save(self, state: TrainState) -> None:
@@ -106,7 +108,7 @@ class Judge:
         assert self._state.pilot is not None
         found = float(self._guard.plan.mean_(norm.detach().clone()))
         memory, name = self._state.pilot.guard, self._role.value
-        why = why_skipped(self._guard.config, memory.norms.get(name, ()), found)
+        why = why_skipped(self._guard.config, memory.norms.get(name, ()), found, memory.skips.get(name, 0))
         self.has_refused = why is not None
         if why is not None:
             self._put_back()
@@ -125,11 +127,17 @@ class Judge:
             value.copy_(self._kept[name])
 
 
-def why_skipped(config: GuardConfig, norms: tuple[float, ...], norm: float) -> str | None:
-    """Why an update is not made, of its norm and those of the player's last updates; None: it is made."""
+def why_skipped(config: GuardConfig, norms: tuple[float, ...], norm: float, skips: int) -> str | None:
+    """Why an update is not made; None: it is made.
+
+    Args:
+        norms: of the player's last updates that were made.
+        norm: its own.
+        skips: how many just before it were not made.
+    """
     if not math.isfinite(norm):
         return "the gradient is not finite"
-    if config.spike is None or len(norms) < _LEAST:
+    if config.spike is None or len(norms) < _LEAST or skips >= config.lasting:
         return None
     usual = median(norms)  # of a player that had nothing to learn it is 0, and what it learns first is no spike
     if norm > config.spike * usual > 0:

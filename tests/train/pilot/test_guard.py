@@ -31,12 +31,12 @@ def skips(folder: Path) -> list[tuple[int, str, float | None]]:
 
 def test_a_spike_is_so_many_times_the_median_of_the_last_norms() -> None:
     norms = (1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 9.0, 1.0, 1.0)
-    assert why_skipped(CONFIG, norms, 3.0) is None
-    assert why_skipped(CONFIG, norms, 3.1) == "the gradient's norm is 3.1 times the usual 1"
-    assert why_skipped(CONFIG, norms[:9], 300.0) is None  # too few to know what is usual
-    assert why_skipped(GuardConfig(spike=None), norms, 1e9) is None
-    assert why_skipped(CONFIG, (0.0,) * 10, 1.0) is None  # a player that begins to learn is not held back for ever
-    assert why_skipped(CONFIG, (), math.nan) == why_skipped(CONFIG, (), math.inf) == "the gradient is not finite"
+    assert why_skipped(CONFIG, norms, 3.0, 0) is None
+    assert why_skipped(CONFIG, norms, 3.1, 0) == "the gradient's norm is 3.1 times the usual 1"
+    assert why_skipped(CONFIG, norms[:9], 300.0, 0) is None  # too few to know what is usual
+    assert why_skipped(GuardConfig(spike=None), norms, 1e9, 0) is None
+    assert why_skipped(CONFIG, (0.0,) * 10, 1.0, 0) is None  # a player that begins to learn is not held back for ever
+    assert why_skipped(CONFIG, (), math.nan, 9) == why_skipped(CONFIG, (), math.inf, 0) == "the gradient is not finite"
 
 
 def test_what_is_skipped_does_not_raise_the_bar_and_the_window_slides() -> None:
@@ -94,6 +94,14 @@ def test_a_spike_is_skipped_like_it(tmp_path: Path) -> None:
     assert not [name for name in differing(values(run), before) if "discriminator" in name]
     ((step, player, norm),) = skips(tmp_path)
     assert (step, player) == (13, "discriminator") and norm > 1e3
+
+
+def test_a_spike_that_lasts_is_none_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = game(tmp_path, "pilot.guard={spike: 20.0, lasting: 2, most_skips: 2}")
+    plant(run, Role.DISCRIMINATOR, range(12, 20), lambda loss: loss * 1e6, rank=0)
+    play(run, 20)
+    assert [step for step, *_ in skips(tmp_path)] == [13, 14, 16, 17, 19, 20]
+    assert all(torch.isfinite(value).all() for value in values(run).values())
 
 
 def test_too_many_skips_in_a_row_end_the_run_with_what_to_do(tmp_path: Path) -> None:
