@@ -48,7 +48,7 @@ GAMES = {
         *_SMALL_GAME, "model.generator.times=both", "model.discriminator.target_time=true", "objective.prediction=v",
         "objective.times={kind: any}", "objective.augmentation={probability: 0.5}", "objective.update=one_pass",
         "objective.token_share=0.5", "objective.penalty.terms=in_turn", "optimizer.generator.optimism=1",
-        "optimizer.discriminator.optimism=0.5", "loop.steps=3",
+        "optimizer.discriminator.optimism=0.5", "loop.steps=5",
     )),
     "one pass, deep": (
         "digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2", "objective.update=one_pass", "loop.steps=3")

@@ -80,7 +80,7 @@ class Cluster:
             self._start("slurmctld", "-D", "-i")
             for node in ("node1", "node2"):
                 self._start("slurmd", "-D", "-N", node)
-            _wait_until(lambda: self._ask("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"])
+            _wait_until(self._is_idle)
         except BaseException:
             self.__exit__()
             raise
@@ -110,7 +110,8 @@ class Cluster:
         assert self._ask("scancel", f"--signal={name}", *options, job) == ""
 
     def begin_now(self, job: str) -> None:
-        """A job that was requeued waits some minutes."""
+        """A job that was requeued waits some minutes; here until the nodes have forgotten its first start."""
+        _wait_until(self._is_idle)
         self._ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def job(self, number: str) -> dict[str, str]:
@@ -140,6 +141,9 @@ class Cluster:
                 [_found(words[0]), *words[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self._environment,
             ))
+
+    def _is_idle(self) -> bool:
+        return self._ask("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"]
 
     def _ask(self, name: str, *words: str) -> str:
         done = subprocess.run([_found(name), *words], env=self._environment, text=True, timeout=60,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,11 @@ needs_slurm = pytest.mark.skipif(bool(missing()), reason=missing() or "there is 
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path / "cluster") as started:
-        yield started
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="slurm_") as folder:  # Slurm makes sockets in it: their paths are short
+        os.chmod(folder, 0o755)
+        with Cluster(Path(folder) / "cluster") as started:
+            yield started
 
 
 def submit(cluster: Cluster, folder: Path, *words: str, **environment: str) -> str:
@@ -70,7 +73,9 @@ def test_a_job_that_is_stopped_comes_back_and_ends_as_if_never_stopped(cluster: 
     assert "put back into the queue (time 1 of 100 at most)" in told
     cluster.begin_now(job)
     ended = cluster.wait_for(job, lambda found: found["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), log_of(folder)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), (
+        log_of(folder) + cluster.logs()
+    )
     assert "resumed at step" in log_of(folder)
     assert end(alone, timeout=240)[0] == 0
     name = f"step_{STEPS:08d}"

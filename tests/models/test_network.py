@@ -80,7 +80,7 @@ def called(network: nn.Module) -> Tensor:
     shapes = {"x": torch.randn(2, *SHAPE), "y": torch.zeros(2, dtype=torch.int64)}
     times = {name: torch.full((2,), 0.5) for name in ("s", "t")}
     wanted = list(inspect.signature(network.forward).parameters)
-    return network(*[(shapes | times)[name] for name in wanted if name != "precise"])
+    return network(*[(shapes | times)[name] for name in wanted if name in shapes | times])
 
 
 def counting(forward: Callable[..., Tensor], calls: list[str], name: str) -> Callable[..., Tensor]:

@@ -280,7 +280,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "launchers").mkdir()
     shutil.copy(ROOT / "launchers" / "deepspeed.sh", tmp_path / "launchers")
     published = (ROOT / "launchers" / "environment.sh").read_text()
-    recipe_from = published[published.index("recipe_from() {") : published.index("prepare_environment \"$1\"")]
+    recipe_from = published[published.index("recipe_from() {") : published.index("if [[ -n \"${AFM_SCALE_PYTHON:-}\"")]
     lines = [f'root="{tmp_path}"', f'python="{sys.executable}"', f'export PYTHONPATH="{ROOT}"', recipe_from]
     (tmp_path / "launchers" / "environment.sh").write_text("\n".join(lines))
     return tmp_path

@@ -25,9 +25,10 @@ def test_every_number_on_a_command_line_has_a_range_and_is_held_to_it(name: str)
         assert option.type not in (int, float), f"{option.option_strings[0]}: use add_number"
         if isinstance(option.type, Number):
             allowed = option.type.allowed
-            assert option.default is None or option.default in allowed
+            defaults = option.default if isinstance(option.default, list) else [option.default]
+            assert all(default is None or default in allowed for default in defaults)
             low = allowed.low - 1 if allowed.above is None else allowed.above
-            for wrong in (f"{low:g}", "nan", "inf", "many", "", "9" * 30):
+            for wrong in (f"{low:.17g}", "nan", "inf", "many", "", "9" * 30):
                 with pytest.raises(UserError, match=f"^{option.type.option}: found {wrong}, wanted a"):
                     option.type(wrong)
 

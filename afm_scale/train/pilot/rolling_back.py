@@ -36,7 +36,7 @@ class RollBackConfig:
 class GoneBadError(DivergenceError):
     """The quality says that the run is no longer good; not every checkpoint of it is."""
 
-    def __init__(self, message: str, *, not_after: int) -> None:
+    def __init__(self, message: str, not_after: int) -> None:
         super().__init__(message)
         self.not_after = not_after  # the newest step that was found good
 
