@@ -87,7 +87,8 @@ def found_to_end(started: list[Run], told: str, code: int) -> None:
         advice = "to go on from" if code == 75 else "; there is no checkpoint to go on from"
         assert advice in errors[0]
         assert "Traceback" not in "".join(said.values())
-        assert "Traceback" in (run.folder / f"rank_{other:05d}.log").read_text()
+        # Of the error that it met, or of where it stood: the rank's threads learn of the loss side by side.
+        assert '  File "' in (run.folder / f"rank_{other:05d}.log").read_text()
 
 
 def test_a_rank_that_is_stopped_or_killed_is_named_with_its_last_step(tmp_path):
