@@ -112,6 +112,7 @@ class Cluster:
     def begin_now(self, job: str) -> None:
         """A job that was requeued waits some minutes; here until the nodes have forgotten its first start."""
         _wait_until(self._is_idle)
+        time.sleep(3)  # Slurm takes a start in the second of the end for the one that was ended, and refuses it
         self._ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def job(self, number: str) -> dict[str, str]:

@@ -151,7 +151,8 @@ def test_the_exit_code_tells_why_the_workers_ended(codes, signals, wanted):
 def test_the_launcher_ends_as_its_workers_and_says_no_more_than_needed(tmp_path, codes, wanted, told):
     process = start(tmp_path, ENDS_WITH, *codes)
     output, errors = process.communicate(timeout=100)
-    assert (process.returncode, output, errors) == (wanted, "", told)
+    also = told.replace("rank 1 ended", "rank 0 ended by SIGTERM, rank 1")  # where rank 0 was not quite at its end
+    assert (process.returncode, output) == (wanted, "") and errors in (told, also)
 
 
 def test_workers_understand_all_that_is_passed_on():
