@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from ..core.screen import say
 from ..evaluation.running import Gaussian, RunningGaussian
 from ..evaluation.statistics import frechet_distance, precision_recall
 from ..run.arguments import add_number, request_of
+from ..train.hooks.console import CPU, most_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _timed(rows: list[_Row], name: str, work: Callable[[], Any]) -> Any:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return most_memory(CPU) / 2**20
 
 
 def _print(request: EvaluationBenchmark, rows: list[_Row], features_mib: float, as_json: bool) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,9 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.profiler import ProfilerActivity, profile
 
-from ..core.files import read_regular, write_atomically
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
 from ..data.toys.synthetic import SyntheticLatentsConfig
@@ -29,7 +25,9 @@ from ..parallel.launch import Ranks
 from ..parallel.plan import ParallelPlan
 from ..parallel.process import configure_process
 from ..run.config import RunConfig
+from ..train.hooks.console import most_memory
 from ..train.hooks.hook import HookList, QuietHook, StepReport
+from ..train.hooks.profile import profiler_of, write_table, write_trace
 from ..train.loop import train
 from ..train.state import TrainState
 
@@ -43,7 +41,7 @@ class Timing:
     settings: Mapping[str, Any]
     seconds: Sequence[float]  # of each timed step
     first_step_seconds: float  # with what is compiled in it
-    peak_memory_bytes: int  # of the rank that needs most, see `peak_memory`
+    peak_memory_bytes: int  # of the rank that needs most, see `most_memory`
 
     @property
     def seconds_per_step(self) -> float:
@@ -94,18 +92,11 @@ def _timed(
         train(state, plan, replace(config.loop, steps=warm_up + steps), HookList([timed]))
         _settle(ranks)
         compiled = any(is_compiled(player.module) for player in state.players.values())
-        found = (timed.seconds(), before.seconds()[0], peak_memory(ranks.device), compiled)
+        found = (timed.seconds(), before.seconds()[0], most_memory(ranks.device), compiled)
         if profile_to is not None:
             once_more = replace(config.loop, steps=warm_up + steps + 1)
             _profile(profile_to, ranks, lambda: train(state, plan, once_more, HookList([])))
     return found
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what torch's tensors took since that was reset, else what this process has taken so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class HeldBatch:
@@ -174,19 +165,15 @@ def _free(device: torch.device, *, compiled: bool) -> None:
 def _profile(path: Path, ranks: Ranks, step: Callable[[], None]) -> None:
     """One step: a trace for Perfetto where the path ends in .json, else a table; of rank 0."""
     on_gpu = ranks.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as watched:
+    with profiler_of(on_gpu) as watched:
         step()
         _settle(ranks)
     if ranks.rank != 0:
         return
     if path.suffix == ".json":
-        with tempfile.TemporaryDirectory(prefix="trace_") as folder:  # torch wants a name, and writes into what has it
-            watched.export_chrome_trace(f"{folder}/trace.json")
-            content = read_regular(Path(folder) / "trace.json", None)
+        write_trace(watched, path)
     else:
-        order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-        content = watched.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=100).encode()
-    write_atomically(path, lambda file: file.write(content))
+        write_table(watched, path, is_on_gpu=on_gpu, row_limit=60, max_name_column_width=100)
 
 
 def _settings(config: RunConfig, chosen: Choice, compiled: bool) -> dict[str, Any]:

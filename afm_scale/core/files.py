@@ -165,17 +165,23 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises UserError if the file system refuses, or if a folder, a link, a pipe, a device or a socket has the name. Then
     `path` is as it was, and so it is if the block raises.
     """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with named_atomically(path) as temporary, os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def named_atomically(path: Path) -> Iterator[Path]:
+    """The same for a library that opens a file by its name: that of a free one, which is renamed but not fsynced."""
     temporary = path.with_name(f".{path.name}.part")
     with explained_write(path):
         _refuse_to_write(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # of a process that was killed
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
             _refuse_to_write(path)
             os.replace(temporary, path)
         finally:

@@ -98,7 +98,7 @@ def build(config: ConsoleConfig, around: Surroundings) -> ConsoleHook | None:
 
 
 def most_memory(device: torch.device) -> int:
-    """Bytes: what tensors have held of a GPU at most; else what the process has of the host's memory."""
+    """Bytes: what tensors have held of a GPU at most, since that was reset; else what the process has of the host's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -5,7 +5,6 @@ Nothing of it has run: it needs a GPU.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from typing import Annotated
 import torch
 
 from ...core.errors import ConfigError
-from ...core.files import explained_write, make_folder
+from ...core.files import named_atomically
 from ...core.ranges import Range
 from ...core.run_folder import RunFolder
 from ..failures import Failures
@@ -78,11 +77,8 @@ class MemorySnapshotHook(QuietHook):
         """`step`: completed ones; where memory ran out it was in the next."""
         path = self._folder.profiles / f"memory_step_{step:08d}_rank_{self._rank:05d}.pickle"
         with self._failures.kept():
-            make_folder(path.parent)
-            with explained_write(path):
-                partial = path.with_name(f".{path.name}.partial")
-                self._recorder.write(partial)
-                os.replace(partial, path)
+            with named_atomically(path) as name:
+                self._recorder.write(name)
             self._events.write("memory_snapshot", step=step, rank=self._rank, why=why, file=str(path))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as Profiler
 
-from ...core.files import explained_write, make_folder, write_atomically
+from ...core.files import named_atomically, write_atomically
 from ...core.ranges import Count, Range
 from ...core.run_folder import RunFolder
 from ..failures import Failures
@@ -77,8 +77,7 @@ class ProfileHook(QuietHook):
             return
         if self._is_on_gpu:
             torch.cuda.synchronize()  # what was asked for before is not of these steps
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._is_on_gpu else [])]
-        self._profiler = Profiler(activities=activities, record_shapes=True)
+        self._profiler = profiler_of(self._is_on_gpu, record_shapes=True)
         self._profiler.start()
         self._began, self._why = step + 1, "the file" if is_asked else "hooks.profile"
 
@@ -89,21 +88,33 @@ class ProfileHook(QuietHook):
         profiler, self._profiler = self._profiler, None
         profiler.stop()
         name = f"step_{self._began:08d}_rank_{self._rank:05d}"
-        folder = self._folder.profiles
+        trace = self._folder.profiles / f"{name}.json"
         with self._failures.kept():
-            make_folder(folder)
-            trace = folder / f"{name}.json"
-            with explained_write(trace):
-                profiler.export_chrome_trace(str(folder / f".{name}.partial.json"))
-                os.replace(folder / f".{name}.partial.json", trace)
-            order = "self_device_time_total" if self._is_on_gpu else "self_cpu_time_total"
-            table = profiler.key_averages().table(sort_by=order, row_limit=self._config.rows)
-            write_atomically(folder / f"{name}.txt", lambda file: file.write(table.encode()))
+            write_trace(profiler, trace)
+            write_table(profiler, trace.with_suffix(".txt"), is_on_gpu=self._is_on_gpu, row_limit=self._config.rows)
             self._events.write(
                 "profile", step=last, first=self._began, rank=self._rank, why=self._why, trace=str(trace)
             )
         if self._why == "the file" and self._rank == min(self._config.ranks):
             self._request.withdraw()
+
+
+def profiler_of(is_on_gpu: bool, **details: Any) -> Profiler:
+    """Of the host, and of a GPU if there is one; `details` as torch's."""
+    return Profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_on_gpu else [])], **details)
+
+
+def write_trace(profiler: Profiler, path: Path) -> None:
+    """For ui.perfetto.dev. Raises UserError if the file cannot be written."""
+    with named_atomically(path) as name:
+        profiler.export_chrome_trace(str(name))
+
+
+def write_table(profiler: Profiler, path: Path, *, is_on_gpu: bool, **details: int) -> None:
+    """What took the most time by itself, `details` as torch's. Raises UserError if the file cannot be written."""
+    order = "self_device_time_total" if is_on_gpu else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, **details).encode()
+    write_atomically(path, lambda file: file.write(table))
 
 
 def build(config: ProfileConfig, around: Surroundings) -> ProfileHook | None:
