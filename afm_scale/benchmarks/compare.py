@@ -8,16 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..core.ranges import Range
-from ..run.arguments import add_number, add_recipe
-from .comparing import Compare, compare_command
+from ..run.arguments import add_recipe
+from .comparing import Compare, add_how, compare_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, note="what is compared (benchmarks/comparison.py says how to write it)")
-    add_number(parser, "--processes", int, Range(1, 1000), default=2, metavar="N", help="runs at a time (default 2)")
+    add_how(parser)
     add = parser.add_argument
-    add("--only", action="store_true", help="run nothing: the table and the picture of what there is")
     add("--markdown", type=Path, metavar="FILE", help="the table (default FOLDER/table.md)")
     add("--picture", type=Path, metavar="FILE", help="the picture (default FOLDER/figures.png)")
 

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..core.errors import ConfigError
-from ..core.ranges import Range
-from ..run.arguments import add_number, add_recipe
-from .comparing import Compare, compare_command
+from ..run.arguments import add_recipe
+from .comparing import Compare, add_how, compare_command
 
 Data = Literal["digits", "mnist", "mixture1d", "mixture2d"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, note=f"one of {', '.join(get_args(Data))}: on which data; what is compared is in docs/evidence")
-    add_number(parser, "--processes", int, Range(1, 1000), default=2, metavar="N", help="runs at a time (default 2)")
-    parser.add_argument("--only", action="store_true", help="run nothing: the table and the picture of what there is")
+    add_how(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 from ..core import stopping
 from ..core.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
 from ..core.files import append_regular, make_folder, read_regular, write_atomically
+from ..core.ranges import Range
 from ..core.screen import note, say
+from ..run.arguments import add_number
 from ..run.load import load
 from .compared import Outcome, draw, table, unequal
 from .comparison import ComparisonConfig, Job, jobs_of, operations
@@ -32,6 +35,12 @@ class Compare:
     only: bool = False  # draw what there is, run nothing
     markdown: Path | None = None  # None: FOLDER/table.md
     picture: Path | None = None  # None: FOLDER/figures.png
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """Gives a command that compares what they all take: `processes` and `only`."""
+    add_number(parser, "--processes", int, Range(1, 1000), default=2, metavar="N", help="runs at a time (default 2)")
+    parser.add_argument("--only", action="store_true", help="run nothing: the table and the picture of what there is")
 
 
 def compare_command(request: Compare) -> int:
