@@ -89,7 +89,7 @@ class Pilot:
         if self._rolling_back is None:
             raise error
         self._rolling_back.restore(state, error)
-        self.on_start(state)
+        self._signals.begin(self._memory.window)
         if self._rolling_back.config.then == "next_phase" and self._memory.phase + 1 < len(self._phases):
             self._put_in_force(state)
             self._advance(state, "the run went back")
