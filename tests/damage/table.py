@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
 
 import torch
 
-from tests.program import ROOT
+from tests.tables import row, shortened, where
 
 from .trial import GOOD, Case, Outcome, Verdict
 
@@ -32,40 +28,19 @@ def page(verdicts: Sequence[tuple[Case, Verdict]], num_all: int) -> str:
     """Counts by kind and outcome, and a row for each of the cases that were tried."""
     good = sum(verdict.outcome in GOOD for _, verdict in verdicts)
     part = f", of {num_all} that there are" if len(verdicts) < num_all else ""
-    lines = [_HEAD, f"{_where()}\n", f"{good} of {len(verdicts)} cases ended well{part}.\n"]
+    lines = [_HEAD, f"{where(f'torch {torch.__version__}')}\n", f"{good} of {len(verdicts)} cases ended well{part}.\n"]
     columns = [one for one in Outcome if one in GOOD or any(verdict.outcome is one for _, verdict in verdicts)]
-    lines += [_row("kind of file", "cases", *(one.value for one in columns)), _row(*["---"] * (2 + len(columns)))]
+    lines += [row("kind of file", "cases", *(one.value for one in columns)), row(*["---"] * (2 + len(columns)))]
     kinds = list(dict.fromkeys(case.kind for case, _ in verdicts))
     for kind in kinds:
         counts = Counter(verdict.outcome for case, verdict in verdicts if case.kind == kind)
-        lines.append(_row(kind, counts.total(), *(counts[one] for one in columns)))
+        lines.append(row(kind, counts.total(), *(counts[one] for one in columns)))
     counts = Counter(verdict.outcome for _, verdict in verdicts)
-    lines.append(_row("all", counts.total(), *(counts[one] for one in columns)))
+    lines.append(row("all", counts.total(), *(counts[one] for one in columns)))
     for kind in kinds:
-        lines += [f"\n## {kind}\n", _row("what was done", "to", "came to", "message"), _row(*["---"] * 4)]
+        lines += [f"\n## {kind}\n", row("what was done", "to", "came to", "message"), row(*["---"] * 4)]
         lines += [
-            _row(case.name, case.door.name, verdict.outcome.value, _shortened(verdict.words))
+            row(case.name, case.door.name, verdict.outcome.value, shortened(verdict.words, 100))
             for case, verdict in verdicts if case.kind == kind
         ]
     return "\n".join(lines) + "\n"
-
-
-def _where() -> str:
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
-    date = datetime.now(timezone.utc).date()
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"Commit {commit}, {date}, {cores} cores of a {platform.machine()} CPU, Python {platform.python_version()}, "
-        f"torch {torch.__version__}."
-    )
-
-
-def _shortened(words: str, limit: int = 100) -> str:
-    words = words.removeprefix("error: ")
-    return words if len(words) <= limit else f"{words[:limit - 3]}..."
-
-
-def _row(*cells: object) -> str:
-    texts = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
-    return f"| {' | '.join(texts)} |"

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 
 import torch
 
+from tests.tables import row
+
 from . import configurations, kills
 from .cases import all_cases
 from .outcome import GOOD, Outcome, Verdict
@@ -40,7 +42,7 @@ def page(entries: Mapping[str, Entry], words: Sequence[str]) -> str:
     ]
     columns = [one for one in Outcome if one in GOOD or any(verdict.outcome is one for _, verdict in verdicts)]
     head = ("kind", "ranks", "cases", *(one.value for one in columns), "seconds each")
-    lines += [_row(*head), _row(*["---"] * len(head))]
+    lines += [row(*head), row(*["---"] * len(head))]
     kinds: dict[tuple[str, str], list[Verdict]] = {}
     for name, verdict in verdicts:
         kinds.setdefault(kind_of(name), []).append(verdict)
@@ -49,13 +51,13 @@ def page(entries: Mapping[str, Entry], words: Sequence[str]) -> str:
     for (kind, ranks), of_kind in [*in_order, (("all", ""), everything)]:
         counted = Counter(verdict.outcome for verdict in of_kind)
         seconds = sum(verdict.seconds for verdict in of_kind) / max(len(of_kind), 1)
-        lines.append(_row(kind, ranks, len(of_kind), *(counted[one] for one in columns), f"{seconds:.0f}"))
+        lines.append(row(kind, ranks, len(of_kind), *(counted[one] for one in columns), f"{seconds:.0f}"))
     lines += ["\n## What did not end well\n"]
     bad = [(name, verdict) for name, verdict in verdicts if verdict.outcome not in GOOD]
     if not bad:
         return "\n".join([*lines, "Nothing."]) + "\n"
-    lines += [_row("case", "came to", "message"), _row(*["---"] * 3)]
-    lines += [_row(name, verdict.outcome.value, verdict.words[:160]) for name, verdict in bad]
+    lines += [row("case", "came to", "message"), row(*["---"] * 3)]
+    lines += [row(name, verdict.outcome.value, verdict.words[:160]) for name, verdict in bad]
     return "\n".join(lines) + "\n"
 
 
@@ -81,8 +83,3 @@ def _where(commits: Sequence[str]) -> str:
         f"kept busy too, Python {platform.python_version()}, torch {torch.__version__}. Seeds: "
         f"{configurations.SEED} (configurations), {kills.SEED} (kills)."
     )
-
-
-def _row(*cells: object) -> str:
-    texts = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
-    return f"| {' | '.join(texts)} |"
