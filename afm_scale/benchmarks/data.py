@@ -34,7 +34,7 @@ from ..data.source import SourceConfig
 from ..data.table import build_source
 from ..data.transforms import decode_checked, to_pixels
 from ..estimate.demand import Demand
-from ..estimate.flops import PEAK_TFLOPS
+from ..estimate.devices import GPUS
 from ..run.arguments import add_number, add_recipe, request_of
 from ..run.config import RunConfig
 from ..run.counting import demand_of
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of one window (default 3)")
     add_number(parser, "--windows", int, Range(1, 1_000_000), default=5, metavar="N",
         help="of every source (default 5)")
-    add("--gpu", default="h100", help=f"for the estimate: {', '.join(PEAK_TFLOPS)} (default h100)")
+    add("--gpu", default="h100", help=f"for the estimate: {', '.join(GPUS)} (default h100)")
     add_number(parser, "--utilisation", float, Range(above=0, high=1), default=0.5, metavar="U",
         help="of its bf16 peak (default 0.5)")
     add_number(parser, "--step-seconds", float, Range(above=0, high=1e6), metavar="X",

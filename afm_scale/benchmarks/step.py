@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, RunError
 from ..core.files import refuse_to_replace
 from ..core.ranges import Range
 from ..core.screen import say
-from ..estimate.flops import PEAK_TFLOPS, known_gpu
+from ..estimate.devices import GPUS, known_gpu
 from ..parallel.agreement import check_same_on_all_ranks
 from ..parallel.launch import Ranks, launch
 from ..run.arguments import add_number, add_recipe, request_of
@@ -57,9 +57,9 @@ class StepBenchmark:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.warm_up < 1:
             raise ConfigError(f"--steps {self.steps} and --warm-up {self.warm_up} must be at least 1")
-        if self.gpu is not None and self.gpu not in PEAK_TFLOPS:
+        if self.gpu is not None and self.gpu not in GPUS:
             raise ConfigError(
-                f"--gpu {self.gpu}: its peak is not known; known are {', '.join(PEAK_TFLOPS)}; leave --gpu out for "
+                f"--gpu {self.gpu}: its peak is not known; known are {', '.join(GPUS)}; leave --gpu out for "
                 "figures without a utilisation"
             )
         if self.count and (self.reference or self.profile is not None):
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--warm-up", int, Range(1, 1_000_000), default=5, metavar="N",
         help="steps before them (default 5)")
     add("--count", action="store_true", help="count operations by turn and part, and take no step: on any machine")
-    add("--gpu", help=f"whose peak counts: {', '.join(PEAK_TFLOPS)} (default: as the driver names it)")
+    add("--gpu", help=f"whose peak counts: {', '.join(GPUS)} (default: as the driver names it)")
     add("--profile", type=Path, metavar="FILE", help="of one more step: a table, or a trace if .json")
     add("--json", action="store_true", help="the result as JSON")
 
@@ -162,7 +162,7 @@ def _about(request: StepBenchmark, config: RunConfig, ranks: Ranks) -> dict[str,
         "versions": {"afm_scale": __version__, "torch": torch.__version__, "cuda": torch.version.cuda},
         "global_batch": config.data.global_batch, "steps": request.steps, "warm_up": request.warm_up,
         "tflop_per_image": step_flops(config) / 1e12, "parts": counted(config),
-        "peak_tflops": PEAK_TFLOPS[gpu] if gpu else None, "no_utilisation": None if gpu else missing, "rows": [],
+        "peak_tflops": GPUS[gpu].bf16_tflops if gpu else None, "no_utilisation": None if gpu else missing, "rows": [],
     }
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..core.random import Draws, KeyedDraws, Positions
 from ..core.types import Batch, Loss, Networks, Role, Turn, networks_of
-from .flops import PEAK_TFLOPS, CountedNetwork, FlopCounter, count_turn
+from .devices import GPUS
+from .flops import CountedNetwork, FlopCounter, count_turn
 
 _COUNTED_BATCH = 8  # samples; penalties on a share of a quarter come out whole
 
@@ -52,16 +53,16 @@ def demand(
     """
     flops = None
     if step_seconds is None:
-        if gpu not in PEAK_TFLOPS:
-            raise ConfigError(f"the peak of a '{gpu}' is not known; known are {', '.join(PEAK_TFLOPS)}; "
+        if gpu not in GPUS:
+            raise ConfigError(f"the peak of a '{gpu}' is not known; known are {', '.join(GPUS)}; "
                               "choose one with --gpu, or give --step-seconds")
         if not 0 < utilisation <= 1:
             raise ConfigError(f"--utilisation {utilisation} is a share of the peak: more than 0, at most 1")
-        flops = count()
-        step_seconds = global_batch * flops / (PEAK_TFLOPS[gpu] * 1e12 * utilisation)
+        flops, peak = count(), GPUS[gpu].bf16_tflops
+        step_seconds = global_batch * flops / (peak * 1e12 * utilisation)
         how = (
             f"estimated: {flops / 1e12:.3g} TFLOP a sample (counted: forward and backward of all turns) at "
-            f"{utilisation:.0%} of the {PEAK_TFLOPS[gpu]} TFLOP/s of dense bf16 that one {gpu} has by its data sheet"
+            f"{utilisation:.0%} of the {peak} TFLOP/s of dense bf16 that one {gpu} has by its data sheet"
         )
     elif step_seconds <= 0:
         raise ConfigError(f"--step-seconds {step_seconds} must be more than 0")

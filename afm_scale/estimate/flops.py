@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,17 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..core.types import Role, Turn
-
-# Dense bf16 peak of one GPU in TFLOP/s, as NVIDIA's data sheets say for the SXM modules (L40S: PCIe).
-PEAK_TFLOPS = {"a100": 312, "h100": 989, "h200": 989, "gh200": 989, "l40s": 362, "b200": 2250}
-_OTHER_FORMS = {"pcie", "nvl"}  # of the H100 and the H200: lower clocks than the SXM modules
-
-
-def known_gpu(name: str) -> str | None:
-    """The key of PEAK_TFLOPS for a GPU by its driver's name ('NVIDIA H100 80GB HBM3'); None if its peak is unknown."""
-    words = re.split("[^a-z0-9]+", name.lower())
-    found = next((word for word in words if word in PEAK_TFLOPS), None)
-    return None if found in ("h100", "h200") and _OTHER_FORMS.intersection(words) else found
 
 
 class FlopCounter(TorchDispatchMode):

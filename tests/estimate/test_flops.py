@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from afm_scale.core.types import Role
-from afm_scale.estimate.flops import FlopCounter, count_turn, known_gpu
+from afm_scale.estimate.flops import FlopCounter, count_turn
 from afm_scale.run.config import RunConfig
 from afm_scale.run.counting import demand_of, step_flops
 from afm_scale.run.load import load
@@ -80,12 +79,3 @@ def test_the_demand_is_all_turns_samples_over_the_seconds_of_a_step() -> None:
     flops = step_flops(config)
     assert abs(estimated.images_per_second / (2 * 989e12 * 0.5 / flops) - 1) < 1e-9
     assert "estimated" in estimated.how
-
-
-@pytest.mark.parametrize(("name", "gpu"), [
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA GH200 480GB", "gh200"),
-    ("NVIDIA L40S", "l40s"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA B200", "b200"),
-    ("NVIDIA H100 PCIe", None), ("NVIDIA H200 NVL", None), ("NVIDIA GeForce RTX 4090", None), ("Tesla V100", None),
-])
-def test_a_gpu_is_known_by_its_driver_s_name_if_its_peak_is(name: str, gpu: str | None) -> None:
-    assert known_gpu(name) == gpu
