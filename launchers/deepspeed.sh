@@ -45,5 +45,5 @@ if [[ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" == 0 ]]
 fi
 cd "$root" # runs/ is in one place, wherever this is called from, so that the same command goes on with the same run
 
-exec "$python" -m deepspeed.launcher.runner ${options[@]+"${options[@]}"} --module --no_local_rank \
+exec "$python" launchers/deepspeed_runner.py ${options[@]+"${options[@]}"} --module --no_local_rank \
     afm_scale train "$recipe" parallel.plan=deepspeed ${settings[@]+"${settings[@]}"}

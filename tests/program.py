@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -31,9 +31,15 @@ SMALL_FLOW_MATCHING = ("digits_flow_matching", *SMALL_GENERATOR, *QUIET)
 
 
 class ForkedProgram:
-    """`python -m afm_scale ARGUMENTS`, forked from a server that has imported torch; the face of subprocess.Popen."""
+    """`python -m afm_scale ARGUMENTS`, forked from a server that has imported torch; the face of subprocess.Popen.
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    `first`, of the top level of a module, is called in the process before the program begins.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="program_"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._outputs = [folder / name for name in ("stdout", "stderr")]
@@ -41,7 +47,7 @@ class ForkedProgram:
         server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
         outputs = [str(path) for path in self._outputs]
         around = dict(os.environ if environment is None else environment)
-        self._process = server.Process(target=_run_forked, args=(list(arguments), around, *outputs))
+        self._process = server.Process(target=_run_forked, args=(list(arguments), around, *outputs, first))
         self._process.start()
         self.pid, self.sentinel = self._process.pid, self._process.sentinel
 
@@ -73,11 +79,17 @@ class ForkedProgram:
 class ForkedRanks:
     """The ranks of one command, forked and without a launcher, of which each would import torch anew: as one Popen."""
 
-    def __init__(self, arguments: Sequence[str], ranks: int) -> None:
+    def __init__(
+        self, arguments: Sequence[str], ranks: int, first: Mapping[int, Callable[[], None]] | None = None
+    ) -> None:
+        """`first`: of which ranks, see `ForkedProgram`."""
         port = free_port()
         around = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_WORDS}
         self._failed = 0
-        self._ranks = [ForkedProgram(arguments, around | words_of(rank, ranks, port)) for rank in range(ranks)]
+        self._ranks = [
+            ForkedProgram(arguments, around | words_of(rank, ranks, port), (first or {}).get(rank))
+            for rank in range(ranks)
+        ]
 
     @property
     def returncode(self) -> int | None:
@@ -108,7 +120,9 @@ class ForkedRanks:
         return "".join(stdout), "".join(stderr)
 
 
-def _run_forked(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def _run_forked(
+    arguments: list[str], environment: dict[str, str], stdout: str, stderr: str, first: Callable[[], None] | None
+) -> None:
     start_afresh(environment)
     os.chdir(ROOT)
     for number, (path, name) in enumerate(((stdout, "stdout"), (stderr, "stderr")), start=1):
@@ -116,6 +130,8 @@ def _run_forked(arguments: list[str], environment: dict[str, str], stdout: str, 
         os.dup2(file, number)
         setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
     sys.argv = ["afm_scale", *arguments]
+    if first is not None:
+        first()
     runpy.run_module("afm_scale", run_name="__main__", alter_sys=True)
 
 
@@ -150,6 +166,9 @@ def train(
     return start("train", *recipe, f"run.folder={folder}", "parallel.device=cpu", *overrides, ranks=ranks)
 
 
-def train_forked(recipe: Sequence[str], folder: Path, *overrides: str, ranks: int) -> ForkedRanks:
+def train_forked(
+    recipe: Sequence[str], folder: Path, *overrides: str, ranks: int,
+    first: Mapping[int, Callable[[], None]] | None = None,
+) -> ForkedRanks:
     """`train` where the launcher is not what it is about."""
-    return ForkedRanks(["train", *recipe, f"run.folder={folder}", "parallel.device=cpu", *overrides], ranks)
+    return ForkedRanks(["train", *recipe, f"run.folder={folder}", "parallel.device=cpu", *overrides], ranks, first)

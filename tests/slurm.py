@@ -39,10 +39,13 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
 ReturnToService=2
-KillWait=30
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+KillWait=60
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -109,6 +112,10 @@ class Cluster:
     def signal(self, job: str, name: str, *options: str) -> None:
         assert self._ask("scancel", f"--signal={name}", *options, job) == ""
 
+    def requeue(self, job: str) -> None:
+        """As whoever runs the cluster does: Slurm stops the job itself."""
+        assert self._ask("scontrol", "requeue", job) == ""
+
     def begin_now(self, job: str) -> None:
         """A job that was requeued waits some minutes; here until the nodes have forgotten its first start."""
         _wait_until(self._is_idle)
@@ -120,7 +127,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(
-        self, number: str, condition: Callable[[dict[str, str]], bool], seconds: float = 240
+        self, number: str, condition: Callable[[dict[str, str]], bool], seconds: float = 400
     ) -> dict[str, str]:
         found: dict[str, str] = {}
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "train": {
         "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement", "data.source",
         "checkpoint.falling_back", "checkpoint.manager", "checkpoint.manifest", "checkpoint.names",
-        "checkpoint.tensors", "sampling",
+        "checkpoint.tensors", "sampling", "estimate.devices",
     },
     "run": {
         "core", "ops", "flow", "models", "data", "packing", "parallel", "sampling", "objectives", "checkpoint",

@@ -7,6 +7,8 @@ import torch
 from ..core.types import PUBLISHED, Role
 from ..estimate.demand import Demand, demand, step_flops_per_sample
 from ..estimate.flops import FlopCounter
+from ..objectives.objective import Objective, ObjectiveConfig
+from ..objectives.table import OBJECTIVES
 from .config import RunConfig
 from .guides import frozen_modules
 from .networks import build_learner, build_networks, build_objective, learner_of
@@ -23,12 +25,20 @@ def step_flops(config: RunConfig, step: int = 0) -> float:
     return sum(step_parts(config, step).values())
 
 
+def step_flops_in_force(config: RunConfig, objective: ObjectiveConfig, step: int) -> float:
+    """The same of an objective as it is in force in a run, which leaves nothing open any more."""
+    return sum(_parts(config, OBJECTIVES[type(objective)](objective, lambda value: value, META), step).values())
+
+
 def step_parts(config: RunConfig, step: int = 0) -> dict[tuple[str, str], float]:
     """The same by turn and part of it: see `estimate/flops.py`. The parts of R1 and R2 in turn: of an even update."""
+    return _parts(config, build_objective(config, lambda value: value, META), step)
+
+
+def _parts(config: RunConfig, objective: Objective, step: int) -> dict[tuple[str, str], float]:
     averages = {name: build_learner(config) for name in (PUBLISHED, *config.objective.averages)}
     return step_flops_per_sample(
-        build_networks(config), averages, frozen_modules(config), build_objective(config, lambda value: value, META),
-        config.data.shape, step,
+        build_networks(config), averages, frozen_modules(config), objective, config.data.shape, step
     )
 
 

@@ -16,6 +16,7 @@ from ..train.hooks.table import HOOKS
 from ..train.pilot.pilot import NoPilot, Pilot
 from ..train.state import TrainState
 from .config import RunConfig
+from .counting import step_flops_in_force
 from .evaluations import Evaluations
 from .pilot import build_pilot
 
@@ -51,6 +52,7 @@ def build_observers(
             and config.objective.prediction is not None
         ),
         evaluate=evaluations.of,
+        operations=lambda objective, step: step_flops_in_force(config, objective, step),
     )
     pilot: Pilot | NoPilot = NoPilot()
     if config.pilot is not None:

@@ -203,7 +203,7 @@ def test_a_hostfile_that_is_right_is_handed_on(tree):
     put(tree / "bin" / "interpreter", '[ "$1" = -c ] && echo 8 || echo "$@"')
     ended = bash(tree, "AFM_SCALE_PYTHON=interpreter bash launchers/deepspeed.sh --hostfile hosts -- digits_afm a.b=c")
     wanted = "--hostfile hosts --module --no_local_rank afm_scale train digits_afm parallel.plan=deepspeed a.b=c\n"
-    assert (ended.returncode, ended.stdout) == (0, f"-m deepspeed.launcher.runner {wanted}"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, f"launchers/deepspeed_runner.py {wanted}"), ended.stderr
 
 
 def test_an_interpreter_that_is_named_is_taken_and_nothing_installed(tree):

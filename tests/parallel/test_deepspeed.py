@@ -278,7 +278,8 @@ def test_settings_reach_deepspeed_as_they_are() -> None:
 def checkout(tmp_path: Path) -> Path:
     """A folder with the launcher, in which the environment is the one of these tests."""
     (tmp_path / "launchers").mkdir()
-    shutil.copy(ROOT / "launchers" / "deepspeed.sh", tmp_path / "launchers")
+    for name in ("deepspeed.sh", "deepspeed_runner.py"):
+        shutil.copy(ROOT / "launchers" / name, tmp_path / "launchers")
     published = (ROOT / "launchers" / "environment.sh").read_text()
     recipe_from = published[published.index("recipe_from() {") : published.index("if [[ -n \"${AFM_SCALE_PYTHON:-}\"")]
     lines = [f'root="{tmp_path}"', f'python="{sys.executable}"', f'export PYTHONPATH="{ROOT}"', recipe_from]
@@ -305,3 +306,20 @@ def test_the_launcher_trains_and_ends_as_its_ranks_end(checkout: Path) -> None:
     refused = launched(checkout, "--num_accelerators", "1", "--", recipe, *small, "data.global_batch=0")
     assert refused.returncode == 2
     assert "data.global_batch: found 0, wanted" in refused.stderr
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("--hostfile", "hosts"), "Hostfile contains multiple entries for 127.0.0.9"),
+    (("--hostfile", "one", "--include", "elsewhere"), "Hostname 'elsewhere' not found in hostfile"),
+    (("--hostfile", "one", "--ssh_port", "1"), "ssh"),  # nobody listens there, or there is no ssh here
+    (("--num_nodes", "3"), "Num nodes is >1 but no extra nodes available via hostfile"),
+])
+def test_hosts_that_deepspeed_cannot_use_are_one_message(
+    checkout: Path, options: tuple[str, ...], told: str
+) -> None:
+    (checkout / "hosts").write_text("127.0.0.9 slots=1\n127.0.0.9 slots=1\n")
+    (checkout / "one").write_text("127.0.0.9 slots=1\n")
+    done = launched(checkout, *options, "--", "digits_flow_matching")
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert errors[0].startswith("error: DeepSpeed's launcher: ") and told in errors[0]

@@ -16,6 +16,7 @@ from ...core.screen import errors, note
 from ..state import TrainState
 from .hook import QuietHook, StepReport
 from .surroundings import Surroundings
+from .utilisation import Utilisation
 
 CPU = torch.device("cpu")
 
@@ -29,17 +30,18 @@ class ConsoleConfig:
 
 
 class ConsoleHook(QuietHook):
-    """Shows the step, every player's total loss on this rank, images per second, the share of the time that was spent
-    waiting for data, the most memory that this rank has held so far (of its GPU; without one, of the process), and the
-    time left.
+    """Shows the step, every player's total loss on this rank, images per second, what a rank makes of its device
+    (`utilisation.py`), the share of the time that was spent waiting for data, the most memory that this rank has held
+    so far (of its GPU; without one, of the process), and the time left.
 
     Build it on rank 0 only. Rates are of the time since the last line, saving and sampling included.
     """
 
     def __init__(
-        self, config: ConsoleConfig, *, total_steps: int, device: torch.device = CPU, stream: TextIO | None = None
+        self, config: ConsoleConfig, *, total_steps: int, device: torch.device = CPU, stream: TextIO | None = None,
+        utilisation: Utilisation | None = None,
     ) -> None:
-        self._total_steps, self._device = total_steps, device
+        self._total_steps, self._device, self._utilisation = total_steps, device, utilisation
         self._stream = errors() if stream is None else stream
         self._show_bar = self._stream.isatty()
         self._every_seconds = config.bar_every_seconds if self._show_bar else config.line_every_seconds
@@ -62,28 +64,34 @@ class ConsoleHook(QuietHook):
         self._steps += 1
         self._data_seconds += report.data_seconds
         seconds = time.monotonic() - self._since
-        if seconds >= self._every_seconds or report.step == self._total_steps:
-            self._show(report, seconds)
+        is_due = seconds >= self._every_seconds
+        if is_due or report.step == self._total_steps:
+            self._show(report, seconds, self._of_device(state, seconds) if is_due else "")
             self._images = self._steps = 0
             self._data_seconds = 0.0
-            self._since += seconds
+            self._since = time.monotonic()  # what was counted for this line is no part of the next
 
     def on_end(self, state: TrainState, error: BaseException | None) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def _show(self, report: StepReport, seconds: float) -> None:
+    def _of_device(self, state: TrainState, seconds: float) -> str:
+        """Left out of the only line of a run that is over before one is due: counting may take longer than that."""
+        rate = self._images / max(seconds, 1e-9)
+        return "" if self._utilisation is None else self._utilisation.describe(state, rate)
+
+    def _show(self, report: StepReport, seconds: float, of_device: str) -> None:
         losses = [
             f"{name.removesuffix('/total')} {float(value):.4f}"
             for name, value in report.terms.items() if name.endswith("/total")
         ]
         seconds_left = (self._total_steps - report.step) * seconds / self._steps
         seconds = max(seconds, 1e-9)
-        text = "  ".join([
-            f"step {report.step}/{self._total_steps}", *losses, f"{self._images / seconds:,.0f} images/s",
+        text = "  ".join(filter(None, [
+            f"step {report.step}/{self._total_steps}", *losses, f"{self._images / seconds:,.0f} images/s", of_device,
             f"data wait {self._data_seconds / seconds:.0%}", f"{most_memory(self._device) / 2**30:.1f} GiB",
             f"{_clock(seconds_left)} left",
-        ])
+        ]))
         if self._bar is None:
             note(text, self._stream)
         else:
@@ -94,7 +102,9 @@ class ConsoleHook(QuietHook):
 def build(config: ConsoleConfig, around: Surroundings) -> ConsoleHook | None:
     if around.plan.rank != 0:
         return None
-    return ConsoleHook(config, total_steps=around.total_steps, device=around.plan.device)
+    plan = around.plan
+    utilisation = Utilisation(around.operations, plan.device, plan.world_size)
+    return ConsoleHook(config, total_steps=around.total_steps, device=plan.device, utilisation=utilisation)
 
 
 def most_memory(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from ..failures import Failures
 from ..state import TrainState
 from .events import EventLog
 from .hook import Hook
+from .utilisation import CountOperations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Surroundings:
     checkpoint: CheckpointConfig
     manager: CheckpointManager
     evaluate: Callable[[Any], Evaluate]  # from what `hooks.evaluation` says; collective
+    operations: CountOperations  # of a step, for each image of its batch; some seconds for a large network
     wants_noise: bool = False  # whether figures of the noise itself are wanted with the first evaluation
     notes: dict[str, float] = field(default_factory=dict)  # numbers, as on every rank, for the next row
     listeners: list[Listener] = field(default_factory=list)  # to evaluations, on every rank; after the hook's own
