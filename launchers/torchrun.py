@@ -10,8 +10,11 @@ The command line is torchrun's, and so are the agent, the rendezvous and the res
   when this began (nohup) is ignored by all. --signals-to-handle has no effect.
 - Workers that ended with 2, or were stopped by a signal, are not restarted. Those that lost another rank are, while
   --max-restarts allows; afterwards the job ends with 75 if a checkpoint is there to go on from.
+- Workers that are stopped (SIGSTOP) for longer than STOPPED_SECONDS are killed: others have ended by then.
 - Nodes that do not find each other, a port in use and options that make no sense are one message and exit code 2.
-- The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py).
+- The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py); a name for
+  every time that all nodes start them, so that they do not meet those of before (parallel/meeting.py): torch's count of
+  restarts differs between nodes; and whether they are started again (run/elastic.py).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ FORWARDED = tuple(  # what workers understand: as in afm_scale/core/stopping.py
 )
 DEFAULT_GRACE_SECONDS = 300
 SECONDS_TO_SAY = 20  # for the workers that are left to find out that one is gone, and to say what that comes to
+STOPPED_SECONDS = 45  # a stopped worker neither answers others nor ends by their signals
 SECONDS_TO_START = 20  # for workers that know what is to be done; they may wait for another node that never comes
 
 
@@ -48,10 +52,13 @@ class Workers:
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self.starts = 0
         self.codes: list[int] = []  # of those that have failed, the last time that they were started
         self._pids: list[int] = []
         self._handlers: Mapping[int, SubprocessHandler] = {}
         self._first_signal_at = self._first_death_at = 0.0
+        self._stopped: dict[int, float] = {}  # workers, and since when
+        self._looked = time.monotonic()
         self._lock = threading.RLock()  # reentrant: a handler may interrupt another handler
 
     def started(self, pids: list[int], handlers: Mapping[int, SubprocessHandler]) -> None:
@@ -84,12 +91,32 @@ class Workers:
             if self.signals and not self._pids and waited > SECONDS_TO_START:
                 os._exit(128 + self.signals[0])
 
+    def kill_stopped(self) -> None:
+        """To be called every second: a pause between two calls is one of the launcher itself."""
+        with self._lock:
+            now, before = time.monotonic(), self._looked
+            self._looked = now
+            known = self._stopped if now - before < STOPPED_SECONDS / 3 else {}
+            self._stopped = {pid: known.get(pid, now) for pid in self._pids if is_stopped(pid)}
+            for pid, since in self._stopped.items():
+                if now - since > STOPPED_SECONDS:
+                    os.kill(pid, signal.SIGKILL)
+
     def _send(self, signum: int) -> None:
         for pid in self._pids:
             try:
                 os.killpg(pid, signum)  # torch starts every worker in a session of its own
             except ProcessLookupError:
                 pass
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP and its like, as the system says; False where it does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False
 
 
 def signal_of(code: int) -> int | None:
@@ -142,6 +169,9 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
             super()._initialize_workers(worker_group)
 
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
+            os.environ["AFM_SCALE_MEETING"] = self._meeting(worker_group)
+            os.environ["AFM_SCALE_STARTS"] = str(workers.starts)
+            workers.starts += 1
             before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED if hold else ())
             try:
                 pids = super()._start_workers(worker_group)
@@ -149,6 +179,15 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             workers.started(list(pids.values()), self._pcontext.subprocess_handlers)
             return pids
+
+        def _meeting(self, worker_group: WorkerGroup) -> str:
+            """The same on all nodes, and another one the next time: the first node chooses it."""
+            spec = worker_group.spec
+            is_static = spec.rdzv_handler.get_backend() == "static"  # else a store is of one round
+            key = f"afm_scale/meeting/{spec.max_restarts - self._remaining_restarts if is_static else ''}"
+            if worker_group.group_rank == 0:
+                worker_group.store.set(key, str(time.time_ns()))
+            return worker_group.store.get(key).decode()
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             if workers.are_left_to_say():
@@ -207,6 +246,7 @@ def main(arguments: list[str]) -> int:
     while agent.is_alive():
         agent.join(timeout=1)
         workers.kill_after(grace_seconds)
+        workers.kill_stopped()
     if not failures:
         return DONE
     if not isinstance(failures[0], ChildFailedError):

@@ -9,6 +9,7 @@
 #   RUN_ID              tells jobs apart that meet at the same place (the recipe's name)
 #   WAIT_SECONDS        how long the hosts wait for one another (600), where the first one's name is not yet known too
 #   MAX_RESTARTS        how often all ranks are started again after one was lost (3)
+#   MIN_NODES           with how many of NODES to go on when the others are lost (all of them): docs/operating.md
 # Ends as launchers/torchrun.py does: 75 means that the same command goes on; on several hosts, if any ended with 75.
 set -euo pipefail
 
@@ -22,11 +23,15 @@ place="$("$python" launchers/nodes.py)"
 read -r rank number head address <<<"$place"
 
 processes="${PROCESSES_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')}"
-for setting in "PORT=$PORT" "PROCESSES_PER_NODE=$processes" "MAX_RESTARTS=${MAX_RESTARTS:=3}"; do
+for setting in "PORT=$PORT" "PROCESSES_PER_NODE=$processes" "MAX_RESTARTS=${MAX_RESTARTS:=3}" \
+    "MIN_NODES=${MIN_NODES:=$number}"; do
     [[ "${setting#*=}" =~ ^[0-9]+$ ]] || { echo "error: $setting: wanted a whole number" >&2; exit 2; }
 done
+((MIN_NODES >= 1 && MIN_NODES <= number)) ||
+    { echo "error: MIN_NODES=$MIN_NODES: wanted 1 to $number, of NODES" >&2; exit 2; }
 
-exec "$python" launchers/torchrun.py --nnodes "$number" --nproc-per-node "$processes" --max-restarts "$MAX_RESTARTS" \
-    --rdzv-backend c10d --rdzv-endpoint "$head:$PORT" --rdzv-id "${RUN_ID:-$(basename "$recipe" .yaml)}" \
+exec "$python" launchers/torchrun.py --nnodes "$MIN_NODES:$number" --nproc-per-node "$processes" \
+    --max-restarts "$MAX_RESTARTS" --rdzv-backend c10d --rdzv-endpoint "$head:$PORT" \
+    --rdzv-id "${RUN_ID:-$(basename "$recipe" .yaml)}" \
     --rdzv-conf "is_host=$((rank == 0)),join_timeout=${WAIT_SECONDS:-600}" --local-addr "$address" \
     -m afm_scale train "$recipe" ${settings[@]+"${settings[@]}"}

@@ -31,9 +31,9 @@ MAY_IMPORT = {
     "estimate": {"core"},
     # Of the packages it drives, the loop knows the protocols alone, and how ranks agree on an error.
     "train": {
-        "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement", "data.source",
-        "checkpoint.falling_back", "checkpoint.manager", "checkpoint.manifest", "checkpoint.names",
-        "checkpoint.tensors", "sampling", "estimate.devices",
+        "core", "ops", "objectives.objective", "parallel.plan", "parallel.optim", "parallel.agreement",
+        "parallel.flight", "data.source", "checkpoint.falling_back", "checkpoint.manager", "checkpoint.manifest",
+        "checkpoint.names", "checkpoint.tensors", "sampling", "estimate.devices",
     },
     "run": {
         "core", "ops", "flow", "models", "data", "packing", "parallel", "sampling", "objectives", "checkpoint",

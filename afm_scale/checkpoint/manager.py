@@ -27,6 +27,7 @@ from torch import Tensor
 from ..core.errors import CheckpointError
 from ..core.files import remedy
 from ..core.ranges import Count, Range
+from ..core.words import IN_BACKGROUND
 from .card import Card, to_plain
 from .keeping import Keeping, hidden_folder
 from .manifest import (
@@ -82,7 +83,7 @@ class CheckpointManager:
         self._saving: futures.Future[None] | None = None
         self._keeping = Keeping(folder, config.keep_last, config.keep_every_steps, wanted)
         self._has_read_back = False
-        self._group = dist.new_group(backend="gloo") if world_size > 1 else None
+        self._group = dist.new_group(backend="gloo", group_desc=IN_BACKGROUND) if world_size > 1 else None
         if self._group is None:  # torch says so at every save; one rank is no mistake
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         try:

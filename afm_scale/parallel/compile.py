@@ -21,7 +21,7 @@ error once it was set through the newer one (pytorch pull request 189955).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch.utils._triton import has_triton
 
 from ..core.errors import ConfigError
 from ..core.network import Network
+from ..core.words import COMPILING, STANDING, Act
 from ..ops.tangents import carries_tangent
 
 BACKEND = "inductor"
@@ -58,12 +59,21 @@ def compile_blocks(module: Network, wanted: bool | None, device: torch.device) -
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_WAYS)
     # DDP would cut a block into parts of its buckets' size, and refuses what holds a recomputation.
     torch._dynamo.config.optimize_ddp = False
+    _say_when_compiling()
     copies: dict[CodeType, CodeType] = {}
     for block in module.shardable_blocks():
         own = _with_own_code(block.forward, type(module).__name__, copies)
         compiled = torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
         block.forward = _where_it_can(compiled, block.forward)
         setattr(block.forward, _MARK, True)
+
+
+@cache  # once in a process
+def _say_when_compiling() -> None:
+    """It takes longer than a step, whenever it comes: no other rank is to take it for a hang."""
+    before: list[Act] = []
+    torch._dynamo.callback.on_compile_start(lambda *_: before.append(STANDING.begin(COMPILING)))
+    torch._dynamo.callback.on_compile_end(lambda *_: STANDING.begin(before.pop()))
 
 
 def is_compiled(module: Network) -> bool:

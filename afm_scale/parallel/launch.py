@@ -102,8 +102,7 @@ def launch(
     watch = None
     if meeting is not None:
         watch = Watch(
-            announced.rank, announced.world_size, meeting.leads_host, meeting.connect, config.timeout_seconds,
-            meeting.hosts_store, None if log_of is None else log_of(announced.rank), after_loss,
+            meeting, config.timeout_seconds, None if log_of is None else log_of(announced.rank), after_loss
         )
         watch.start()
     ranks = Ranks(announced.rank, announced.local_rank, announced.world_size, device, watch)

@@ -52,8 +52,13 @@ class Meeting:
         return f"MASTER_ADDR={self.host} MASTER_PORT={self.port}"
 
     @property
+    def is_in_launcher(self) -> bool:
+        """Whether the store is, rather than in rank 0."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+    @property
     def hosts_store(self) -> bool:
-        return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        return self.rank == 0 and not self.is_in_launcher
 
     def connect(self) -> dist.Store:
         """A connection of its own to the store. Raises torch's DistError."""
@@ -88,8 +93,9 @@ class Meeting:
         )
 
     def _part_of(self, store: dist.Store) -> dist.Store:
-        """What was agreed on before torchrun started the workers again is still in its store."""
-        return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        """What was agreed on before a launcher started the workers again is still in its store."""
+        attempt = os.environ.get("AFM_SCALE_MEETING") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return dist.PrefixStore(f"attempt_{attempt}", store)
 
     def _hosted(self) -> dist.Store:
         try:

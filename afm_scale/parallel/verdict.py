@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch.distributed as dist
 
 from ..core.words import Word
+from .flight import last_collective
 
 # How gloo and NCCL say that others are gone or late. Their errors have no class in common.
 _OF_OTHERS = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|Socket Timeout")
@@ -50,7 +51,7 @@ class Observer(NamedTuple):
 def of_silent(silent: Sequence[int], words: Mapping[int, Word], me: Observer) -> str:
     told = {
         "gone": "has ended without a word", "stopped": "is stopped (SIGSTOP) and does not answer",
-        "running": "does not answer", "unknown": "does not answer",
+        "computing": "does not answer", "waiting": "does not answer", "unknown": "does not answer",
     }
     lost = "; ".join(
         f"rank {rank} of {me.world_size} {told[words[rank].state()]} (process {words[rank].pid} on "
@@ -59,7 +60,7 @@ def of_silent(silent: Sequence[int], words: Mapping[int, Word], me: Observer) ->
     return lost + _of_waiting({rank: word for rank, word in words.items() if rank not in silent}, me)
 
 
-def of_behind(words: Mapping[int, Word], me: Observer) -> str:
+def behind(words: Mapping[int, Word], me: Observer) -> int:
     """All answer: the rank with the fewest steps is behind; of several, the one that is not seen to wait."""
 
     def progress(rank: int) -> tuple[int, bool, bool, float]:
@@ -67,15 +68,23 @@ def of_behind(words: Mapping[int, Word], me: Observer) -> str:
         step = -1 if word.step is None else word.step
         return step, word.waits, word.motionless > me.timeout / 2, -word.motionless
 
-    last = min(words, key=progress)
-    text = f"rank {last} of {me.world_size} is behind: {words[last]}, for {words[last].motionless:.0f} s"
+    return min(words, key=progress)
+
+
+def of_behind(last: int, words: Mapping[int, Word], me: Observer) -> str:
+    word = words[last]
+    text = f"rank {last} of {me.world_size} is behind: {word}, for {word.motionless:.0f} s"
+    if word.is_overdue(me.timeout):
+        text += f", {word.acting:.0f} s without a step or another act (its limit is {word.allowed(me.timeout):.0f} s)"
     return text + _of_waiting({rank: word for rank, word in words.items() if rank != last}, me)
 
 
 def _of_waiting(words: Mapping[int, Word], me: Observer) -> str:
     rank = me.rank if me.rank in words else min(words, default=None)
+    own = last_collective() if rank == me.rank else ""
     waited = "" if rank is None else (
         f". Rank {rank}{f', and {len(words) - 1} more' if len(words) > 1 else ''} waited for it {words[rank]}"
+        f"{own and f' (its last collective: {own})'}"
     )
     return (
         f"{waited} (parallel.timeout_seconds={me.timeout:.0f}). Look at that host and process"

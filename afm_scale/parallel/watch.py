@@ -1,9 +1,11 @@
 """Ends all ranks, with one message, when one of them fails, falls silent or falls behind.
 
-Every second a thread of each rank leaves a word in the store where the ranks met: its step and the line it is at. A
-rank whose collective fails looks at the words of the others. The first rank that has something to say writes it into
-the store, and it alone speaks: with its own error, or with the name of the rank that no longer answers. The others
-leave without a word on the screen; their tracebacks go to a log in the run's folder.
+Every second a thread of each rank leaves a word in the store where the ranks met: its step, the act it is in and the
+line it is at. A rank looks at the words of all others when a collective of its own fails; when the next rank's process
+has ended or has left no word for HEARTBEAT_SECONDS, whatever either is at; and when it gets nowhere itself for longer
+than its act may take. The first rank that has something to say writes it into the store, and it alone speaks: with its
+own error, or with the name of the rank that no longer answers. The others leave without a word on the screen; their
+tracebacks go to a log in the run's folder, with the last stack of the rank that was lost, and their collectives beside.
 
 Nothing here waits for a collective, nor for the store without a limit: rank 0, where the store lives if no launcher has
 one, may be the rank that is stopped.
@@ -17,20 +19,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from ..core import stopping
 from ..core.errors import EXIT_FAILURE, RunError
-from ..core.files import append_regular
 from ..core.screen import note_at_once
 from ..core.words import STANDING, Word
-from .verdict import Observer, Verdict, is_of_others, leave_after, of_behind, of_silent, within
+from .pulse import Pulse
+from .rank_log import RankLog
+from .verdict import Observer, Verdict, behind, is_of_others, leave_after, of_behind, of_silent, within
+
+if TYPE_CHECKING:
+    from .meeting import Meeting
 
 PERIOD_SECONDS = 1.0  # between the words of a rank, of many ranks
 SILENT_SECONDS = 5.0  # a rank that leaves no word for so long while it is watched is silent
+HEARTBEAT_SECONDS = 30.0  # without a word, looked at by the rank before it: its process is stopped or cut off
 GRACE_SECONDS = 15.0  # for a save that is under way, once it is known that the run ends
 
 
@@ -50,21 +55,20 @@ class Watch:
     """One rank's look at the others, from `start` to `close`."""
 
     def __init__(
-        self, rank: int, world_size: int, leads_host: bool, connect: Callable[[], dist.Store], timeout: float,
-        hosts_store: bool, log: Path | None, after_loss: AfterLoss = without_a_run,
+        self, meeting: Meeting, timeout: float, log: Path | None, after_loss: AfterLoss = without_a_run
     ) -> None:
-        """`connect` opens a connection to the store that nothing else uses: a call of another thread would block it.
+        """It opens a connection to the store that nothing else uses: a call of another thread would block it.
 
         `after_loss` is asked once it is known that the run ends because another rank is gone, silent or behind.
         """
-        self._rank, self._world_size, self._leads_host = rank, world_size, leads_host
-        self._me = Observer(rank, world_size, timeout)
-        self._timeout, self._log, self._after_loss = timeout, log, after_loss
-        self._connect = connect
-        self._hosts_store = hosts_store
+        self._rank, self._world_size, self._meeting = meeting.rank, meeting.world_size, meeting
+        self._me = Observer(meeting.rank, meeting.world_size, timeout)
+        self._timeout, self._after_loss = timeout, after_loss
+        self._log = RankLog(log, meeting.rank)
+        self._heartbeat = min(HEARTBEAT_SECONDS, timeout)
         self._patience = min(SILENT_SECONDS, max(2.0, timeout / 2))
         self._grace = min(GRACE_SECONDS, max(2.0, timeout))
-        self._period = min(PERIOD_SECONDS, 0.1 + world_size / 100)
+        self._period = min(PERIOD_SECONDS, 0.1 + self._world_size / 100)
         self._closed = threading.Event()
         self._ending = threading.Lock()
         self._word = STANDING.word(time.monotonic())
@@ -73,10 +77,11 @@ class Watch:
         self._verdict: Verdict | None = None
         self._known_since = 0.0
         self._lost = ""  # why the store no longer answers
+        self._pulse = Pulse(time.monotonic())  # of the next rank
 
     def start(self) -> None:
         """Opens the connection. Raises torch's DistError if there is none to be had."""
-        self._store = self._connect()
+        self._store = self._meeting.connect()
         self._speak()
         for work in (self._speak_on, self._supervise):
             threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True).start()
@@ -117,7 +122,7 @@ class Watch:
             verdict = self._verdict or self._look(failed=True)
             self._closed.set()
             self._tell(verdict)
-            self._write_log(traceback.format_exception(error))
+            self._log.write(self._word, traceback.format_exception(error))
         leave_after(self._grace, verdict.exit_code)
         lost = LostRank(verdict.text)
         lost.exit_code, lost.is_told = verdict.exit_code, True
@@ -138,10 +143,10 @@ class Watch:
                     note_at_once(f"error{self._named()}: {error}")
                 error.is_told = True
             else:
-                self._write_log(traceback.format_exception(error))
+                self._log.write(self._word, traceback.format_exception(error))
         leave_after(2 * self._grace, code)
         # Others may be about to meet the same, and look here whether it is said.
-        within(self._patience, lambda: self._leave_store(waits=self._hosts_store))
+        within(self._patience, lambda: self._leave_store(waits=self._meeting.hosts_store))
 
     def _named(self) -> str:
         return f" on rank {self._rank}" if self._rank else ""
@@ -154,21 +159,26 @@ class Watch:
         try:
             while not self._closed.wait(self._period):
                 self._speak()
-                still = min(self._word.motionless, time.monotonic() - looked)
-                lost = still > self._timeout or still > self._patience and self._neighbour_is_gone()
-                if self._verdict is None and lost:
-                    looked = time.monotonic()
-                    self._end_if_silent()
+                now, overdue = time.monotonic(), self._word.is_overdue(self._timeout)
+                still = min(self._word.motionless, now - looked)
+                if self._verdict is None and (overdue or still > self._timeout or self._neighbour_is_lost(still, now)):
+                    looked = now
+                    # Nothing else ends a wait that raises no error: of the GPU, or of a library. Slow work of all ranks
+                    # is no reason to.
+                    self._leave(lambda: self._look(failed=overdue))  # noqa: B023
         except Exception as error:  # whatever torch makes of a store that is gone
             self._lost = str(error).splitlines()[0] if str(error) else repr(error)
 
-    def _neighbour_is_gone(self) -> bool:
-        """Whether the next rank has ended, on this host: a wait of the GPU would learn of it at the limit alone.
+    def _neighbour_is_lost(self, still: float, now: float) -> bool:
+        """Whether the next rank has ended, on this host, or says nothing, on any.
 
         Ranks that have come to the end of their work have said that they leave.
         """
-        others = self._words([(self._rank + 1) % self._world_size])
-        return any(word.state() == "gone" for word in others.values()) and self._store.add("watch/left", 0) == 0
+        rank = (self._rank + 1) % self._world_size
+        word = self._words([rank]).get(rank)
+        is_silent = self._pulse.seconds(word, now, SILENT_SECONDS) > self._heartbeat
+        is_gone = still > self._patience and word is not None and word.state() == "gone"
+        return (is_silent or is_gone) and self._store.add("watch/left", 0) == 0
 
     def _speak(self) -> None:
         self._word = STANDING.word(time.monotonic())
@@ -191,13 +201,10 @@ class Watch:
             last = now
             if self._verdict is not None and now - self._known_since > self._grace:
                 self._leave(lambda: self._verdict)
-            silent = now - self._answered
-            if silent > self._timeout + self._patience and STANDING.word(now).motionless > self._timeout:
+            # A launcher's store may be silent while the ranks get on without it; rank 0's is not.
+            still = STANDING.word(now).motionless if self._meeting.is_in_launcher else self._heartbeat
+            if now - self._answered > self._heartbeat + self._patience and still >= self._heartbeat:
                 self._leave(self._without_store)
-
-    def _end_if_silent(self) -> None:
-        """For a wait that raises no error: of the GPU, or of a library. Slow work of all ranks is no reason to end."""
-        self._leave(lambda: self._look(failed=False))
 
     def _leave(self, find: Callable[[], Verdict | None]) -> None:
         """Ends the process with what `find` says, if it says anything and the main thread is not about to do so."""
@@ -210,7 +217,7 @@ class Watch:
                 return
             self._tell(verdict)
             frame = sys._current_frames().get(threading.main_thread().ident or 0)
-            self._write_log(["the process was ended where it stood:\n", *traceback.format_stack(frame)])
+            self._log.write(self._word, ["the process was ended where it stood:\n", *traceback.format_stack(frame)])
             os._exit(verdict.exit_code)
 
     # Finding out.
@@ -225,9 +232,9 @@ class Watch:
         silent, words = seen
         if not silent and not failed:
             return None
-        text = of_silent(silent, words, self._me) if silent else of_behind(words, self._me)
-        code, advice = self._after_loss()
-        mine = Verdict(by=self._rank, host=self._word.host, text=text + advice, exit_code=code)
+        lost = silent or [behind(words, self._me)]
+        text = of_silent(silent, words, self._me) if silent else of_behind(lost[0], words, self._me)
+        mine = self._ended(self._rank, text, {rank: words[rank] for rank in lost})
         verdict = within(self._patience, lambda: self._first(mine)) or mine
         for rank in silent:
             words[rank].kill()
@@ -246,7 +253,10 @@ class Watch:
             if gone or time.monotonic() > until:
                 break
             time.sleep(self._period)
-        silent = gone or [rank for rank in last if last[rank].count == first[rank].count]
+        # One that computes may be in a call that lets none of its other threads speak.
+        silent = gone or [
+            rank for rank in last if last[rank].count == first[rank].count and last[rank].state() != "computing"
+        ]
         return silent, last | {self._rank: self._word}
 
     def _words(self, ranks: list[int]) -> dict[int, Word]:
@@ -267,11 +277,13 @@ class Watch:
             words[0] = self._of_rank_0
             text = of_silent([0], words, self._me)
             self._of_rank_0.kill()
-        speaks = self._leads_host or self._rank == 1
+        speaks = self._meeting.leads_host or self._rank == 1
+        return self._ended(self._rank if speaks else 0, text, {0: self._of_rank_0} if self._of_rank_0 else {})
+
+    def _ended(self, by: int, text: str, lost: dict[int, Word]) -> Verdict:
+        where = self._log.remember(lost) if lost else ""
         code, advice = self._after_loss()
-        return Verdict(
-            by=self._rank if speaks else 0, host=self._word.host, text=text + advice, exit_code=code
-        )
+        return Verdict(by=by, host=self._word.host, text=text + where + advice, exit_code=code)
 
     # Saying.
 
@@ -279,12 +291,5 @@ class Watch:
         """Says a verdict of one's own; and, once a host, that of a rank whose screen may be another."""
         if verdict.by == self._rank:
             note_at_once(f"error: {verdict.text}")
-        elif verdict.host != self._word.host and self._leads_host:
+        elif verdict.host != self._word.host and self._meeting.leads_host:
             note_at_once(f"error: rank {verdict.by} on {verdict.host} ended the run: {verdict.text}")
-
-    def _write_log(self, lines: list[str]) -> None:
-        if self._log is None:
-            return
-        head = f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self._rank}, {self._word}\n"
-        with suppress(OSError), append_regular(self._log) as file:
-            file.write("".join([head, *lines]).encode(errors="backslashreplace"))

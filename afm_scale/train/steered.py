@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core.errors import DivergenceError
+from ..core.words import STANDING, STEERING
 from ..parallel.plan import ParallelPlan
 from .hooks.hook import HookList
 from .loop import LoopConfig, train
@@ -18,4 +19,5 @@ def train_steered(
         try:
             return train(state, plan, config, hooks, pilot)
         except DivergenceError as error:  # on all ranks alike
-            pilot.roll_back(state, error)
+            with STANDING.during(STEERING):
+                pilot.roll_back(state, error)

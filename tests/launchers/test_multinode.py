@@ -2,98 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from afm_scale.checkpoint.manifest import newest_complete
 from afm_scale.checkpoint.tensors import digest
-from tests.launched import LAUNCHERS_WORDS, free_port
+from tests.launched import free_port
+from tests.nodes import Nodes, around, cannot_be_joined, two_nodes
 from tests.program import ROOT, SMALL_AFM, end, train_forked
 
 STEPS = 60
 SMALL = (*SMALL_AFM, f"loop.steps={STEPS}", "checkpoint.every_steps=10", "checkpoint.keep_last=9",
          "parallel.timeout_seconds=20")
-HOSTS = ("10.77.19.1", "10.77.19.2")
-PORT = "29419"
-
-
-def cannot_be_joined() -> str:
-    if sys.platform != "linux" or shutil.which("ip") is None or os.geteuid() != 0:
-        return "network namespaces want Linux, ip and root"
-    done = subprocess.run(["ip", "netns", "add", f"afm{os.getpid()}"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return f"no network namespaces here: {done.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", f"afm{os.getpid()}"], check=False)
-    return ""
 
 
 @pytest.fixture
-def namespaces() -> Iterator[list[str]]:
+def nodes() -> Iterator[Nodes]:
     if reason := cannot_be_joined():
         pytest.skip(reason)
-    names = [f"afm{os.getpid()}{letter}" for letter in "ab"]
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
-        for name, address in zip(names, HOSTS, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", name)
-            for link in (name, "lo"):
-                ip("-n", name, "link", "set", link, "up")
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False)
-
-
-def around(**environment: str) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_WORDS}
-    return others | {
-        "AFM_SCALE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PROCESSES_PER_NODE": "1", "PORT": PORT,
-        "MAX_RESTARTS": "0", "NODES": " ".join(HOSTS), **environment,
-    }
-
-
-def start(namespace: str, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["ip", "netns", "exec", namespace, "bash", str(ROOT / "launchers" / "torchrun_multinode.sh"), *words],
-        env=around(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
+    with two_nodes() as joined:
+        yield joined
 
 
 @pytest.mark.slow
 def test_hosts_find_each_other_and_what_is_left_of_them_ends_with_75_when_the_first_is_gone(
-    namespaces: list[str], tmp_path: Path
+    nodes: Nodes, tmp_path: Path
 ) -> None:
     """The rendezvous and the ranks' store go with the first host. Started again, all ends as if nothing had been."""
     folder, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     words = [*SMALL, f"run.folder={folder}", "parallel.device=cpu"]
     alone = train_forked(SMALL, undisturbed, ranks=2)
-    nodes = [start(name, *words, "loop.steps=1000000") for name in namespaces]
+    hosts = [nodes.start(node, *words, "loop.steps=1000000") for node in (0, 1)]
     try:
         until = time.monotonic() + 240
         while newest_complete(folder / "checkpoints") is None:
-            assert time.monotonic() < until, [end(node) for node in nodes]
-            assert all(node.poll() is None for node in nodes), [end(node) for node in nodes]
+            assert time.monotonic() < until, [end(host) for host in hosts]
+            assert all(host.poll() is None for host in hosts), [end(host) for host in hosts]
             time.sleep(0.1)
-        nodes[0].kill()  # its rank dies with it
-        code, _, stderr = end(nodes[1], timeout=240)
+        hosts[0].kill()  # its rank dies with it
+        code, _, stderr = end(hosts[1], timeout=240)
     finally:
-        for node in nodes:
-            with node:  # closes its pipes
-                node.kill()
+        for host in hosts:
+            with host:  # closes its pipes
+                host.kill()
     assert code == 75, stderr
     errors = [line for line in stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and "rank 0" in errors[0] and "Traceback" not in stderr, stderr
@@ -102,11 +64,60 @@ def test_hosts_find_each_other_and_what_is_left_of_them_ends_with_75_when_the_fi
         if path.name > "step_00000010":
             shutil.rmtree(path)
     assert end(alone, timeout=240)[0] == 0
-    nodes = [start(name, *words) for name in namespaces]
-    ends = [end(node, timeout=240) for node in nodes]
+    hosts = [nodes.start(node, *words) for node in (0, 1)]
+    ends = [end(host, timeout=240) for host in hosts]
     assert [code for code, _, _ in ends] == [0, 0], ends
     name = f"step_{STEPS:08d}"
     assert digest(folder / "checkpoints" / name) == digest(undisturbed / "checkpoints" / name)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_a_cut_network_and_a_lost_host_are_survived(nodes: Nodes, tmp_path: Path) -> None:
+    """One run: the launchers start all again after the first two, and the first host goes on alone after the third."""
+    folder = tmp_path / "run"
+    words = [*SMALL, f"run.folder={folder}", "parallel.device=cpu", "loop.steps=1000000", "parallel.elastic=true",
+             "parallel.timeout_seconds=12", "hooks.metrics.every_steps=1"]
+    hosts = [nodes.start(node, *words, MAX_RESTARTS="3", MIN_NODES="1") for node in (0, 1)]
+
+    def wait_until(holds: Callable[[], object], seconds: float = 240) -> None:
+        until = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < until and hosts[0].poll() is None, [end(host) for host in hosts]
+            time.sleep(0.1)
+
+    def starts() -> list[dict[str, Any]]:
+        lines = (folder / "events.jsonl").read_text().splitlines() if folder.exists() else []
+        return [event for event in map(json.loads, lines) if event["kind"] == "start"]
+
+    def trains(number: int) -> None:
+        """The run is at its start of that number, and has got beyond what it began at: else it would not be started."""
+        wait_until(lambda: len(starts()) == number)
+        begun_at = starts()[-1]["step"]
+        wait_until(lambda: (newest_complete(folder / "checkpoints") or Path("")).name > f"step_{begun_at:08d}")
+
+    try:
+        trains(1)
+        os.kill(nodes.workers(1)[0], signal.SIGKILL)
+        trains(2)
+        ranks = [pid for node in (0, 1) for pid in nodes.workers(node)]
+        nodes.cut(joined=False)
+        wait_until(lambda: not {*nodes.workers(0), *nodes.workers(1)} & {*ranks}, seconds=60)
+        nodes.cut(joined=True)
+        trains(3)
+        nodes.kill(1)
+        trains(4)
+        hosts[0].send_signal(signal.SIGTERM)
+        code, _, stderr = end(hosts[0], timeout=120)
+    finally:
+        for host in hosts:
+            with host:
+                host.kill()
+    assert [start["world_size"] for start in starts()] == [2, 2, 2, 1]
+    errors = [line for line in stderr.splitlines() if line.startswith("error")]
+    assert code == 75 and len(errors) == 3 and all("rank 1 of 2" in line for line in errors), stderr
+    assert all("its last collective: gloo:" in line for line in errors), stderr  # in which it waited
+    assert "1 rank(s) keep data.global_batch with loop.accumulation=2" in stderr
+    assert (folder / "rank_00000.collectives.json").exists()
 
 
 def refused(**environment: str) -> str:

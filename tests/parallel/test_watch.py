@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from afm_scale.core.errors import DataError
-from afm_scale.core.words import STANDING, Word
+from afm_scale.core.words import EVALUATING, STANDING, Act, Word
 from afm_scale.parallel.launch import Ranks
 from tests.launched import Launched, free_port, words_of
 
@@ -83,6 +84,26 @@ def die_outside(ranks: Ranks) -> None:
     threading.Event().wait()
 
 
+def stop_while_others_work(ranks: Ranks) -> None:
+    """No collective waits, and the limit of collectives is far: the process has stopped all the same."""
+    STANDING.step = 7
+    dist.barrier()
+    time.sleep(0.5)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    with STANDING.during(EVALUATING):
+        while True:
+            time.sleep(0.01)
+
+
+def nap(ranks: Ranks) -> None:
+    """All live, and none gets on: the act has a limit."""
+    STANDING.step = 7
+    with STANDING.during(Act("a nap", 3.0)):
+        dist.barrier()
+        threading.Event().wait()
+
+
 def hold_on(ranks: Ranks) -> None:
     """A thread that is no daemon and waits for ever, as of a save or of a library."""
     threading.Thread(target=threading.Event().wait).start()
@@ -99,13 +120,23 @@ def groups(ranks: Ranks) -> None:
 
 
 def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
-    functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups)
+    functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups, nap)
+    stopped = start(stop_while_others_work, limit=600)
     killed = start(die_outside, limit=60)
     started = {function: start(function) for function in functions}
     began = time.monotonic()
     (codes, said), took = ends(killed), time.monotonic() - began
     assert codes == [1, -signal.SIGKILL] and "rank 1 of 2 has ended without a word" in said[0], said
     assert took < 55
+    codes, said = ends(stopped)
+    assert codes == [1, -signal.SIGKILL] and time.monotonic() - began < 60, (codes, said)
+    (line,) = errors_in(said[0])
+    assert line.startswith("error: rank 1 of 2 is stopped (SIGSTOP) and does not answer (process "), line
+    assert "it was last at step 7, in no line" in line and "at step 7, in an evaluation, in no line" in line, line
+    log = stopped[0].log.read_text()
+    assert "the last that is known of rank 1, at step 7" in log and "stop_while_others_work" in log, log
+    collectives = json.loads(stopped[0].log.with_suffix(".collectives.json").read_text())
+    assert collectives["gloo"]["entries"][-1]["profiling_name"] == "gloo:barrier"
     found = {function: ends(ranks) for function, ranks in started.items()}
 
     codes, said = found[raise_own]
@@ -128,10 +159,15 @@ def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
         assert line.startswith(f"error: rank {lost} of 2 is stopped (SIGSTOP) and does not answer (process "), line
         assert "it was last at step " in line and f"Rank {1 - lost} waited for it at step 7" in line
 
+    codes, said = found[nap]
+    assert codes == [1, 1], (codes, said)
+    (line,) = errors_in("".join(said))
+    assert "is behind: at step 7, in a nap, in " in line and "its limit is 3 s" in line, line
+
     assert found[groups] == ([0, 0], ["", ""])
 
 
 def test_a_word_says_the_step_and_the_line_and_whether_its_process_is_there():
     word = STANDING.word(time.monotonic())
     assert Word.decode(word.encode().encode()) == word
-    assert word.state() == "running" and word.pid == os.getpid()
+    assert word.state() == "computing" and word.pid == os.getpid()

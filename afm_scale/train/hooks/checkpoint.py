@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from ...checkpoint.manager import CheckpointConfig, CheckpointManager
 from ...checkpoint.manifest import read_manifest
 from ...core.errors import DivergenceError
+from ...core.words import SAVING, STANDING
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
 from ..state import TrainState
@@ -49,14 +50,14 @@ class CheckpointHook(QuietHook):
             self._save(state)
         # After a divergence, which all ranks raise together, a save that is under way is of a good step: finish it.
         if error is None or isinstance(error, DivergenceError):
-            with self._failures.kept():
+            with self._failures.kept(), STANDING.during(SAVING):
                 self._manager.wait()
 
     def _save(self, state: TrainState) -> None:
         for look in self._before_save:
             look(state)
         began = time.monotonic()
-        with self._failures.kept():
+        with self._failures.kept(), STANDING.during(SAVING):
             self._manager.save(state.step, state.tensors(self._plan), state.scalars())
             self._saved_step = state.step
             self._events.write("save", step=state.step, seconds_waited=round(time.monotonic() - began, 3))

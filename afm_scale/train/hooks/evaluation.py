@@ -9,6 +9,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from ...core.screen import errors
+from ...core.words import EVALUATING, STANDING
 from ..evaluation import Evaluate, Evaluation, Listener
 from ..failures import Failures
 from ..state import TrainState
@@ -47,8 +48,9 @@ class EvaluationHook(QuietHook):
         if state.step % self._every_steps != 0:
             return
         began = time.monotonic()
-        figures = dict(self._evaluate(state))
-        noise = dict(self._evaluate.of_noise(state)) if self._measures_noise else None
+        with STANDING.during(EVALUATING):
+            figures = dict(self._evaluate(state))
+            noise = dict(self._evaluate.of_noise(state)) if self._measures_noise else None
         self._measures_noise = False
         evaluation = Evaluation(
             step=state.step, images_seen=state.images_seen, figures=figures, seconds=time.monotonic() - began,

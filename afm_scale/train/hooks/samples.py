@@ -9,6 +9,7 @@ from typing import Annotated
 from torch import Tensor
 
 from ...core.ranges import Count, Range
+from ...core.words import DRAWING, STANDING
 from ...parallel.plan import ParallelPlan
 from ...sampling.pictures import image_grid, save_png
 from ..failures import Failures
@@ -42,7 +43,8 @@ class SamplesHook(QuietHook):
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if state.step % self._config.every_steps == 0:
-            self._draw(state, self._folder / f"step_{state.step:08d}.png")
+            with STANDING.during(DRAWING):
+                self._draw(state, self._folder / f"step_{state.step:08d}.png")
 
     def _draw(self, state: TrainState, path: Path) -> None:
         images, classes = self._samples(state)

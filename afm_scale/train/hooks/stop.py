@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ...core.screen import note_at_once
 from ...core.stopping import SAME_WISH_SECONDS, taken_over
-from ...core.words import STANDING
+from ...core.words import STANDING, STARTING, STEP
 from ...parallel.agreement import agree
 from ...parallel.plan import ParallelPlan
 from ..failures import Failures
@@ -44,6 +44,7 @@ class StopHook(QuietHook):
         self._received, self._received_at = 0, 0.0
         self._agreed = 0
         self._told = False
+        self._before = STARTING
 
     @property
     def signal(self) -> signal.Signals | None:
@@ -51,7 +52,7 @@ class StopHook(QuietHook):
         return signal.Signals(self._agreed) if 0 < self._agreed < _FAILED else None
 
     def on_start(self, state: TrainState) -> None:
-        STANDING.step = state.step
+        STANDING.step, self._before = state.step, STANDING.begin(STEP)
         self._read()  # what was asked before the run went back
         self._signals.enter_context(taken_over(self._receive))
         self._agree(state)  # the other hooks may have failed to start on one rank
@@ -71,6 +72,7 @@ class StopHook(QuietHook):
             if error is None:  # other hooks' on_end may have failed on one rank, and the last signal is not yet read
                 self._read()
                 self._agree(state)
+                STANDING.begin(self._before)  # after an error it is told what this rank was at
         finally:
             self._signals.close()
 

@@ -20,6 +20,7 @@ import torch
 from ...core.errors import ConfigError, DivergenceError
 from ...core.typed import to_mapping
 from ...core.types import Role
+from ...core.words import STANDING, STEERING
 from ...parallel.plan import ParallelPlan, Player
 from ..evaluation import Evaluation
 from ..hooks.events import EventLog
@@ -135,7 +136,8 @@ class Pilot:
             self._reloading.ring.keep(state)
         goes_on = True
         for act in decide(self._config, self._phases, self._memory, step=state.step, images_seen=state.images_seen):
-            goes_on = self._do(act, state) and goes_on
+            with STANDING.during(STEERING):
+                goes_on = self._do(act, state) and goes_on
         state.pilot = replace(self._memory, is_pending=False)
         self._put_in_force(state)
         return goes_on
