@@ -20,6 +20,7 @@ from ..core.holding import Held, hold
 from ..core.place import rank_of
 from ..core.run_folder import RunFolder
 from ..core.screen import note
+from ..core.words import REPORTING, STANDING, STARTING
 from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
 from ..parallel.describe import in_one_line
 from ..parallel.launch import Ranks, launch
@@ -31,12 +32,15 @@ from ..run.beginning import foreign_beginning
 from ..run.changes import Comparison
 from ..run.check import check
 from ..run.config import RunConfig
+from ..run.elastic import for_ranks, most_ranks
 from ..run.hooks import build_observers
 from ..run.load import dump_yaml, load
 from ..run.origin import origin_of, write_records
 from ..run.ready import check_ready
 from ..run.start import start
 from ..run.tables import show_table
+from ..run.together import check_seen, check_versions
+from ..train.loop import LoopConfig
 from ..train.state import TrainState
 from ..train.steered import train_steered
 
@@ -53,29 +57,38 @@ def train_command(recipe: str, overrides: Sequence[str]) -> int:
     """Trains, or goes on training, and reports. Returns the exit code; every rank calls it."""
     config = load(RunConfig, recipe, overrides).resolved()
     own = RunFolder(config.run.folder)
+    STANDING.begin(STARTING)
     stopping.know(lambda: newest_complete(own.checkpoints), speaks=rank_of(os.environ) == 0)
     launched = launch(config.parallel, log_of=own.rank_log, after_loss=lambda: after_loss(own))
     with ExitStack() as afterwards, launched as ranks:
+        check_versions()
         check_same_on_all_ranks(dump_yaml(config), "the configuration")
+        most = from_rank_0(ranks.rank, lambda: most_ranks(own))
         with agreed():
-            check(config, ranks.world_size)
+            here = for_ranks(config, ranks.world_size, most)
+            check(here, ranks.world_size)
             check_ready(config)
         held: Held | None = None
         with agreed():  # before anything in the folder is looked at, written or cleared away
             if ranks.rank == 0:
                 held = afterwards.enter_context(hold(config.run.folder, ranks=ranks.world_size))
                 stopping.before_the_end(held.end)
-        plan = build.build_plan(config, ranks)
+        check_seen(config.run.folder, ranks.rank)
+        plan = build.build_plan(here, ranks)
         with agreed():
             state = build.build_state(config, ranks, plan)
         with closing(state.data):  # its processes and threads end whatever happens
-            return _run(config, ranks, plan, state, held, afterwards)
+            return _run(config, here.loop, ranks, plan, state, held, afterwards)
 
 
 def _run(
-    config: RunConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, held: Held | None, afterwards: ExitStack
+    config: RunConfig, loop: LoopConfig, ranks: Ranks, plan: ParallelPlan, state: TrainState, held: Held | None,
+    afterwards: ExitStack,
 ) -> int:
-    """From where the run starts to its report, or to the checkpoint of the step that a signal stopped it at."""
+    """From where the run starts to its report, or to the checkpoint of the step that a signal stopped it at.
+
+    `loop` is the recipe's as so many ranks train it.
+    """
     origin = from_rank_0(ranks.rank, lambda: origin_of(config))
     manager = build.build_manager(config, ranks, origin)
     afterwards.callback(manager.settle)  # after an error a save may be under way: the folder is held until it is over
@@ -92,15 +105,22 @@ def _run(
             if look.changes:
                 changes = [asdict(change) for change in look.changes]
                 observers.events.write("settings", step=state.step, changes=changes)
+            if loop != config.loop:
+                observers.events.write(
+                    "elastic", step=state.step, ranks=plan.world_size, accumulation=loop.accumulation
+                )
     if plan.rank == 0:
         described = plan.describe({role.value: player.module for role, player in state.players.items()})
         changed = (f"changed: {change}" for change in look.changes)
-        told = (f"{config.run.folder}: {where}", *changed, in_one_line(described))
+        kept = f"{plan.world_size} rank(s) keep data.global_batch with loop.accumulation={loop.accumulation}"
+        elastic = [kept] if loop != config.loop else []
+        told = (f"{config.run.folder}: {where}", *changed, *elastic, in_one_line(described))
         note("\n".join(told))
     first_step, began = state.step, time.monotonic()
-    train_steered(state, plan, config.loop, observers.hooks, observers.pilot)
+    train_steered(state, plan, loop, observers.hooks, observers.pilot)
     seconds = time.monotonic() - began
     stopped_by = observers.stop.signal
+    STANDING.begin(REPORTING)
     newest = None if stopped_by is None else from_rank_0(ranks.rank, manager.latest)
     with agreed():  # nobody leaves before rank 0 has written everything: launchers end the ranks that linger
         if stopped_by is None:

@@ -28,6 +28,7 @@ class _OfAllPlans:
     compile: bool | None = None  # torch.compile of what learns, block by block; null: on a GPU, where the plan lets it
     deterministic: bool = False  # on a GPU: only kernels that give the same bits every time; the CPU's always do
     timeout_seconds: Annotated[int, Range(1, 10_000_000)] = 600  # a collective that waits longer ends the run
+    elastic: bool = False  # go on with fewer ranks than before, the global batch kept by loop.accumulation
     recompute: RecomputeConfig = Recompute()  # in networks that learn
 
 
