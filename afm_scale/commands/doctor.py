@@ -1,4 +1,5 @@
-"""What this machine has and what will therefore be used; or, with --data, whether a packed data set is whole."""
+"""What this machine has and what will therefore be used; with --data, whether a packed data set is whole; with
+--cluster, under any launcher, what each rank can do and whether all are alike."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from ..core.packages import to_install
 from ..core.screen import say
 from ..data.table import SOURCES, check_packages
 from ..ops.choice import choose, probe
+from ..run.arguments import add_recipe
 from ..run.tables import show_table
+from .doctor_cluster import doctor_cluster_command
 from .doctor_data import doctor_data_command
 
 _BASE = (
@@ -40,10 +43,19 @@ _OPTIONAL = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="PATH", help="compare every byte of this folder of shards")
+    parser.add_argument(
+        "--cluster", action="store_true",
+        help="compare the ranks of a launcher: versions, speed, network, folder, clock",
+    )
     parser.add_argument("--json", action="store_true")
+    add_recipe(parser, required=False, note="with --cluster: whose settings have to be the same, and whose folder")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.cluster:
+        return doctor_cluster_command(options.recipe, options.overrides, as_json=options.json)
+    if options.recipe is not None:
+        raise ConfigError(f"found the recipe {options.recipe}, which is for doctor --cluster; add that or leave it out")
     if options.data is not None:
         return doctor_data_command(options.data, as_json=options.json)
     return doctor_command(as_json=options.json)

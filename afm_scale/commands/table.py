@@ -70,7 +70,7 @@ def _settings() -> Command:
 
 
 def _doctor() -> Command:
-    """what this machine has, or whether a packed data set is whole"""
+    """what this machine has or each rank can do, or whether a packed data set is whole"""
     from . import doctor
 
     return doctor
