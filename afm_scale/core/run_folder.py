@@ -22,12 +22,14 @@ class RunFolder:
         id                    of this run and no other, wherever it lies
         events.jsonl          what happened: starts, saves, evaluations, signals
         metrics.jsonl         a row of numbers every few steps
+        ranks.jsonl           each rank's own time in a step, every few steps, and which are slow
         summary.json          the last word, of a finished run
         report.png            its course, of whoever asked for it
         tensorboard/  samples/  skipped/
         checkpoints/          step_00001234/ ...
         discriminators/       step_00001234/ ..., earlier discriminators that may come back
-        rank_00001.log        where a rank was when it lost the others
+        rank_00001.log        where a rank was when it lost the others, and the last of the one that was lost
+        rank_00001.collectives.json   what it had begun by then, of torch's flight recorder
         profiles/             traces and tables of some steps (hooks.profile)
         profile               put there by a person who wants a profile of the next steps; goes when it is written
         memory_snapshot       likewise, of a GPU's memory (hooks.memory_snapshot)
@@ -55,6 +57,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks.jsonl"
 
     @property
     def summary(self) -> Path:

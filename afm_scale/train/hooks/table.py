@@ -17,6 +17,7 @@ from . import (
     profile,
     samples,
     skipped,
+    stragglers,
 )
 from .surroundings import HookKind
 
@@ -29,6 +30,7 @@ HOOKS: dict[str, HookKind] = {
     "console": HookKind(console.build, console.ConsoleConfig, console.ConsoleConfig()),
     "evaluation": HookKind(evaluation.build, evaluation.EvaluationConfig),
     "metrics": HookKind(metrics.build, metrics.MetricsConfig, metrics.MetricsConfig()),
+    "stragglers": HookKind(stragglers.build, stragglers.StragglersConfig, stragglers.StragglersConfig()),
     "skipped": HookKind(skipped.build),
     "divergence": HookKind(divergence.build, divergence.DivergenceConfig, divergence.DivergenceConfig()),
     "consistency": HookKind(consistency.build, consistency.ConsistencyConfig),
