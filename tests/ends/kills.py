@@ -6,11 +6,13 @@ one. A layout is a line in `LAYOUTS` with its counts in `COUNTS`; `launched.Laun
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +29,7 @@ from .ranks import Job, Ranks
 SEED = 18
 RUN = ("loop.steps=24", "checkpoint.every_steps=4", "hooks.metrics.every_steps=1", "parallel.device=cpu",
        "parallel.timeout_seconds=10", "parallel.precision=fp64", "run.folder=run")
+PATIENCE_SECONDS = 120.0  # for ranks to end after a signal, before they are taken to hang
 STOPPING = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU")
 
 
@@ -48,6 +51,13 @@ LAYOUTS = (
     Layout(name="launcher", ranks=2, start=lambda words, root: Launchers(words, root, ranks=2),
            killed=((0,), (1,), (LAUNCHER,)), stopped=((LAUNCHER,), (LAUNCHER, 0, 1))),
 )
+SURVIVING = tuple(
+    Layout(name="launcher that starts again", ranks=ranks,
+           start=lambda words, root, ranks=ranks: Launchers(words, root, ranks=ranks, restarts=3),
+           killed=tuple((rank,) for rank in range(ranks)), stopped=((LAUNCHER,),))
+    for ranks in (1, 2, 4)
+)
+"""Those of `python -m tests.ends.surviving`: a killed rank is the launcher's business, until the run is done."""
 COUNTS: Mapping[tuple[str, int], tuple[int, int]] = {("", 1): (50, 25), ("", 2): (50, 25), ("launcher", 2): (12, 14)}
 """Of each layout: (SIGKILL, other signals)."""
 
@@ -72,11 +82,18 @@ class Case:
         number = signal.Signals[f"SIG{self.signal}"]
         job = self.layout.start(["train", *SMALL_AFM, *RUN], root)
         job.end(until=job.began + self.share * seconds)
+        there, sent = job.running(), time.time()
         job.send(number, self.to)
+        exit_seconds = _until_gone(job, there)
         code, told = job.end(), job.told()
-        first = _amiss(code, told, root)
-        if first is not None:
-            return first
+        verdict = _amiss(code, told, root) or self._started_again(code, told, number, root, wanted)
+        restarts = [at - sent for at in _starts(root) if at > sent]
+        return replace(
+            verdict, exit_seconds=round(exit_seconds, 2), restart_seconds=round(restarts[0], 2) if restarts else None
+        )
+
+    def _started_again(self, code: int | None, told: str, number: int, root: Path, wanted: str) -> Verdict:
+        """Until the run is done, with the weights that are wanted."""
         if code != 0:
             whole = newest_complete(root / "run" / "checkpoints") is not None
             ends = {75} if whole else {128 + number, -number}
@@ -91,6 +108,23 @@ class Case:
                 return second or Verdict(outcome=Outcome.CODE, words=words)
         found = digest(resolve_checkpoint(root / "run"))
         return Verdict(outcome=Outcome.DONE if found == wanted else Outcome.WORK, words=shortened(told, root))
+
+
+def _until_gone(job: Job, there: set[int]) -> float:
+    """Seconds until none of these processes is left."""
+    began = time.monotonic()
+    while there & job.running() and time.monotonic() - began < PATIENCE_SECONDS:
+        if job.end(until=time.monotonic() + 0.02) is not None:
+            break
+    return time.monotonic() - began
+
+
+def _starts(root: Path) -> list[float]:
+    """When the run was begun or gone on with, on the system's clock."""
+    path = root / "run" / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [datetime.fromisoformat(event["time"]).timestamp() for event in events if event["kind"] == "start"]
 
 
 def _amiss(code: int | None, told: str, root: Path) -> Verdict | None:
@@ -123,10 +157,12 @@ class Undisturbed:
 UNDISTURBED = Undisturbed()
 
 
-def drawn(layout: Layout, kills: int, stops: int, seed: int = SEED) -> list[Case]:
+def drawn(
+    layout: Layout, kills: int, stops: int, seed: int = SEED, stopping: Sequence[str] = STOPPING
+) -> list[Case]:
     """SIGKILL and signals that stop, each at an instant from the first moment to the last."""
     chance = random.Random(f"{seed} {layout.name} {layout.ranks}")
-    names = ["KILL"] * kills + list(islice(cycle(STOPPING), stops))
+    names = ["KILL"] * kills + list(islice(cycle(stopping), stops))
     return [
         Case(signal=name, share=chance.random(), number=number, layout=layout,
              to=chance.choice(layout.killed if name == "KILL" else layout.stopped))

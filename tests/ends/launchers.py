@@ -23,7 +23,9 @@ ORPHANS_SECONDS = 20.0  # for workers whose launcher was killed
 class Launchers:
     """`python -m afm_scale WORDS` in the folder `root` on so many ranks, as many on each node: a `ranks.Job`."""
 
-    def __init__(self, words: Sequence[str], root: Path, *, ranks: int, nodes: int = 1) -> None:
+    def __init__(
+        self, words: Sequence[str], root: Path, *, ranks: int, nodes: int = 1, restarts: int = 0
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_WORDS}
         port, script = free_port(), str(ROOT / "launchers" / "torchrun.py")
         self._output = root / f".launchers.{time.monotonic_ns()}"
@@ -31,7 +33,8 @@ class Launchers:
         self.processes = []
         for node in range(nodes):
             meeting = [f"--nnodes={nodes}", f"--node-rank={node}", "--master-addr=localhost", f"--master-port={port}"]
-            options = [*(meeting if nodes > 1 else ["--standalone"]), f"--nproc-per-node={ranks // nodes}"]
+            options = [*(meeting if nodes > 1 else ["--standalone"]), f"--nproc-per-node={ranks // nodes}",
+                       f"--max-restarts={restarts}"]
             with self._output.open("ab") as stderr:
                 self.processes.append(subprocess.Popen(
                     [sys.executable, script, *options, "-m", "afm_scale", *words], cwd=root, stderr=stderr,
@@ -39,6 +42,10 @@ class Launchers:
                     start_new_session=True,
                 ))
         self.began = time.monotonic()
+
+    def running(self) -> set[int]:
+        self._look()
+        return {pid for pid in self._ranks.values() if self._is_ours(pid)}
 
     def send(self, number: int, to: Sequence[int]) -> None:
         """To launchers and ranks that are there; before there are ranks, to the first launcher."""

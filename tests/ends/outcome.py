@@ -28,6 +28,8 @@ class Verdict:
     outcome: Outcome
     words: str = ""  # what it said, or what is amiss
     seconds: float = 0.0
+    exit_seconds: float | None = None  # from a signal to the end of all ranks that were there
+    restart_seconds: float | None = None  # from a signal to where the next start of the run goes on
 
 
 def errors_in(told: str) -> list[str]:

@@ -38,6 +38,9 @@ class Job(Protocol):
 
     def kill(self) -> None: ...
 
+    def running(self) -> set[int]:
+        """The processes of ranks that are there."""
+
     def told(self) -> str:
         """The standard errors of all."""
 
@@ -64,6 +67,9 @@ class Ranks:
     def codes(self) -> list[int | None]:
         with STARTING:
             return [process.exitcode for process in self.processes]
+
+    def running(self) -> set[int]:
+        return {process.pid for process, code in zip(self.processes, self.codes(), strict=True) if code is None}
 
     def send(self, number: int, to: Sequence[int] = (0,)) -> None:
         for rank in to:

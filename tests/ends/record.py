@@ -42,14 +42,16 @@ class Record:
         if self.path is not None and self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
-                verdict = Verdict(outcome=Outcome(row["outcome"]), words=row["words"], seconds=row["seconds"])
-                self.entries[row["case"]] = Entry(verdict=verdict, commit=row["commit"])
+                case, commit_of_row = row.pop("case"), row.pop("commit")
+                verdict = Verdict(**{**row, "outcome": Outcome(row["outcome"])})
+                self.entries[case] = Entry(verdict=verdict, commit=commit_of_row)
 
     def add(self, case: object, verdict: Verdict) -> None:
         with self._lock:
             self.entries[str(case)] = Entry(verdict=verdict, commit=self.commit)
             if self.path is not None:
                 row = {"case": str(case), "outcome": verdict.outcome.value, "words": verdict.words,
-                       "seconds": round(verdict.seconds, 1), "commit": self.commit}
+                       "seconds": round(verdict.seconds, 1), "exit_seconds": verdict.exit_seconds,
+                       "restart_seconds": verdict.restart_seconds, "commit": self.commit}
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(f"{json.dumps(row)}\n")
