@@ -155,13 +155,16 @@ class Watch:
 
     def _speak_on(self) -> None:
         """Leaves a word every second, and reads whether the end has come."""
-        looked = time.monotonic()
+        looked = spoke = time.monotonic()
         try:
             while not self._closed.wait(self._period):
                 self._speak()
-                now, overdue = time.monotonic(), self._word.is_overdue(self._timeout)
+                before, spoke = spoke, time.monotonic()
+                if self._verdict is not None or spoke - before > SILENT_SECONDS:  # this process was stopped itself
+                    continue
+                now, overdue = spoke, self._word.is_overdue(self._timeout)
                 still = min(self._word.motionless, now - looked)
-                if self._verdict is None and (overdue or still > self._timeout or self._neighbour_is_lost(still, now)):
+                if overdue or still > self._timeout or self._neighbour_is_lost(still, now):
                     looked = now
                     # Nothing else ends a wait that raises no error: of the GPU, or of a library. Slow work of all ranks
                     # is no reason to.
@@ -248,6 +251,7 @@ class Watch:
         while True:
             if self._store.check(["watch/verdict"]):
                 return Verdict.decode(self._store.get("watch/verdict"))
+            self._speak()  # who called this may be the thread that does
             last = self._words(others)
             gone = [rank for rank, word in last.items() if word.state() == "gone"]
             if gone or time.monotonic() > until:

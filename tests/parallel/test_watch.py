@@ -18,6 +18,7 @@ from afm_scale.parallel.launch import Ranks
 from tests.launched import Launched, free_port, words_of
 
 LIMIT = 6
+PATIENCE = 150.0  # for a busy machine to start and end eight pairs at once
 
 
 def start(function, world_size: int = 2, limit: int = LIMIT) -> list[Launched]:
@@ -26,7 +27,7 @@ def start(function, world_size: int = 2, limit: int = LIMIT) -> list[Launched]:
 
 
 def ends(ranks: list[Launched]) -> tuple[list[int | None], list[str]]:
-    codes, said = zip(*(rank.end() for rank in ranks), strict=True)
+    codes, said = zip(*(rank.end(PATIENCE) for rank in ranks), strict=True)
     return list(codes), list(said)
 
 
@@ -122,14 +123,14 @@ def groups(ranks: Ranks) -> None:
 def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
     functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups, nap)
     stopped = start(stop_while_others_work, limit=600)
-    killed = start(die_outside, limit=60)
+    killed = start(die_outside, limit=600)
     started = {function: start(function) for function in functions}
     began = time.monotonic()
     (codes, said), took = ends(killed), time.monotonic() - began
     assert codes == [1, -signal.SIGKILL] and "rank 1 of 2 has ended without a word" in said[0], said
-    assert took < 55
+    assert took < PATIENCE
     codes, said = ends(stopped)
-    assert codes == [1, -signal.SIGKILL] and time.monotonic() - began < 60, (codes, said)
+    assert codes == [1, -signal.SIGKILL] and time.monotonic() - began < PATIENCE, (codes, said)
     (line,) = errors_in(said[0])
     assert line.startswith("error: rank 1 of 2 is stopped (SIGSTOP) and does not answer (process "), line
     assert "it was last at step 7, in no line" in line and "at step 7, in an evaluation, in no line" in line, line

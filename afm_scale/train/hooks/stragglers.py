@@ -8,6 +8,7 @@ With a GPU these are times of the host, which queues ahead of it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -118,10 +119,9 @@ class StragglersHook(QuietHook):
         begun = begun_by_all(self._world_size, self._since)[-MOST_COLLECTIVES:]
         seconds = sum(report.seconds for report in self._reports) / len(self._reports)
         data = sum(report.data_seconds for report in self._reports) / len(self._reports)
-        row = torch.zeros(MOST_COLLECTIVES, 2, dtype=torch.float64)
-        for place, (number, at) in enumerate(begun):
-            row[place] = torch.tensor([number, at / 1e9 - self._clock], dtype=torch.float64)
-        row = torch.cat([row.flatten(), torch.tensor([seconds, data], dtype=torch.float64)])
+        pairs = [(float(number), at / 1e9 - self._clock) for number, at in begun]
+        pairs += [(0.0, 0.0)] * (MOST_COLLECTIVES - len(pairs))
+        row = torch.tensor([*itertools.chain(*pairs), seconds, data], dtype=torch.float64)
         rows = torch.empty(self._world_size, len(row), dtype=torch.float64)
         dist.all_gather(list(rows.unbind()), row, group=self._group)
         numbers, times = rows[:, :-2].unflatten(1, (-1, 2)).unbind(-1)
