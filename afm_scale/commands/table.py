@@ -55,6 +55,13 @@ def _report() -> Command:
     return report
 
 
+def _watch() -> Command:
+    """a live page of runs, on this machine"""
+    from . import watch
+
+    return watch
+
+
 def _show() -> Command:
     """print the resolved recipe"""
     from . import show
@@ -211,6 +218,7 @@ COMMANDS = {
     "sample": _sample,
     "evaluate": _evaluate,
     "report": _report,
+    "watch": _watch,
     "show": _show,
     "settings": _settings,
     "doctor": _doctor,

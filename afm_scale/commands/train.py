@@ -109,6 +109,7 @@ def _run(
                 observers.events.write(
                     "elastic", step=state.step, ranks=plan.world_size, accumulation=loop.accumulation
                 )
+    afterwards.push(lambda kind, error, trace: observers.events.note_failure(error, step=state.step))
     if plan.rank == 0:
         described = plan.describe({role.value: player.module for role, player in state.players.items()})
         changed = (f"changed: {change}" for change in look.changes)

@@ -33,7 +33,8 @@ def history(events: Iterable[Event]) -> list[Event]:
     doubtful: dict[tuple, Event] = {}
     for event in events:
         earlier = doubtful.pop(_what(event), None)
-        kept = [other for other in kept if other is not earlier]
+        if earlier is not None:
+            kept = [other for other in kept if other is not earlier]
         back = event.get("step") if event["kind"] == "start" else _stands_at(event) if _is_roll_back(event) else None
         if back is not None:
             kept = [other for other in kept if _stands_at(other) <= back]
@@ -67,29 +68,40 @@ class Curve:
             del self.steps[first:], self.values[first:]
 
 
-def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+class Curves:
     """A curve for each other name in rows {"step": int, name: number or None, ...}; a row forgets those of later steps.
-
-    Raises DataError for a value that is neither a number nor None.
     """
-    found: dict[str, Curve] = {}
-    newest = -1
-    for row in rows:
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Curve] = {}
+        self._newest = -1
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Raises DataError for a value that is neither a number nor None."""
         step = row["step"]
-        if step <= newest:
-            for curve in found.values():
+        if step <= self._newest:
+            for curve in self._by_name.values():
                 curve.forget_from(step)
-        newest = step
+        self._newest = step
         for name, value in row.items():
             if name == "step":
                 continue
-            if name not in found:
-                found[name] = Curve()
             try:
-                found[name].add(step, value)
+                self._by_name.setdefault(name, Curve()).add(step, value)
             except ValueError as error:
                 raise DataError(f"the row of step {step}: {name}: {error}; restore the log of metrics") from error
-    return {name: curve for name, curve in found.items() if curve.steps}
+
+    def found(self) -> dict[str, Curve]:
+        """By name, in the order in which they came; none is empty."""
+        return {name: curve for name, curve in self._by_name.items() if curve.steps}
+
+
+def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Those of all rows at once."""
+    made = Curves()
+    for row in rows:
+        made.add(row)
+    return made.found()
 
 
 def _is_roll_back(event: Event) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import platform
 import secrets
@@ -26,49 +25,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, NamedTuple
 
 from .errors import UserError
-from .files import explained_write, open_descriptor, open_in_place, read_regular
-from .ranges import Range
+from .files import explained_write, open_in_place, read_regular
+from .holder import RECORD_NAME, Holder, Seen, create, holder_in, look, overwrite
 from .screen import note
-from .typed import Mistake, build, to_mapping
 
-LOCK_NAME, RECORD_NAME = ".lock", ".held"
+LOCK_NAME = ".lock"
 BEAT_SECONDS = 5.0
 MISSED_BEATS = 4  # after which a record of another host is dead
 _GRACE_SECONDS = 1.0  # for a process that was killed just now, and is not quite gone
-_LARGEST_RECORD = 1 << 16
-_RECORD_BYTES = 1024  # always the same, so that a beat writes over the whole of the last one
 _OTHERS_LOCK = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # this file system has none
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """Who holds a folder."""
-
-    host: str
-    kernel: str  # which start of which machine: host names need not differ
-    device: int  # of the folder: one machine may have mounted it twice, without locks in common
-    pid: Annotated[int, Range(1)]
-    since: str  # ISO 8601, UTC
-    ranks: Annotated[int, Range(1)]
-    job: str  # as the scheduler calls it; empty where there is none
-    token: str  # at random: one for every time that a folder is taken
-    beats: Annotated[int, Range(0)] = 0
-
-    def __str__(self) -> str:
-        job = f", {self.job}" if self.job else ""
-        return f"process {self.pid} on {self.host} since {self.since} ({self.ranks} rank(s){job})"
-
-    def shares_locks(self, other: Holder) -> bool:
-        """Whether each is told of the other's lock for certain."""
-        return (self.kernel, self.device) == (other.kernel, other.device)
 
 
 class Held:
@@ -96,7 +68,7 @@ class Held:
         self._ended.set()
         self._thread.join()
         try:
-            if _holder_in(_look(self._record)) == self._me:
+            if holder_in(look(self._record)) == self._me:
                 self._record.unlink()
         except (OSError, UserError):
             pass  # what is left is a record without a lock, and without beats
@@ -104,13 +76,13 @@ class Held:
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             try:
-                found = _holder_in(_look(self._record))
+                found = holder_in(look(self._record))
                 if found is not None and found.token != self._me.token:
                     self._lose(found)
                     return
                 beaten = replace(self._me, beats=self._me.beats + 1)
-                if not _create(self._record, beaten):
-                    _write(self._record, beaten)
+                if not create(self._record, beaten):
+                    overwrite(self._record, beaten)
                 self._me = beaten
             except (OSError, UserError):
                 pass  # the file system does not answer, or somebody removed the folder; the next beat may reach it
@@ -200,32 +172,32 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def take(folder: Path, me: Holder, has_lock: bool, beat_seconds: float) -> None:
     """Writes the record. Raises UserError if another host, or another process where there are no locks, goes on."""
     record = folder / RECORD_NAME
-    while not _create(record, me):  # of two that find none, one makes it, with locks or without
-        seen = _look(record)
+    while not create(record, me):  # of two that find none, one makes it, with locks or without
+        seen = look(record)
         if seen is None:
             continue
-        holder = _holder_in(seen)
+        holder = holder_in(seen)
         if has_lock and holder is not None and holder.shares_locks(me):
-            _write(record, me)  # it is dead: the lock would be its own
+            overwrite(record, me)  # it is dead: the lock would be its own
             return
         whom = holder or "a process whose record cannot be read"
         seconds = MISSED_BEATS * beat_seconds
         note(f"{folder} was left by {whom}: watching for {seconds:g} s whether it lives")
         if _changes(record, seen, seconds, beat_seconds):
-            raise _refusal(folder, _holder_in(_look(record)) or holder)
-        _write(record, me)
+            raise _refusal(folder, holder_in(look(record)) or holder)
+        overwrite(record, me)
         time.sleep(beat_seconds)  # for another that has watched as long: who wrote last has it
-        last = _holder_in(_look(record))
+        last = holder_in(look(record))
         if last is None or last.token != me.token:
             raise _refusal(folder, last)
         return
 
 
-def _changes(record: Path, seen: _Seen, seconds: float, beat_seconds: float) -> bool:
+def _changes(record: Path, seen: Seen, seconds: float, beat_seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(beat_seconds / 10)
-        if _look(record) != seen:
+        if look(record) != seen:
             return True
     return False
 
@@ -236,61 +208,10 @@ def _refusal(folder: Path, holder: Holder | None) -> UserError:
     return UserError(f"{folder} is held by {whom}; wait until it has ended or {stop}, or choose another run.folder")
 
 
-class _Seen(NamedTuple):
-    """A record as it was once found; a beat changes it."""
-
-    data: bytes
-    modified: int
-
-
-def _look(record: Path) -> _Seen | None:
-    """Opens the file anew, for only then does NFS ask the server. None if there is no record."""
-    try:
-        descriptor = open_descriptor(record)
-    except FileNotFoundError:
-        return None
-    try:
-        return _Seen(os.read(descriptor, _LARGEST_RECORD), os.fstat(descriptor).st_mtime_ns)
-    finally:
-        os.close(descriptor)
-
-
 def _look_soon(record: Path) -> Holder | None:
     """Who has the lock, and may not have written its record yet."""
     deadline = time.monotonic() + _GRACE_SECONDS
     with explained_write(record):
-        while (holder := _holder_in(_look(record))) is None and time.monotonic() < deadline:
+        while (holder := holder_in(look(record))) is None and time.monotonic() < deadline:
             time.sleep(0.05)
     return holder
-
-
-def _holder_in(seen: _Seen | None) -> Holder | None:
-    """Who wrote a record; None if nobody can tell, because it is damaged or just being written."""
-    try:
-        return None if seen is None else build(Holder, json.loads(seen.data))
-    except (Mistake, ValueError, RecursionError):
-        return None
-
-
-def _create(record: Path, holder: Holder) -> bool:
-    """Writes a record where there is none; whether there was none. Of several processes one is told so."""
-    try:
-        descriptor = open_in_place(record, os.O_CREAT | os.O_EXCL)
-    except FileExistsError:
-        return False
-    _fill(descriptor, holder)
-    return True
-
-
-def _write(record: Path, holder: Holder) -> None:
-    """Over the record that is there. In place: another host may keep a file's old name for longer than its contents."""
-    _fill(open_in_place(record), holder)
-
-
-def _fill(descriptor: int, holder: Holder) -> None:
-    try:
-        data = json.dumps(to_mapping(holder)).encode().ljust(_RECORD_BYTES - 1) + b"\n"
-        os.pwrite(descriptor, data, 0)
-        os.ftruncate(descriptor, len(data))
-    finally:
-        os.close(descriptor)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import DataError
-from .files import LOG_LIMIT, read_regular
+from .files import LOG_LIMIT, open_regular, read_regular
 from .ranges import LARGEST_WHOLE
+
+_AT_ONCE = 2**26  # bytes of a log that are read in one go
 
 
 @dataclass(frozen=True)
@@ -123,20 +126,72 @@ class RunFolder:
         return _lines(self.metrics, "step")
 
 
+class GrowingLog:
+    """A log that a run goes on writing to: each of its lines once, and all anew when it is another file."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        """`key` is what every line has: "kind" of events, "step" of metrics."""
+        self._path, self._key = path, key
+        self._file: tuple[int, int] | None = None
+        self._read = self._number = 0  # bytes and lines that were read
+        self.generation = 0  # goes up when the lines before are no longer in it
+
+    def new_rows(self) -> list[Mapping[str, Any]]:
+        """What was added since the last call; a line that is still being written comes with a later one.
+
+        None at all while there is no such file. Raises DataError as `RunFolder.read_metrics`.
+        """
+        try:
+            with open_regular(self._path) as file:
+                found = os.fstat(file.fileno())
+                if (found.st_dev, found.st_ino) != self._file or found.st_size < self._read:
+                    self._file, self._read, self._number = (found.st_dev, found.st_ino), 0, 0
+                    self.generation += 1
+                file.seek(self._read)
+                content = file.read(_AT_ONCE)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        whole = content[:content.rfind(b"\n") + 1]
+        rows = []
+        for line in whole.splitlines():
+            self._number += 1
+            rows.append(_row(self._path, self._number, line, self._key))
+        self._read += len(whole)
+        return rows
+
+
 def _lines(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
     try:
         lines = read_regular(path, LOG_LIMIT).splitlines(keepends=True)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; name the folder of a run") from error
+        raise _unreadable(path, error) from error
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = _row(path, number, line, key)
+        except _NotJsonError:
             if number == len(lines):  # torn
                 return
-            raise DataError(f"{path}, line {number} is not JSON ({error}); restore the file") from error
-        if not isinstance(row, dict) or key not in row:
-            raise DataError(f"{path}, line {number} has no {key!r}: it is not of a run's log; restore the file")
-        if type(row.get("step", 0)) is not int or not 0 <= row.get("step", 0) <= LARGEST_WHOLE:
-            raise DataError(f"{path}, line {number}: its 'step' is no whole number from 0 on; restore the file")
+            raise
         yield row
+
+
+class _NotJsonError(DataError):
+    pass
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror}; name the folder of a run")
+
+
+def _row(path: Path, number: int, line: bytes, key: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _NotJsonError(f"{path}, line {number} is not JSON ({error}); restore the file") from error
+    if not isinstance(row, dict) or key not in row:
+        raise DataError(f"{path}, line {number} has no {key!r}: it is not of a run's log; restore the file")
+    if type(row.get("step", 0)) is not int or not 0 <= row.get("step", 0) <= LARGEST_WHOLE:
+        raise DataError(f"{path}, line {number}: its 'step' is no whole number from 0 on; restore the file")
+    return row

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..core.history import Curve
 from .course import Course
+from .statistics import Array
 
 INK = "#1c2833"
+MOST_POINTS = 1200  # of a curve: about one for each pixel. Of longer ones, so many means with the range about them
 _PLAYERS = {"generator": "#2471a3", "discriminator": "#c0392b", "classifier": "#1e8449"}
 _SHARES = {"accuracy": "#1e8449", "precision": "#2471a3", "recall": "#b9770e"}
 _MORE = ("#8e44ad", "#b9770e", "#117a65", "#616a6b")
@@ -66,6 +68,12 @@ def panels_of(course: Course) -> list[Panel]:
     return [panel for panel in made if any(np.isfinite(line.curve.values).any() for line in panel.lines)]
 
 
+def is_log(panel: Panel, finite: Array) -> bool:
+    """Whether these values, of all its lines and finite, are drawn on a scale of powers of ten."""
+    positive = finite[finite > 0]
+    return len(positive) > 0 and finite.min() >= 0 and positive.max() >= panel.log_from * positive.min()
+
+
 def _of_players(curves: Mapping[str, Curve], term: str, style: str = "-") -> Iterator[Line]:
     names = [name for name in curves if name.endswith(f"/{term}") and name.count("/") == 1]
     further = iter(_MORE * len(names))
@@ -93,3 +101,25 @@ def gap_of(real: Curve, fake: Curve) -> Curve:
         if step in theirs:
             gap.add(step, value - theirs[step])
     return gap
+
+
+def thinned(curve: Curve, most: int = MOST_POINTS) -> tuple[Array, Array, Array, Array]:
+    """(steps, means, least, largest), each [N] float64, N at most `most`: of even parts of a long curve.
+
+    A part in which a value was not finite is a gap (NaN).
+    """
+    steps, values = np.array(curve.steps, dtype=np.float64), drawable(curve)
+    if len(steps) <= most:
+        return steps, values, values, values
+    parts = np.linspace(0, len(steps), most + 1).astype(int)[:-1]
+    sizes = np.diff(np.append(parts, len(steps)))
+    return (
+        np.add.reduceat(steps, parts) / sizes, np.add.reduceat(values / sizes.repeat(sizes), parts),
+        np.minimum.reduceat(values, parts), np.maximum.reduceat(values, parts),
+    )
+
+
+def drawable(curve: Curve) -> Array:
+    """[N] float64, of sizes that axes can be computed of."""
+    values = np.clip(np.array(curve.values), -1e100, 1e100)
+    return np.where(np.abs(values) < 1e-100, 0.0, values)

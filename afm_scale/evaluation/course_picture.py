@@ -13,13 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..core.files import write_atomically
-from ..core.history import Curve
 from ..core.screen import in_plain_letters
 from .course import Course, Mark, Span, rises
-from .course_panels import INK, Panel, panels_of
-from .statistics import Array
+from .course_panels import INK, MOST_POINTS, Panel, drawable, is_log, panels_of, thinned
 
-MOST_POINTS = 1200  # of a curve: about one for each pixel. Of longer ones, so many means with the range about them
 MOST_LINES = 40  # of one kind through all panels: of more, the marks alone
 
 _GREY, _FAINT = "#7f8c8d", "#ccd1d1"
@@ -73,33 +70,11 @@ def draw_course(path: Path, course: Course, *, title: str) -> None:
         write_atomically(path, lambda file: figure.savefig(file, dpi=130, format="png"))
 
 
-def thinned(curve: Curve, most: int = MOST_POINTS) -> tuple[Array, Array, Array, Array]:
-    """(steps, means, least, largest), each [N] float64, N at most `most`: of even parts of a long curve.
-
-    A part in which a value was not finite is a gap (NaN).
-    """
-    steps, values = np.array(curve.steps, dtype=np.float64), _drawable(curve)
-    if len(steps) <= most:
-        return steps, values, values, values
-    parts = np.linspace(0, len(steps), most + 1).astype(int)[:-1]
-    sizes = np.diff(np.append(parts, len(steps)))
-    return (
-        np.add.reduceat(steps, parts) / sizes, np.add.reduceat(values / sizes.repeat(sizes), parts),
-        np.minimum.reduceat(values, parts), np.maximum.reduceat(values, parts),
-    )
-
-
-def _drawable(curve: Curve) -> Array:
-    """[N] float64, of sizes that axes can be computed of."""
-    values = np.clip(np.array(curve.values), -1e100, 1e100)
-    return np.where(np.abs(values) < 1e-100, 0.0, values)
-
-
 def _draw_panel(axes: Axes, panel: Panel, course: Course) -> None:
     drawn = [line for line in panel.lines if np.isfinite(line.curve.values).any()]
-    values = np.concatenate([_drawable(line.curve) for line in drawn])
-    is_log = _is_log(panel, values[np.isfinite(values)])
-    axes.set_yscale("log" if is_log else "linear")
+    values = np.concatenate([drawable(line.curve) for line in drawn])
+    on_log = is_log(panel, values[np.isfinite(values)])
+    axes.set_yscale("log" if on_log else "linear")
     for line in drawn:
         steps, means, least, largest = thinned(line.curve)
         is_long = len(line.curve.steps) > MOST_POINTS
@@ -117,11 +92,11 @@ def _draw_panel(axes: Axes, panel: Panel, course: Course) -> None:
             )
     if panel.dots and course.quality is not None and drawn[0].curve is course.figures[course.quality]:
         _ring_best(axes, course)
-    elif not is_log and panel.title == "logits of D":
+    elif not on_log and panel.title == "logits of D":
         axes.axhline(0, color=_GREY, linewidth=0.6, zorder=1)
     axes.set_ylabel(_plain(panel.title), fontsize=9, color=INK, parse_math=False)
     axes.grid(axis="y", color=_FAINT, linewidth=0.5)
-    if is_log:
+    if on_log:
         _tick_log(axes)
     elif panel.from_zero:
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
@@ -137,11 +112,6 @@ def _tick_log(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _is_log(panel: Panel, finite: Array) -> bool:
-    positive = finite[finite > 0]
-    return len(positive) > 0 and finite.min() >= 0 and positive.max() >= panel.log_from * positive.min()
 
 
 def _ring_best(axes: Axes, course: Course) -> None:

@@ -15,8 +15,8 @@ from matplotlib.image import imread
 from afm_scale.core.errors import DataError
 from afm_scale.core.history import Curve, curves
 from afm_scale.evaluation.course import QualityOf, course, quality_of
-from afm_scale.evaluation.course_panels import gap_of, panels_of
-from afm_scale.evaluation.course_picture import MOST_POINTS, draw_course, thinned
+from afm_scale.evaluation.course_panels import MOST_POINTS, gap_of, panels_of, thinned
+from afm_scale.evaluation.course_picture import draw_course
 
 
 def phase(step: int, name: str) -> dict[str, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ...core.errors import UserError
 from ...core.files import append_regular, explained_write
+
+_LONGEST = 2000  # letters of an error that are noted
 
 
 class EventLog:
@@ -28,6 +32,12 @@ class EventLog:
             with append_regular(self._path) as file:
                 _forget_torn_line(file)
                 file.write((json.dumps({"time": time, "kind": kind, **fields}) + "\n").encode())
+
+    def note_failure(self, error: BaseException | None, *, step: int) -> None:
+        """The last word of a run that ends by an error: what a person was told. Nothing where it cannot be written."""
+        if error is not None:
+            with suppress(UserError):
+                self.write("failed", step=step, why=str(error)[:_LONGEST] or type(error).__name__)
 
 
 def _forget_torn_line(file: BinaryIO) -> None:
