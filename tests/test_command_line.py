@@ -208,6 +208,8 @@ def test_training_that_diverges_ends_with_the_step_and_the_term_and_keeps_the_la
     assert all(tensor.isfinite().all() for tensor in read_tensors(newest).values())
     events = [json.loads(text) for text in (own / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["kind"] == "divergence"] == [7]
+    (failed,) = [event for event in events if event["kind"] == "failed"]
+    assert failed["step"] == 7 and failed["why"] in line
 
 
 def pictures(folder: Path) -> dict[str, bytes]:

@@ -59,6 +59,9 @@ def use(installed: Path, tmp_path: Path):
 def test_a_wheel_holds_the_package_and_its_configurations_alone(installed: Path) -> None:
     assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"afm_scale", "bin"}
     assert not (installed / "afm_scale" / "gone.py").exists()  # what an earlier build in the same folder had
+    page = Path("afm_scale", "evaluation", "watching", "page")
+    for name in ("page.html", "page.js", "page.css"):
+        assert (installed / page / name).read_bytes() == (ROOT / page / name).read_bytes()
     shipped, wanted = installed / "afm_scale" / "configs", ROOT / "configs"
     names = sorted(file.relative_to(wanted) for file in wanted.rglob("*.yaml"))
     assert names and [file.relative_to(shipped) for file in sorted(shipped.rglob("*.yaml"))] == names

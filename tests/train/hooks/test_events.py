@@ -31,6 +31,17 @@ def test_a_line_that_a_kill_tore_is_forgotten_and_the_next_ones_can_be_read(tmp_
     assert [(event["kind"], event.get("step")) for event in folder.read_events()] == [("start", None), ("start", 7)]
 
 
+def test_an_error_that_ends_a_run_is_its_last_word_and_an_end_in_order_leaves_none(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl", enabled=True)
+    log.note_failure(None, step=3)
+    log.note_failure(UserError("the disk is full; make room"), step=4)
+    log.note_failure(KeyError(), step=5)
+    (tmp_path / "gone").mkdir()
+    EventLog(tmp_path / "gone", enabled=True).note_failure(UserError("nothing can be written"), step=6)
+    events = [(event["kind"], event["step"], event["why"]) for event in RunFolder(tmp_path).read_events()]
+    assert events == [("failed", 4, "the disk is full; make room"), ("failed", 5, "KeyError")]
+
+
 def test_the_other_ranks_write_nothing(tmp_path: Path) -> None:
     EventLog(tmp_path / "events.jsonl", enabled=False).write("start")
     assert list(tmp_path.iterdir()) == []
