@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import EXIT_DONE, DataError
+from ..core.errors import EXIT_DONE, DataError, UserError
 from ..core.files import read_regular
 from ..core.ranges import Range
 from ..core.run_folder import RunFolder
@@ -62,12 +62,12 @@ def watched(path: Path) -> Watched:
         raise DataError(
             f"{path} has no {folder.config.name}, {folder.events.name} or {folder.metrics.name}; name a run's folder"
         )
-    return Watched(path, _settings(folder))
+    return Watched(path, lambda: _settings(folder))
 
 
 def _settings(folder: RunFolder) -> dict[str, Any]:
     try:
         found = parse_yaml(read_regular(folder.config), str(folder.config))
-    except OSError:  # lost, or not written yet: curves are shown without
+    except (OSError, UserError):  # lost, damaged or not written yet: curves are shown without
         return {}
     return found if isinstance(found, dict) else {}

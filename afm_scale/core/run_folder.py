@@ -134,32 +134,29 @@ class GrowingLog:
         self._path, self._key = path, key
         self._file: tuple[int, int] | None = None
         self._read = self._number = 0  # bytes and lines that were read
-        self.generation = 0  # goes up when the lines before are no longer in it
 
-    def new_rows(self) -> list[Mapping[str, Any]]:
-        """What was added since the last call; a line that is still being written comes with a later one.
+    def new_rows(self) -> tuple[bool, list[Mapping[str, Any]]]:
+        """(whether it was begun anew, what was added); a line that is still being written comes with a later call.
 
-        None at all while there is no such file. Raises DataError as `RunFolder.read_metrics`.
+        None at all while there is no such file. Raises DataError as `RunFolder.read_metrics`, and again at the next
+        call if it is not mended.
         """
         try:
             with open_regular(self._path) as file:
                 found = os.fstat(file.fileno())
-                if (found.st_dev, found.st_ino) != self._file or found.st_size < self._read:
-                    self._file, self._read, self._number = (found.st_dev, found.st_ino), 0, 0
-                    self.generation += 1
-                file.seek(self._read)
+                begins = (found.st_dev, found.st_ino) != self._file or found.st_size < self._read
+                read, number = (0, 0) if begins else (self._read, self._number)
+                file.seek(read)
                 content = file.read(_AT_ONCE)
         except FileNotFoundError:
-            return []
+            return False, []
         except OSError as error:
             raise _unreadable(self._path, error) from error
         whole = content[:content.rfind(b"\n") + 1]
-        rows = []
-        for line in whole.splitlines():
-            self._number += 1
-            rows.append(_row(self._path, self._number, line, self._key))
-        self._read += len(whole)
-        return rows
+        rows = [_row(self._path, at, line, self._key) for at, line in enumerate(whole.splitlines(), start=number + 1)]
+        self._file = (found.st_dev, found.st_ino)
+        self._read, self._number = read + len(whole), number + len(rows)
+        return begins, rows
 
 
 def _lines(path: Path, key: str) -> Iterator[Mapping[str, Any]]:

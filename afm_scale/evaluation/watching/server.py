@@ -82,13 +82,10 @@ class Server(ThreadingHTTPServer):
 
     def sample(self, number: int, name: str) -> bytes | None:
         """The bytes of a sheet that is there; None for all else."""
-        if number >= len(self._runs):
-            return None
-        names = {found: found for found in self._runs[number].samples()}
-        if name not in names:
+        if number >= len(self._runs) or name not in self._runs[number].samples():
             return None
         try:
-            return read_regular(self._runs[number].folder.samples / names[name], _PICTURE_BYTES)
+            return read_regular(self._runs[number].folder.samples / name, _PICTURE_BYTES)
         except OSError:
             return None
 

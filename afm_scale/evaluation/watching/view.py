@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,18 @@ _RATES = {"images_per_second": "images per second", "data_wait_share": "share of
 class Watched:
     """One run's folder, looked at again and again."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """`settings` are its recipe's, or none."""
+    def __init__(self, path: Path, read_settings: Callable[[], Mapping[str, Any]]) -> None:
+        """`read_settings` gives its recipe's as they are now, or none; asked when something has happened to the run."""
         self.folder = RunFolder(path)
-        self._settings = settings
-        self._events, self._metrics = GrowingLog(self.folder.events, "kind"), GrowingLog(self.folder.metrics, "step")
-        self._noted: list[Event] = []
+        self._read_settings, self._settings = read_settings, read_settings()
+        self._of_events, self._of_metrics = (
+            GrowingLog(path, key) for path, key in ((self.folder.events, "kind"), (self.folder.metrics, "step"))
+        )
+        self._of_ranks = GrowingLog(self.folder.ranks, "step")
+        self._events: list[Event] = []
         self._history: list[Event] = []
         self._curves = Curves()
-        self._looks = GrowingLog(self.folder.ranks, "step")
         self._ranks = RankTimes()
-        self._generations = (0, 0, 0)
 
     def view(self) -> dict[str, Any]:
         """JSON values, numbers finite; {"error": str} beside the name where a log is damaged."""
@@ -53,25 +54,21 @@ class Watched:
             return about | {"error": str(error)}
 
     def samples(self) -> list[str]:
-        """Names of its sheets of samples, the newest last; the final picture after those of steps."""
-        found = [path.name for path in self.folder.samples.glob("*.png") if not path.name.startswith(".")]
-        return sorted(found, key=lambda name: (name == self.folder.final_picture.name, name))
+        """Names of its sheets of samples, the newest last: a run may go on after its final picture."""
+        return [path.name for path in sorted(self.folder.samples.glob("[!.]*.png"), key=_age)]
 
     def _follow(self) -> None:
-        logs = (self._events, self._metrics, self._looks)
-        events, rows, looks = (log.new_rows() for log in logs)
-        before, self._generations = self._generations, tuple(log.generation for log in logs)
-        if before[0] != self._generations[0]:
-            self._noted = []
-        if before[1] != self._generations[1]:
-            self._curves = Curves()
-        if before[2] != self._generations[2]:
-            self._ranks = RankTimes()
-        self._noted += events
-        if events:
-            self._history = history(self._noted)
+        """Each log is done with before the next is read, which may be damaged."""
+        begins, events = self._of_events.new_rows()
+        self._events = [*([] if begins else self._events), *events]
+        if begins or events:
+            self._history, self._settings = history(self._events), self._read_settings()
+        begins, rows = self._of_metrics.new_rows()
+        self._curves = Curves() if begins else self._curves
         for row in rows:
             self._curves.add(row)
+        begins, looks = self._of_ranks.new_rows()
+        self._ranks = RankTimes() if begins else self._ranks
         for look in looks:
             self._ranks.add(look)
 
@@ -91,6 +88,14 @@ class Watched:
             "marks": [asdict(mark) for mark in told.marks[-_LAST_ACTS:]], "samples": self.samples()[-1:],
             "ranks": _ranks(self.folder, starts[-1] if starts else {}, self._ranks),
         }
+
+
+def _age(path: Path) -> tuple[float, str]:
+    """Sorts files by when they were written; one that has just gone comes first."""
+    try:
+        return path.stat().st_mtime, path.name
+    except OSError:
+        return 0.0, path.name
 
 
 def at(mapping: Any, *keys: str) -> Any:

@@ -15,6 +15,7 @@ from ..state import TrainState
 CountOperations = Callable[[ObjectiveConfig, int], float]
 """Of step number `int` of an objective as it is in force, for each image of the learner's batch."""
 
+_UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _SHARE_OF_TIME = 0.01  # that may go into counting while the objective stays the same
 
 
@@ -49,7 +50,7 @@ class Utilisation:
         achieved = self._operations * images_per_second / self._ranks
         if self._peak is not None:
             return f"utilisation {achieved / self._peak:.1%}"
-        unit, name = (1e12, "TFLOP") if achieved >= 1e12 else (1e9, "GFLOP")
+        unit, name = next(one for one in _UNITS if achieved >= one[0] or one is _UNITS[-1])
         return f"achieved {achieved / unit:.3g} {name}/s a rank"
 
     def _counted(self, objective: ObjectiveConfig, step: int) -> float | None:

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[Server]:
-    with Server([Watched(folder, {})], "127.0.0.1", 0) as server:
+    with Server([Watched(folder, dict)], "127.0.0.1", 0) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -66,7 +66,7 @@ def test_the_page_is_served_with_a_policy_that_lets_in_nothing_from_elsewhere(se
 
 def test_the_runs_are_as_they_are_seen_and_a_sheet_of_samples_is_its_bytes(server: Server, folder: Path) -> None:
     status, content, headers = ask(server, "/runs")
-    assert status == 200 and json.loads(content) == [json.loads(json.dumps(Watched(folder, {}).view()))]
+    assert status == 200 and json.loads(content) == [json.loads(json.dumps(Watched(folder, dict).view()))]
     assert ask(server, "/runs/0/step_00000001.png")[:2] == (200, PICTURE)
     status, content, headers = ask(server, "/runs", method="HEAD")
     assert (status, content) == (200, b"") and int(headers["Content-Length"]) > 0
@@ -104,6 +104,6 @@ def test_an_address_that_cannot_be_had_is_one_message(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--host 127.0.0.1 --port {port}: .*choose another port"):
-            Server([Watched(folder, {})], "127.0.0.1", port)
+            Server([Watched(folder, dict)], "127.0.0.1", port)
     with pytest.raises(UserError, match="--host nowhere.invalid --port 0: "):
-        Server([Watched(folder, {})], "nowhere.invalid", 0)
+        Server([Watched(folder, dict)], "nowhere.invalid", 0)

@@ -28,7 +28,8 @@ def count(objective: ObjectiveConfig, step: int) -> float:
 
 @pytest.mark.parametrize(("images_per_second", "ranks", "told"), [
     (100.0, 1, "achieved 200 GFLOP/s a rank"), (100.0, 4, "achieved 50 GFLOP/s a rank"),
-    (1234.0, 1, "achieved 2.47 TFLOP/s a rank"), (0.0, 1, "achieved 0 GFLOP/s a rank"),
+    (1234.0, 1, "achieved 2.47 TFLOP/s a rank"), (0.25, 1, "achieved 500 MFLOP/s a rank"),
+    (0.0, 1, "achieved 0 MFLOP/s a rank"),
 ])
 def test_without_a_known_peak_the_operations_of_a_rank_are_told(
     images_per_second: float, ranks: int, told: str
@@ -87,7 +88,7 @@ def test_the_line_has_it_and_the_time_of_counting_is_of_no_line() -> None:
         time.sleep(0.01)
         hook.after_step(state, report(step))
     first, second = stream.getvalue().splitlines()
-    assert re.search(r"images/s  achieved [\d.e+]+ GFLOP/s a rank  data wait", second)
+    assert re.search(r"images/s  achieved [\d.e+]+ [GM]FLOP/s a rank  data wait", second)
     rate = float(re.search(r"([\d,]+) images/s", second)[1].replace(",", ""))
     assert rate > 4  # four images in much less than the second that counting takes
 
@@ -121,4 +122,4 @@ def test_an_objective_that_asks_less_in_the_end_is_counted_as_it_stands() -> Non
 def test_training_shows_it(tmp_path: Path) -> None:
     overrides = ("loop.steps=6", "hooks.console.line_every_seconds=0")
     code, _, stderr = end(train(SMALL_FLOW_MATCHING, tmp_path / "run", *overrides), timeout=280)
-    assert code == 0 and re.search(r"step 5/6 .* images/s  achieved [\d.e+]+ [GT]FLOP/s a rank  data wait", stderr)
+    assert code == 0 and re.search(r"step 5/6 .* images/s  achieved [\d.e+]+ [TGM]FLOP/s a rank  data wait", stderr)
