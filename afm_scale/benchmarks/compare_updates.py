@@ -9,12 +9,11 @@ Called again it goes on. The table and the picture lie in the folder that the co
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Literal, get_args
 
 from ..core.errors import ConfigError
 from ..run.arguments import add_recipe
-from .comparing import Compare, add_how, compare_command
+from .comparing import Compare, add_how, compare_command, kept
 
 Data = Literal["digits", "mnist", "mixture1d", "mixture2d"]
 
@@ -27,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.recipe not in get_args(Data):
         raise ConfigError(f"compare_updates {options.recipe}: wanted one of {', '.join(get_args(Data))}")
-    comparison = Path("docs", "evidence", f"cheap_{options.recipe}.yaml")
-    if not comparison.exists():
-        raise ConfigError(f"{comparison} is not there; call this where the program's sources lie")
     return compare_command(Compare(
-        comparison=str(comparison), overrides=options.overrides, processes=options.processes, only=options.only
+        comparison=kept(f"cheap_{options.recipe}"), overrides=options.overrides, processes=options.processes,
+        only=options.only,
     ))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
-from ..core.files import write_atomically
-from .comparison import EQUAL, ComparisonConfig, Job, mean_and_spread
+from ..core.files import read_regular, write_atomically
+from .comparison import EQUAL, ComparisonConfig, Job, mean_and_spread, operations
 
 _INK, _COLOURS = "#1c2833", ("#2471a3", "#c0392b", "#1e8449", "#b9770e", "#6c3483", "#17a589", "#7f8c8d", "#000000")
 
@@ -32,8 +34,7 @@ class Outcome:
 
     def values(self, way: str, data: str, figure: str) -> list[float]:
         """One for each run that has ended and has it."""
-        found = [self.summaries[job].get("quality", {}).get(figure) for job in self.of(way, data)
-                 if job in self.summaries]
+        found = [job.figure(figure, self.summaries[job]) for job in self.of(way, data) if job in self.summaries]
         return [float(value) for value in found if value is not None]
 
 
@@ -54,7 +55,7 @@ def unequal(outcome: Outcome) -> list[str]:
 def table(outcome: Outcome) -> str:
     """Markdown: a row for each way and data, mean ± sample standard deviation over the seeds."""
     config = outcome.config
-    heads = ["data", "way", "runs", "operations", *(figure.replace("_", " ") for figure in config.figures),
+    heads = ["data", "way", "runs", "operations", *map(_title, config.figures),
              *(config.events or {})]
     lines = [f"## {config.title}", "", _row(heads), _row(["---"] * len(heads))]
     for data in config.data:
@@ -80,6 +81,11 @@ def shown(values: Sequence[float]) -> str:
     return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
 
 
+def _title(figure: str) -> str:
+    name, _, steps = figure.replace("_", " ").partition("@")
+    return f"{name}, {steps} step{'s' if steps != '1' else ''}" if steps else name
+
+
 def _row(words: Sequence[str]) -> str:
     return "| " + " | ".join(word.replace("|", "/") for word in words) + " |"
 
@@ -97,7 +103,7 @@ def draw(path: Path, outcome: Outcome) -> None:
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (data, names, by_step) in zip(axes, rows, strict=True):
         for axis, name in zip(line, names, strict=False):
-            axis.set_title(f"{data}: {name.replace('_', ' ')}", fontsize=9, color=_INK)
+            axis.set_title(f"{data}: {_title(name)}", fontsize=9, color=_INK)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.25)
             (_draw_curves if by_step else _draw_figures)(axis, outcome, data, name)
@@ -125,11 +131,16 @@ def _draw_figures(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
 
 def _draw_curves(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
     """Thin: each seed; the axis ends where the middle half of all values has been three times over."""
+    config = outcome.config
     everything: list[float] = []
-    for number, way in enumerate(outcome.config.ways):
+    by_operations = config.equal is not None or config.budget is not None
+    for number, way in enumerate(config.ways):
+        cost: dict[int, float] = {}  # of the steps of all seeds
         for job in outcome.of(way, data):
             steps, values = job.curve(name)
-            axis.plot(steps, values, color=_colour(number), linewidth=0.9, alpha=0.8)
+            for step in set(steps) - set(cost) if by_operations else ():
+                cost[step] = operations(job.config, step)
+            axis.plot([cost.get(step, step) for step in steps], values, color=_colour(number), linewidth=0.9, alpha=0.8)
             everything += values
     finite = np.array([value for value in everything if np.isfinite(value)])
     if len(finite):
@@ -137,4 +148,22 @@ def _draw_curves(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
         high = min(finite.max(), three_quarters + 3 * (three_quarters - quarter) + 1e-9)
         margin = 0.05 * (high - low) + 1e-9
         axis.set(ylim=(low - margin, high + margin))
-    axis.set_xlabel("step", fontsize=7)
+    axis.set_xlabel("operations" if by_operations else "step", fontsize=7)
+
+
+def draw_samples(path: Path, outcome: Outcome) -> None:
+    """Draws to a PNG, for each of the data, the pictures of the first seed: a column a way, a row a number of steps."""
+    config = outcome.config
+    ways, rows = list(config.ways), [(data, steps) for data in config.data for steps in config.pictures]
+    figure = Figure(figsize=(2.9 * len(ways), 3.0 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(ways), squeeze=False)
+    for line, (data, steps) in zip(axes, rows, strict=True):
+        for axis, way in zip(line, ways, strict=True):
+            axis.set_axis_off()
+            axis.set_title(f"{way}, {steps} step{'s' if steps > 1 else ''}", fontsize=9, color=_INK)
+            job = outcome.of(way, data)[0]
+            if job in outcome.summaries and (found := job.picture(steps)).exists():
+                with Image.open(BytesIO(read_regular(found))) as picture:
+                    axis.imshow(np.asarray(picture), cmap="gray")
+    figure.suptitle(f"{config.title}: samples of seed {config.seeds[0]}", fontsize=10, color=_INK)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png"))

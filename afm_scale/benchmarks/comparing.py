@@ -18,7 +18,7 @@ from ..core.ranges import Range
 from ..core.screen import note, say
 from ..run.arguments import add_number
 from ..run.load import load
-from .compared import Outcome, draw, table, unequal
+from .compared import Outcome, draw, draw_samples, table, unequal
 from .comparison import ComparisonConfig, Job, jobs_of, operations
 
 _LOOK_SECONDS = 0.2
@@ -41,6 +41,14 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     """Gives a command that compares what they all take: `processes` and `only`."""
     add_number(parser, "--processes", int, Range(1, 1000), default=2, metavar="N", help="runs at a time (default 2)")
     parser.add_argument("--only", action="store_true", help="run nothing: the table and the picture of what there is")
+
+
+def kept(name: str) -> str:
+    """The file of a comparison that the program's sources keep. Raises ConfigError where they do not lie."""
+    comparison = Path("docs", "evidence", f"{name}.yaml")
+    if not comparison.exists():
+        raise ConfigError(f"{comparison} is not there; call this where the program's sources lie")
+    return str(comparison)
 
 
 def compare_command(request: Compare) -> int:
@@ -88,6 +96,8 @@ def _write(request: Compare, outcome: Outcome) -> None:
     content = table(outcome).encode()
     write_atomically(request.markdown or folder / "table.md", lambda file: file.write(content))
     draw(request.picture or folder / "figures.png", outcome)
+    if outcome.config.pictures:
+        draw_samples(folder / "samples.png", outcome)
 
 
 def _run_all(jobs: Sequence[Job], processes: int, asked: Sequence[int]) -> Iterator[tuple[Job, int]]:

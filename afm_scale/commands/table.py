@@ -146,6 +146,13 @@ def _compare_updates() -> Command:
     return compare_updates
 
 
+def _compare_objectives() -> Command:
+    """AFM, flow matching, MeanFlow, alpha-Flow and TwinFlow, trained at equal operations"""
+    from ..benchmarks import compare_objectives
+
+    return compare_objectives
+
+
 def _benchmark_data() -> Command:
     """data sources beside plain webdataset, and whether they feed a recipe"""
     from ..benchmarks import data
@@ -231,5 +238,6 @@ COMMANDS = {
     "replay_reference": _replay_reference,
     "guidance_figure": _guidance_figure,
     "compare_updates": _compare_updates,
+    "compare_objectives": _compare_objectives,
     "benchmark": BENCHMARKS,
 }

@@ -145,6 +145,12 @@ def _report(
     }
     if config.report is not None:
         summary["quality"] = dict(config.report(state.subject(plan, config.sampling.num_steps), picture))
+        others = {
+            str(number): dict(config.report(state.subject(plan, number), folder.final_picture_in(number)))
+            for number in config.sampling.also_reported
+        }
+        if others:
+            summary["quality_by_num_steps"] = others
     if plan.rank == 0:
         text = json.dumps(summary, indent=2) + "\n"
         write_atomically(folder.summary, lambda file: file.write(text.encode()))

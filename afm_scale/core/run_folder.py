@@ -85,6 +85,10 @@ class RunFolder:
     def final_picture(self) -> Path:
         return self.samples / "final.png"
 
+    def final_picture_in(self, num_steps: int) -> Path:
+        """Of samples in another number of network evaluations than the recipe's (`sampling.also_reported`)."""
+        return self.samples / f"final_{num_steps}_steps.png"
+
     @property
     def skipped(self) -> Path:
         return self.path / "skipped"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from .errors import ConfigError
 from .ranges import FINITE, MANY, Range
@@ -119,6 +119,22 @@ def counted_from(config: Any, first: int) -> Any:
             field.name: counted_from(getattr(config, field.name), first) for field in fields(config) if field.init
         })
     return config
+
+
+@dataclass(frozen=True)
+class InUpdates:
+    """In the type hint of a whole number: it counts updates of a run, and belongs to its length as a schedule does."""
+
+
+def updates_in(config: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Every number of a configuration that is marked `InUpdates`, with the keys by which it is found."""
+    if is_dataclass(config):
+        hints = get_type_hints(type(config), include_extras=True)
+        for field in fields(config):
+            value, path = getattr(config, field.name), (*keys, field.name)
+            if any(isinstance(mark, InUpdates) for mark in getattr(hints[field.name], "__metadata__", ())):
+                yield path, value
+            yield from updates_in(value, path)
 
 
 def schedules_in(config: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Schedule]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.random import Draws
 from ..core.ranges import MANY, Range
-from ..core.schedules import AverageConfig
+from ..core.schedules import AverageConfig, InUpdates
 from ..core.types import Batch, Generator, Loss, Networks, Role, without_class
 from ..flow.mean_velocity import Interval, residual, velocities
 from ..flow.path import Prediction, expand_times, interpolate
@@ -56,7 +56,7 @@ class TwinFlowConfig(GameOfOneConfig):
     robust: RobustWeight | None = RobustWeight()  # null: plain squares
     rectification_weight: Annotated[float, Range(0, 1e6)] = 0.5  # of the mean over the one-step samples
     target: AverageConfig | None = AverageConfig(decay=0.99, warm_up=True)  # the average F^-; null: the network itself
-    warm_up_steps: Annotated[int, Range(0, MANY)] = 0  # updates of plain flow matching before all this
+    warm_up_steps: Annotated[int, Range(0, MANY), InUpdates()] = 0  # updates of plain flow matching before all this
 
     @property
     def hides_classes(self) -> bool:

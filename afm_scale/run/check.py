@@ -6,6 +6,7 @@ from ..core.batch_size import microbatch_size
 from ..core.errors import ConfigError
 from ..core.types import Role
 from ..models.dit import BackboneConfig
+from ..models.generator import GeneratorConfig
 from ..objectives.described import Described
 from ..parallel.kinds import kind as parallel
 from .config import RunConfig
@@ -25,6 +26,7 @@ def check(config: RunConfig, world_size: int) -> None:
         check_reloads(config.pilot, config)
     for phase in configs_of_phases(config):
         check_objective(phase, microbatch)
+    check_steps(config)
 
 
 def described_for_plans(config: RunConfig) -> parallel.Described:
@@ -62,6 +64,18 @@ def check_measured(config: RunConfig) -> None:
             chosen.check(config.data, setting)
     if config.hooks.samples is not None and config.objective.prediction is None:
         raise ConfigError(f"hooks.samples draws images, which a {learner.value} has none of; set hooks.samples=null")
+
+
+def check_steps(config: RunConfig) -> None:
+    """A network that is told no times is for one step, wherever a sample is drawn."""
+    generator, sampling = config.model.generator, config.sampling
+    if isinstance(generator, GeneratorConfig) and generator.times == "none":
+        for setting, steps in (("num_steps", [sampling.num_steps]), ("also_reported", sampling.also_reported)):
+            if any(number > 1 for number in steps):
+                raise ConfigError(
+                    f"sampling.{setting}: found {max(steps)} network evaluations for a sample, but "
+                    "model.generator.times 'none' tells the network nothing of where it is; wanted one, or times=source"
+                )
 
 
 def check_objective(config: RunConfig, microbatch: int) -> None:

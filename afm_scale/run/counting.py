@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from ..core.types import PUBLISHED, Role
@@ -14,7 +16,7 @@ from .guides import frozen_modules
 from .networks import build_learner, build_networks, build_objective, learner_of
 
 META = torch.device("meta")
-_PARTS = 20
+_PARTS = 32
 
 
 def step_flops(config: RunConfig, step: int = 0) -> float:
@@ -45,14 +47,21 @@ def _parts(config: RunConfig, objective: Objective, step: int) -> dict[tuple[str
 def mean_step_flops(config: RunConfig, begin: int, end: int) -> float:
     """The mean of `step_flops` over steps begin ... end - 1: what an objective asks may change in a run.
 
-    Counted at the ends and in the middle; where these differ, in the middle of `_PARTS` equal parts, so that a change
-    is placed to half of one.
+    Counted at the ends and in the middle; between two that differ in the middle again, until a change is placed to a
+    part of `_PARTS`.
     """
-    looked = {step: step_flops(config, step) for step in {begin, (begin + end) // 2, max(begin, end - 1)}}
-    if len(set(looked.values())) == 1:
-        return looked[begin]
-    parts = [step_flops(config, begin + int((end - begin) * (part + 0.5) / _PARTS)) for part in range(_PARTS)]
-    return sum(parts) / _PARTS
+    counted = cache(lambda step: step_flops(config, step))
+
+    def total(first: int, last: int) -> float:
+        """Of the steps first ... last - 1; their ends stand for those between, if they agree or are near."""
+        left, right, steps = counted(first), counted(min(last, end - 1)), last - first
+        middle = (first + last) // 2
+        is_whole = (first, last) == (begin, end)
+        if steps < 2 or not is_whole and (left == right or steps <= (end - begin) / _PARTS):
+            return steps * (left + right) / 2
+        return total(first, middle) + total(middle, last)
+
+    return total(begin, end) / (end - begin)
 
 
 def learner_flops(config: RunConfig) -> float:

@@ -33,6 +33,8 @@ class SamplingConfig:
     """How samples are drawn wherever a run draws some."""
 
     num_steps: Annotated[int, Range(1, 100_000)] = 1  # network evaluations for one image
+    # the report of a run is also made of samples in so many evaluations each; for networks that take any number
+    also_reported: tuple[Annotated[int, Range(1, 100_000)], ...] = ()
 
 
 @torch.no_grad()

@@ -84,6 +84,36 @@ def test_ways_are_given_the_operations_of_one_of_them_and_schedules_spread_over_
         config_of(written(tmp_path, ways=ways, equal="other"))
 
 
+def test_a_budget_is_what_every_way_costs_and_what_counts_updates_is_spread_over_them(tmp_path: Path) -> None:
+    data = {"mixture1d": ["loop.steps=100", "hooks.evaluation={kind: mixture1d, every_steps: 10}"]}
+    ways = {"AFM": {"recipe": "{data}_afm"},
+            "TwinFlow": {"recipe": "{data}_twin_flow", "overrides": ["objective.warm_up_steps=25"]}}
+    alone = operations(load(RunConfig, "mixture1d_afm", data["mixture1d"]))
+    config = config_of(written(tmp_path, ways=ways, data=data, budget=3 * alone))
+    afm, twin = (job.config for job in jobs_of(config)[:2])
+    assert afm.loop.steps == 300 and twin.objective.warm_up_steps == pytest.approx(twin.loop.steps / 4, abs=1)
+    assert operations(twin) == pytest.approx(3 * alone, rel=0.01)
+    assert operations(twin, twin.objective.warm_up_steps) < 0.25 * operations(twin)  # flow matching costs less
+    assert operations(twin, 2 * twin.loop.steps) == operations(twin)
+    with pytest.raises(ConfigError, match="equal and budget both say how much a run may cost"):
+        config_of(written(tmp_path, ways=ways, equal="AFM", budget=1e9))
+
+
+def test_a_figure_may_be_of_samples_in_another_number_of_steps(tmp_path: Path) -> None:
+    ways = {"few": {"recipe": "mixture1d_afm"},
+            "many": {"recipe": "mixture1d_flow_matching", "overrides": ["sampling={num_steps: 8, also_reported: [2]}"]}}
+    few, many = jobs_of(config_of(written(
+        tmp_path, ways=ways, data={"mixture1d": []}, seeds=[0], figures=["w1@1", "w1@2", "w1@8"]
+    )))
+    summary = {"quality": {"w1": 0.1}, "quality_by_num_steps": {"2": {"w1": 0.2}}}
+    assert [few.figure(f"w1@{steps}", {"quality": {"w1": 0.3}}) for steps in (1, 2, 8)] == [0.3, None, None]
+    assert [many.figure(f"w1@{steps}", summary) for steps in (1, 2, 8)] == [None, 0.2, 0.1]
+    assert many.picture(8).name == "final.png" and many.picture(2).name == "final_2_steps.png"
+    for wrong in ("w1@0", "w1@", "w 1"):
+        with pytest.raises(ConfigError, match="a figure's name, or NAME@K"):
+            config_of(written(tmp_path, figures=[wrong]))
+
+
 def test_phases_of_a_pilot_count_with_their_own_objectives() -> None:
     steps = ["loop.steps=10"]
     plain = operations(load(RunConfig, "mixture1d_afm", steps))
@@ -127,6 +157,30 @@ def test_a_comparison_runs_goes_on_and_refuses_other_settings(
 
     assert main(["benchmark", "compare", str(file), "data={mixture1d: ['loop.steps=3']}"]) == 2
     assert "holds a finished run of other settings than as it is / mixture1d / seed 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_objectives_are_compared_at_a_budget_in_forwards_with_samples_in_several_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["data.global_batch=8", "model.generator.width=8", "parallel={plan: ddp, device: cpu}",
+             "hooks.evaluation={kind: mixture1d, every_steps: 1}"]
+    ways = {"AFM": {"recipe": "{data}_afm", "overrides": ["model.discriminator.width=8", "loop.steps=2"]},
+            "flow matching": {"recipe": "{data}_flow_matching",
+                              "overrides": ["sampling={num_steps: 1, also_reported: [2]}"]}}
+    words = [f"folder={tmp_path}", f"ways={json.dumps(ways)}", f"data={json.dumps({'mixture1d': small})}",
+             "figures=[w1@1, w1@2]", "pictures=[1, 2]"]
+    assert main(["compare_objectives", "--data", "mixture1d", "--seeds", "1", "--budget", "96", *words]) == EXIT_DONE
+    found = capsys.readouterr().out
+    assert "| w1, 1 step | w1, 2 steps |" in found and found.count("| 1 of 1 |") == 2
+    told = json.loads((tmp_path / "flow_matching" / "mixture1d" / "seed_0" / "summary.json").read_text())
+    assert told["step"] == 4 and told["quality_by_num_steps"]["2"]["w1"] > 0  # 96 / (8 samples x 3 forwards)
+    assert told["quality_by_num_steps"]["2"] != told["quality"]
+    image = imread(tmp_path / "samples.png")
+    half = image.shape[0] // 2
+    assert image[half:, image.shape[1] // 2:].min() < 0.5, "flow matching in two steps is not drawn"
+    assert image[half + 60:, : image.shape[1] // 2].min() > 0.9, "AFM in two steps was drawn"
 
 
 @pytest.mark.slow

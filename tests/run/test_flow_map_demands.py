@@ -37,6 +37,8 @@ def configured(recipe: str, *overrides: str) -> RunConfig:
     (ALPHA, ["objective.class_dropout=0.3", "objective.flow_matching_share=0.2", "model.generator.null_class=true"],
      "class_dropout 0.3 is more than objective.flow_matching_share 0.2"),
     (TWIN, ["data.global_batch=16", "loop.accumulation=4"], "cuts the batch into quarters.*found 2: use 4 at least"),
+    ("digits_afm", ["sampling.num_steps=4"], "num_steps: found 4 .* nothing of where it is; wanted one, or times"),
+    ("digits_afm", ["sampling.also_reported=[1, 2]"], "sampling.also_reported: found 2 network evaluations"),
     (TWIN, ["objective.warm_up_steps=6000"], "warm_up_steps 6000 is not less than loop.steps 6000"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_setting_that_would_do(
