@@ -49,6 +49,7 @@ ALLOWED = {
     ("commands.encode_latents", "np.save"): "into memory",
     ("benchmarks.sample_files", "np.save"): "into memory",
     ("benchmarks.sample_files", "image.save"): "into memory",
+    ("benchmarks.compared", "Image.open"): "bytes in memory",
     ("benchmarks.sample_files", "Image.open"): "bytes in memory",
     ("benchmarks.plain_webdataset", "Image.open"): "bytes in memory",
     ("train.hooks.profile", "profiler.export_chrome_trace"): "to the name of named_atomically",
