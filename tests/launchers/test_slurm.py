@@ -81,7 +81,7 @@ def test_a_job_that_is_stopped_comes_back_and_ends_as_if_never_stopped(cluster: 
         log_of(folder) + cluster.logs()
     )
     assert "resumed at step" in log_of(folder)
-    assert end(alone, timeout=240)[0] == 0
+    assert end(alone, timeout=600)[0] == 0
     name = f"step_{STEPS:08d}"
     assert digest(folder / "checkpoints" / name) == digest(undisturbed / "checkpoints" / name)
 
