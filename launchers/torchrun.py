@@ -67,6 +67,11 @@ class Workers:
             for signum in self.signals:  # those that came while the workers were being started
                 self._send(signum)
 
+    def stopped(self) -> None:
+        """By the agent, because another node has come or begins anew: how they ended says whether that goes on."""
+        ended = [handler.proc.poll() for handler in self._handlers.values()]
+        self.codes = self.codes or [code for code in ended if code not in (None, DONE)]
+
     def are_left_to_say(self) -> bool:
         """Whether one is gone without a word and others have still time: torch would end them at once."""
         codes = [handler.proc.poll() for handler in self._handlers.values()]
@@ -167,6 +172,17 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
 
             handler.num_nodes_waiting = num_nodes_waiting
             super()._initialize_workers(worker_group)
+
+        def _rendezvous(self, worker_group: WorkerGroup) -> None:
+            """torch's first node remembers where the ranks' store is, and so does not tell a node that comes later."""
+            handler = worker_group.spec.rdzv_handler
+            if handler.get_backend() != "static":
+                handler._bootstrap_store_info = None
+            super()._rendezvous(worker_group)
+
+        def _stop_workers(self, worker_group: WorkerGroup, *more: bool, **named: bool) -> None:
+            super()._stop_workers(worker_group, *more, **named)
+            workers.stopped()
 
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
             os.environ["AFM_SCALE_MEETING"] = self._meeting(worker_group)

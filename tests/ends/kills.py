@@ -51,6 +51,8 @@ LAYOUTS = (
     Layout(name="launcher", ranks=2, start=lambda words, root: Launchers(words, root, ranks=2),
            killed=((0,), (1,), (LAUNCHER,)), stopped=((LAUNCHER,), (LAUNCHER, 0, 1))),
 )
+FOUR = Layout(ranks=4, start=lambda words, root: Ranks(words, root, 4), killed=((0,), (1,), (3,), (1, 2)),
+              stopped=((0, 1, 2, 3),))
 SURVIVING = tuple(
     Layout(name="launcher that starts again", ranks=ranks,
            start=lambda words, root, ranks=ranks: Launchers(words, root, ranks=ranks, restarts=3),

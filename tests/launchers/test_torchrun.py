@@ -215,3 +215,28 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_worker_that_is_stopped_is_killed_and_one_that_goes_on_in_time_is_not(monkeypatch) -> None:
+    launcher = load()
+    monkeypatch.setattr(launcher, "STOPPED_SECONDS", 1.5)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True)
+        for _ in range(2)
+    ]
+    workers = launcher.Workers()
+    workers.started([process.pid for process in processes], {})
+    try:
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + 20
+        while processes[0].poll() is None and time.monotonic() < until:
+            workers.kill_stopped()
+            processes[1].send_signal(signal.SIGCONT)
+            time.sleep(0.2)
+            assert not launcher.is_stopped(processes[1].pid)
+        assert processes[0].poll() == -signal.SIGKILL and processes[1].poll() is None
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

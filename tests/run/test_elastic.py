@@ -68,10 +68,10 @@ def test_two_ranks_and_then_one_take_the_steps_of_two(tmp_path: Path) -> None:
     words = [*SMALL_AFM, "parallel.precision=fp64", "parallel.elastic=true", "checkpoint.every_steps=3"]
     whole, shrunk = tmp_path / "whole", tmp_path / "shrunk"
     undisturbed = train_forked(words, whole, "loop.steps=6", ranks=2)
-    assert end(train_forked(words, shrunk, "loop.steps=3", ranks=2))[0] == 0
-    code, _, stderr = end(train_forked(words, shrunk, "loop.steps=6", ranks=1))
+    assert end(train_forked(words, shrunk, "loop.steps=3", ranks=2), timeout=240)[0] == 0
+    code, _, stderr = end(train_forked(words, shrunk, "loop.steps=6", ranks=1), timeout=240)
     assert code == 0 and "1 rank(s) keep data.global_batch with loop.accumulation=2" in stderr, stderr
-    assert end(undisturbed)[0] == 0
+    assert end(undisturbed, timeout=240)[0] == 0
     found, wanted = (read_tensors(resolve_checkpoint(folder)) for folder in (shrunk, whole))
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
