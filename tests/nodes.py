@@ -1,4 +1,5 @@
-"""Two hosts on this machine: network namespaces that a pair of interfaces joins, and a launcher in each."""
+"""Two hosts on this machine: namespaces of names and of networks, which a pair of interfaces joins, and a launcher in
+each."""
 
 from __future__ import annotations
 
@@ -42,9 +43,10 @@ class Nodes:
 
     def start(self, node: int, *words: str, **environment: str) -> subprocess.Popen[str]:
         """`launchers/torchrun_multinode.sh WORDS` on one of them."""
-        script = str(ROOT / "launchers" / "torchrun_multinode.sh")
+        name, script = self.names[node], str(ROOT / "launchers" / "torchrun_multinode.sh")
+        of_its_own = 'echo "$0" > /proc/sys/kernel/hostname && exec bash "$@"'  # else ranks see each other's processes
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[node], "bash", script, *words],
+            ["ip", "netns", "exec", name, "unshare", "--uts", "bash", "-c", of_its_own, name, script, *words],
             env=around(**environment), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PERIOD_SECONDS = 1.0  # between the words of a rank, of many ranks
 SILENT_SECONDS = 5.0  # a rank that leaves no word for so long while it is watched is silent
+SOON_SECONDS = 2.0  # the same where a collective has failed and all others have spoken twice since
 HEARTBEAT_SECONDS = 30.0  # without a word, looked at by the rank before it: its process is stopped or cut off
 GRACE_SECONDS = 15.0  # for a save that is under way, once it is known that the run ends
 
@@ -166,8 +167,7 @@ class Watch:
                 still = min(self._word.motionless, now - looked)
                 if overdue or still > self._timeout or self._neighbour_is_lost(still, now):
                     looked = now
-                    # Nothing else ends a wait that raises no error: of the GPU, or of a library. Slow work of all ranks
-                    # is no reason to.
+                    # Nothing else ends a wait of the GPU, or of a library. Slow work of all ranks is no reason to.
                     self._leave(lambda: self._look(failed=overdue))  # noqa: B023
         except Exception as error:  # whatever torch makes of a store that is gone
             self._lost = str(error).splitlines()[0] if str(error) else repr(error)
@@ -227,7 +227,7 @@ class Watch:
 
     def _look(self, failed: bool) -> Verdict | None:
         """Who is silent or behind. Without a failure only silence counts: None where all answer."""
-        seen = within(self._patience + 2.0, self._observe)
+        seen = within(self._patience + 2.0, lambda: self._observe(failed))
         if seen is None:
             return self._without_store()
         if isinstance(seen, Verdict):
@@ -243,24 +243,25 @@ class Watch:
             words[rank].kill()
         return verdict
 
-    def _observe(self) -> Verdict | tuple[list[int], dict[int, Word]]:
+    def _observe(self, failed: bool) -> Verdict | tuple[list[int], dict[int, Word]]:
         """The verdict of another rank, or (ranks that say nothing new, the last words of all)."""
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         first = self._words(others)
         until = time.monotonic() + self._patience
+        soon = until - self._patience + SOON_SECONDS if failed else until  # after a failure somebody is gone
         while True:
             if self._store.check(["watch/verdict"]):
                 return Verdict.decode(self._store.get("watch/verdict"))
             self._speak()  # who called this may be the thread that does
             last = self._words(others)
             gone = [rank for rank, word in last.items() if word.state() == "gone"]
-            if gone or time.monotonic() > until:
+            still = [rank for rank in last if last[rank].count == first[rank].count]
+            others_speak = all(last[rank].count > first[rank].count + 1 for rank in last if rank not in still)
+            if gone or time.monotonic() > until or still and others_speak and time.monotonic() > soon:
                 break
             time.sleep(self._period)
         # One that computes may be in a call that lets none of its other threads speak.
-        silent = gone or [
-            rank for rank in last if last[rank].count == first[rank].count and last[rank].state() != "computing"
-        ]
+        silent = gone or [rank for rank in still if last[rank].state() != "computing"]
         return silent, last | {self._rank: self._word}
 
     def _words(self, ranks: list[int]) -> dict[int, Word]:
