@@ -43,6 +43,7 @@ FORWARDED = tuple(  # what workers understand: as in afm_scale/core/stopping.py
 )
 DEFAULT_GRACE_SECONDS = 300
 SECONDS_TO_SAY = 20  # for the workers that are left to find out that one is gone, and to say what that comes to
+SECONDS_FOR_NODES = 10  # that come anew while workers are well: their own may find out that a rank of those is gone
 STOPPED_SECONDS = 45  # a stopped worker neither answers others nor ends by their signals
 SECONDS_TO_START = 20  # for workers that know what is to be done; they may wait for another node that never comes
 
@@ -59,6 +60,7 @@ class Workers:
         self._first_signal_at = self._first_death_at = 0.0
         self._stopped: dict[int, float] = {}  # workers, and since when
         self._looked = time.monotonic()
+        self._waited_since = 0.0  # nodes, to be taken in
         self._lock = threading.RLock()  # reentrant: a handler may interrupt another handler
 
     def started(self, pids: list[int], handlers: Mapping[int, SubprocessHandler]) -> None:
@@ -66,6 +68,12 @@ class Workers:
             self._pids, self._handlers, self._first_death_at = pids, handlers, 0.0
             for signum in self.signals:  # those that came while the workers were being started
                 self._send(signum)
+
+    def have_to_say(self, waiting: int) -> bool:
+        """Whether nodes that wait have to wait on."""
+        now = time.monotonic()
+        self._waited_since = (self._waited_since or now) if waiting else 0.0
+        return now - self._waited_since < SECONDS_FOR_NODES
 
     def stopped(self) -> None:
         """By the agent, because another node has come or begins anew: how they ended says whether that goes on."""
@@ -160,15 +168,19 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
 
     class Agent(LocalElasticAgent):
         def _initialize_workers(self, worker_group: WorkerGroup) -> None:
-            """The host of the rendezvous may go before the workers have ended: they find out and end by themselves."""
+            """The host of the rendezvous may go before the workers have ended: they find out and end by themselves.
+
+            So do they where a node that has lost a rank waits to begin anew; torch would end them before they say it.
+            """
             handler = worker_group.spec.rdzv_handler
             ask = type(handler).num_nodes_waiting
 
             def num_nodes_waiting() -> int:
                 try:
-                    return ask(handler)
+                    waiting = ask(handler)
                 except (RendezvousError, DistError):
                     return 0
+                return 0 if workers.have_to_say(waiting) else waiting
 
             handler.num_nodes_waiting = num_nodes_waiting
             super()._initialize_workers(worker_group)

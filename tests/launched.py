@@ -23,7 +23,8 @@ from .ranks import PRELOADED, start_afresh
 PATIENCE = 2.0  # of a rank whose error rank 0 is to tell; a command has more, for ranks that import torch first
 
 LAUNCHERS_WORDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-                   "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "AFM_SCALE_LAUNCHER_PID")
+                   "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT", "AFM_SCALE_LAUNCHER_PID",
+                   "AFM_SCALE_MEETING", "AFM_SCALE_STARTS")
 
 
 def free_port() -> int:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PERIOD_SECONDS = 1.0  # between the words of a rank, of many ranks
 SILENT_SECONDS = 5.0  # a rank that leaves no word for so long while it is watched is silent
-SOON_SECONDS = 2.0  # the same where a collective has failed and all others have spoken twice since
+SOON_SECONDS = 1.0  # the same where a collective has failed and all others have spoken twice since
 HEARTBEAT_SECONDS = 30.0  # without a word, looked at by the rank before it: its process is stopped or cut off
 GRACE_SECONDS = 15.0  # for a save that is under way, once it is known that the run ends
 

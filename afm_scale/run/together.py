@@ -16,7 +16,7 @@ import torch.distributed as dist
 from .. import __version__
 from ..core.errors import ConfigError
 from ..core.files import explained_write, read_regular, write_atomically
-from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
+from ..parallel.agreement import check_same_on_all_ranks, from_rank_0
 
 SEEN_SECONDS = 10.0  # for a file of rank 0 to be seen by other hosts: network file systems remember what was not there
 _PACKAGES = ("torch", "numpy", "safetensors", "triton", "deepspeed", "megatron-core", "torchao", "nvidia-nccl-cu13")
@@ -50,8 +50,7 @@ def check_seen(folder: Path, rank: int) -> None:
         return
     path = folder / ".seen"
     token = from_rank_0(rank, lambda: _written(path))
-    with agreed():
-        seen: list[str | None] = [None] * dist.get_world_size()
+    seen: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(seen, None if _sees(path, token) else socket.gethostname())
     if rank == 0:
         path.unlink(missing_ok=True)
