@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import tempfile
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ..core.errors import ConfigError, RunError, UserError
 from ..core.ranges import Range
@@ -29,9 +20,10 @@ from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
 from ..run.load import load
+from ..run.tape import Tape, Traffic, WatchedPlan
 from ..train.hooks.hook import HookList
 from ..train.loop import train
-from .tape import Tape, Traffic, WatchedPlan
+from .spawned import on_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,62 +70,16 @@ def measure_traffic(request: TrafficBenchmark) -> list[Traffic]:
     Raises RunError if a rank fails, is too slow, or issues other collectives than rank 0, and UserError as training
     would.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="traffic_") as name:
-        folder = Path(name)
-        processes = [spawn.Process(target=_rank, args=(rank, request, folder)) for rank in range(request.ranks)]
-        try:
-            for process in processes:
-                process.start()
-            _wait_for(processes, folder, request.timeout_seconds)
-            texts = [(folder / f"traffic_{rank}").read_text() for rank in range(request.ranks)]
-        finally:
-            for process in processes:
-                if process.pid is not None:
-                    process.kill()
-                    process.join()
-    for rank, text in enumerate(texts):
-        if text != texts[0]:
-            raise RunError(f"rank {rank} issued other collectives than rank 0, which would end in a hang: {text}")
-    return [Traffic(**row) for row in json.loads(texts[0])]
+    found = on_ranks(request.ranks, request.timeout_seconds, _rows_of_first_step, request)
+    for rank, rows in enumerate(found):
+        if rows != found[0]:
+            told = json.dumps(rows)
+            raise RunError(f"rank {rank} issued other collectives than rank 0, which would end in a hang: {told}")
+    return [Traffic(**row) for row in found[0]]
 
 
-def _wait_for(processes: Sequence[BaseProcess], folder: Path, timeout: float) -> None:
-    deadline, running = time.monotonic() + timeout, dict(enumerate(processes))
-    while running:
-        wait([process.sentinel for process in running.values()], timeout=max(0.0, deadline - time.monotonic()))
-        for rank, process in list(running.items()):
-            if process.is_alive():
-                continue
-            del running[rank]
-            if process.exitcode != 0:
-                error = folder / f"error_{rank}"
-                told = error.read_text() if error.exists() else f"rank {rank} ended with {process.exitcode}"
-                raise (UserError if process.exitcode == UserError.exit_code else RunError)(told)
-        if running and time.monotonic() >= deadline:
-            raise RunError(
-                f"ranks {sorted(running)} of {len(processes)} were still running after {timeout:g} seconds; give them "
-                "more by --timeout, or make the networks smaller by overrides"
-            )
-
-
-def _rank(rank: int, request: TrafficBenchmark, folder: Path) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // request.ranks))
-    try:
-        dist.init_process_group(
-            "gloo", store=dist.FileStore(str(folder / "store"), request.ranks), rank=rank, world_size=request.ranks,
-            timeout=timedelta(seconds=request.timeout_seconds),
-        )
-        found = count_first_step(request, rank)
-        (folder / f"traffic_{rank}").write_text(json.dumps([asdict(row) for row in found]))
-        dist.destroy_process_group()
-    except RunError as error:
-        (folder / f"error_{rank}").write_text(str(error))
-        raise SystemExit(error.exit_code) from None
-    except BaseException:
-        (folder / f"error_{rank}").write_text(traceback.format_exc())
-        raise SystemExit(1) from None
-    os._exit(0)  # the interpreter's clean-up has been seen to abort in gloo's threads
+def _rows_of_first_step(request: TrafficBenchmark, rank: int) -> list[dict[str, Any]]:
+    return [asdict(row) for row in count_first_step(request, rank)]
 
 
 def count_first_step(request: TrafficBenchmark, rank: int) -> list[Traffic]:

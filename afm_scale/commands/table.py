@@ -69,6 +69,13 @@ def _show() -> Command:
     return show
 
 
+def _plan() -> Command:
+    """what a recipe will cost on N GPUs, estimated without one"""
+    from . import plan
+
+    return plan
+
+
 def _settings() -> Command:
     """what a recipe may say: type, range, default and meaning"""
     from . import settings
@@ -174,6 +181,13 @@ def _benchmark_traffic() -> Command:
     return traffic
 
 
+def _benchmark_memory() -> Command:
+    """the estimate of `plan` beside the memory of real steps"""
+    from ..benchmarks import memory
+
+    return memory
+
+
 def _benchmark_evaluation() -> Command:
     """statistics, Frechet distance, precision and recall"""
     from ..benchmarks import evaluation
@@ -213,6 +227,7 @@ BENCHMARKS = {
     "data": _benchmark_data,
     "step": _benchmark_step,
     "traffic": _benchmark_traffic,
+    "memory": _benchmark_memory,
     "evaluation": _benchmark_evaluation,
     "checkpoint": _benchmark_checkpoint,
     "convert": _benchmark_convert,
@@ -227,6 +242,7 @@ COMMANDS = {
     "report": _report,
     "watch": _watch,
     "show": _show,
+    "plan": _plan,
     "settings": _settings,
     "doctor": _doctor,
     "make_shards": _make_shards,

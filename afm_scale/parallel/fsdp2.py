@@ -47,7 +47,7 @@ class FSDP2Plan(BasePlan):
         self._settings = config.fsdp2
         self._block_dtype = block_dtype(config.precision)
         self._mesh = _mesh(self.device.type, self.world_size, config.fsdp2.replicas)
-        self._memory = _smallest_memory(self.device, self.world_size)
+        self._memory = ranks.memory or _smallest_memory(self.device, self.world_size)
 
     def policy_of(self, module: Network) -> Policy:
         """The policy of a network: the configured one, or what `auto` makes of it."""

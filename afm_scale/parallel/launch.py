@@ -46,6 +46,7 @@ class Ranks(AbstractContextManager["Ranks"]):
     world_size: int
     device: torch.device
     watch: Watch | None = field(default=None, repr=False, compare=False)  # None: there are no others
+    memory: int | None = None  # bytes of each rank's device, where this process stands for others; None: as it says
 
     @property
     def place(self) -> Place:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import nn
 
 from .. import __version__
 from ..checkpoint.manager import CheckpointManager
@@ -37,11 +40,16 @@ def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
     return kind.build(ranks, config.parallel, Turn(microbatch=microbatch, accumulation=accumulation))
 
 
-def build_state(config: RunConfig, ranks: Ranks, plan: ParallelPlan) -> TrainState:
-    """A run at step 0: the same weights for every plan and number of ranks."""
+def build_state(
+    config: RunConfig, ranks: Ranks, plan: ParallelPlan, *, frozen: Mapping[str, nn.Module] | None = None
+) -> TrainState:
+    """A run at step 0: the same weights for every plan and number of ranks.
+
+    `frozen`: the networks that do not learn, where they are not to be read from their files.
+    """
     seed, learner = config.loop.seed, learner_of(config)
     # First, because a recipe may leave their files open, and training may not.
-    frozen = frozen_networks(config, plan)
+    frozen = frozen_networks(config, plan) if frozen is None else frozen
     players = {
         role: plan.player(
             role, network, initial_weights(network, seed, role.value), getattr(config.optimizer, role.value)

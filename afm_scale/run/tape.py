@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,34 +53,49 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.mover, self.phase = "none", "between"
         self._owners = {part: name for name, network in networks.items() for part in network.modules()}
-        self._found: dict[tuple[str, Phase, str, str], tuple[int, int]] = {}
+        self._found: dict[tuple[str, Phase, str, str, tuple[int, ...]], tuple[int, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.see(func, args, out)
+        return out
+
+    def see(self, func: Any, args: tuple, out: Any) -> None:
+        """Notes an operation, if it is a collective; for who has another mode on."""
         if func.namespace in _NAMESPACES:
             name = func.name().partition("::")[2].partition(".")[0]
             if name not in _WAITING:
-                self._note(name, max(_bytes(value) for value in (*args, out)))
-        return out
+                self._note(name, max(_bytes(value) for value in (*args, out)), _ranks_of(args))
 
     def traffic(self) -> list[Traffic]:
         """In the order in which each kind was first met."""
-        return [
-            Traffic(turn=turn, phase=phase, network=network, kind=kind, count=count, bytes=size)
-            for (turn, phase, network, kind), (count, size) in self._found.items()
-        ]
+        found: dict[tuple[str, Phase, str, str], Traffic] = {}
+        for row, _ in self.by_ranks():
+            key = (row.turn, row.phase, row.network, row.kind)
+            if (before := found.get(key)) is not None:
+                row = replace(row, count=before.count + row.count, bytes=before.bytes + row.bytes)
+            found[key] = row
+        return list(found.values())
 
-    def _note(self, name: str, size: int) -> None:
+    def by_ranks(self) -> Iterator[tuple[Traffic, tuple[int, ...]]]:
+        """The same, apart by the ranks that take part."""
+        for (turn, phase, network, kind, ranks), (count, size) in self._found.items():
+            yield Traffic(turn=turn, phase=phase, network=network, kind=kind, count=count, bytes=size), ranks
+
+    def clear(self) -> None:
+        self._found.clear()
+
+    def _note(self, name: str, size: int, ranks: tuple[int, ...]) -> None:
         # A graph may also run inside the forward phase: autograd.grad, through a frozen discriminator to its input.
         phase = "backward" if self.phase == "forward" and torch._C._current_graph_task_id() != -1 else self.phase
-        key = (self.mover, phase, self._owner(phase), _kind(name))
+        key = (self.mover, phase, self._owner(phase), _kind(name), ranks)
         count, before = self._found.get(key, (0, 0))
         self._found[key] = (count + 1, before + size)
 
     def _owner(self, phase: Phase) -> str:
         """FSDP2 gathers and reduces in methods of a group that knows its modules, ZeRO-3 gathers in those of an object
         of the network; what else is reduced is the mover's."""
-        frame = sys._getframe(1)
+        frame = sys._getframe(2)
         while frame is not None:
             group = frame.f_locals.get("self")
             if type(group).__name__ == "FSDPParamGroup":
@@ -121,6 +137,15 @@ class WatchedPlan:
             yield
         finally:
             self._tape.mover, self._tape.phase = before
+
+
+def _ranks_of(args: tuple) -> tuple[int, ...]:
+    """Of the process group among the arguments: an object, or in functional collectives its name, which comes last."""
+    for value in args:
+        if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
+            return tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(value)))
+    names = [value for value in args if isinstance(value, str)]
+    return tuple(dist.get_process_group_ranks(names[-1])) if names else ()
 
 
 def _kind(name: str) -> str:

@@ -1,0 +1,64 @@
+"""Operations, and bytes of memory read and written, of the kernels of a step, counted as it is taken."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from .ledger import Ledger, _tensors
+
+_ATEN = torch.ops.aten
+_NAMESPACES_SENT = ("c10d", "_c10d_functional", "c10d_functional")
+
+
+class Cost(NamedTuple):
+    """Of one kernel."""
+
+    flops: int  # of products; 0: it moves bytes alone
+    bytes: int  # read and written, each tensor once
+    dtype: torch.dtype  # of its products
+
+
+class Costs:
+    """Observes `Hollow`, and counts kernels by turn, occasion and cost."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.found: dict[tuple[str, str], Counter[Cost]] = defaultdict(Counter)
+        self._ledger = ledger
+        self._known: dict[Any, Cost] = {}
+
+    def __call__(self, func: Any, args: tuple, kwargs: dict, out: Any, key: Any) -> None:
+        if func.namespace in _NAMESPACES_SENT:
+            return
+        cost = None if key is None else self._known.get(key)
+        if cost is None:
+            cost = _cost(func, args, kwargs, out)
+            if key is not None:
+                self._known[key] = cost
+        self.found[self._ledger.mover, self._ledger.occasion][cost] += 1
+
+
+def _cost(func: Any, args: tuple, kwargs: dict, out: Any) -> Cost:
+    moved = sum(tensor.numel() * tensor.element_size() for tensor in _tensors((*args, *kwargs.values(), out)))
+    if func in _EMPTY:
+        moved = 0
+    first = next((tensor for tensor in _tensors(args) if tensor.is_floating_point()), None)
+    return Cost(_flops(func, args, kwargs, out), moved, torch.float32 if first is None else first.dtype)
+
+
+_AS_ON_A_GPU = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _ATEN._scaled_dot_product_flash_attention_backward,
+}
+_EMPTY = {_ATEN.empty.memory_format, _ATEN.empty_strided.default, _ATEN.empty_like.default, _ATEN.new_empty.default}
+
+
+def _flops(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
+    """By torch's own formulas, two operations to a multiplication and addition; the CPU's attention has none there."""
+    packet = func._overloadpacket
+    formula = flop_registry.get(_AS_ON_A_GPU.get(packet, packet))
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
