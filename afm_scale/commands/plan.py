@@ -8,22 +8,58 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, UserError
+from ..core.files import read_regular, refuse_to_replace
 from ..core.ranges import Range
 from ..core.screen import say
+from ..core.strict_json import parse_json
+from ..core.typed import Mistake, build
 from ..estimate.gpus import GPUS, Gpu, gpu_of
-from ..estimate.memory import KINDS
-from ..run.arguments import add_number, add_recipe
+from ..run.advice import Checked, search, that_are_faster, that_fit
+from ..run.arguments import add_number, add_recipe, request_of
 from ..run.config import RunConfig
 from ..run.load import load
-from ..run.planning import OUTSIDE, SLACK, Cluster, answer_of, plan_of
+from ..run.planning import Cluster, Plan, answer_of, calibrated, measured_to_estimated, plan_of
+from .plan_table import table
 
 _GPUS_OF_A_NODE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """The command's arguments."""
+
+    recipe: str
+    overrides: Sequence[str]
+    ranks: int
+    nodes: int | None
+    gpu: str
+    price_per_hour: float | None
+    measured: Path | None
+    advice: bool
+    search: bool
+    plot: Path | None
+
+    def __post_init__(self) -> None:
+        if self.plot is not None:
+            refuse_to_replace(self.plot)
+
+    @property
+    def cluster(self) -> Cluster:
+        whole, rest = divmod(self.ranks, _GPUS_OF_A_NODE)
+        nodes = self.nodes or (whole if whole and not rest else 1)
+        return Cluster(ranks=self.ranks, nodes=nodes, gpu=_gpu(self.gpu))
+
+    def loaded(self, settings: Sequence[str] = ()) -> RunConfig:
+        """The recipe, with settings over those that were given."""
+        return load(RunConfig, self.recipe, [*self.overrides, *settings]).resolved()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,24 +71,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="h100", metavar="NAME",
         help=f"{', '.join(GPUS)}, or figures \"{{memory: 80, tflops: 989, bandwidth: 3.35}}\" (default h100)")
     add_number(parser, "--price-per-hour", float, Range(0, 1e6), metavar="P", help="of one GPU, in any currency")
+    add("--measured", type=Path, metavar="FILE",
+        help="what `benchmark step --json` printed of any recipe on this kind of GPU: puts the seconds right")
+    add("--advice", action="store_true",
+        help="what would make it faster, where it fits; where it does not, what would make it fit is always said")
+    add("--search", action="store_true", help="layouts that no other one beats in both memory and time")
+    add("--plot", type=Path, metavar="FILE.png", help="the memory of a step, by player and kind")
     add("--json", action="store_true", help="the result as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    cluster = Cluster(
-        ranks=options.ranks, nodes=options.nodes or _nodes(options.ranks), gpu=_gpu(options.gpu),
-    )
-    config = load(RunConfig, options.recipe, options.overrides).resolved()
-    answer = {
-        "recipe": options.recipe, "overrides": list(options.overrides), "gpu": options.gpu,
-        **answer_of(plan_of(config, cluster), config, options.price_per_hour),
+    return plan_command(request_of(PlanRequest, options), as_json=options.json)
+
+
+def plan_command(request: PlanRequest, *, as_json: bool) -> int:
+    """Raises UserError for a recipe that could not run so, and for figures that cannot be used."""
+    cluster, config = request.cluster, request.loaded()
+    factor = None if request.measured is None else _factor(request.measured, cluster)
+    plan = plan_of(config, cluster)
+    shown = plan if factor is None else calibrated(plan, factor)
+    answer: dict[str, Any] = {
+        "recipe": request.recipe, "overrides": list(request.overrides), "gpu": request.gpu,
+        **answer_of(shown, config, request.price_per_hour),
     }
-    say(json.dumps(answer, indent=1) if options.json else "\n".join(_table(answer)))
+    if not plan.fits:
+        answer["advice"] = [*map(_told, that_fit(config, cluster, request.loaded))]
+    elif request.advice:
+        answer["advice"] = [*map(_told, that_are_faster(config, cluster, plan, request.loaded))]
+    if request.search:
+        answer["search"] = [*map(_told, search(config, cluster, request.loaded))]
+    if request.plot is not None:
+        from ..run.plan_picture import draw_plan
+
+        draw_plan(request.plot, plan, title=next(table(answer)))
+    say(json.dumps(answer, indent=1) if as_json else "\n".join(table(answer)))
     return 0
-
-
-def _nodes(ranks: int) -> int:
-    return max(1, ranks // _GPUS_OF_A_NODE) if ranks % _GPUS_OF_A_NODE == 0 or ranks < _GPUS_OF_A_NODE else 1
 
 
 def _gpu(text: str) -> Gpu:
@@ -63,67 +116,38 @@ def _gpu(text: str) -> Gpu:
     return gpu_of(text, described)
 
 
-def _table(answer: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f"ESTIMATE of {' '.join((answer['recipe'], *answer['overrides']))} on {answer['ranks']} GPU(s) in "
-        f"{answer['nodes']} node(s), {answer['gpu']}"
-    )
-    networks = answer["plan"]["networks"]
-    policies = "; ".join(f"{name} {network['policy']}" for name, network in networks.items() if "policy" in network)
-    yield (
-        f"plan {answer['plan']['plan']}{f' ({policies})' if policies else ''}, {answer['plan']['precision']}, recompute "
-        f"{answer['plan']['recompute']}"
-    )
-    for phase in answer["phases"]:
-        yield ""
-        if len(answer["phases"]) > 1:
-            yield f"phase {phase['name']}"
-        yield from _memory(phase["memory"])
-        yield from _traffic(phase)
-        yield from _time(phase)
-    verdict = "fits" if answer["fits"] else "DOES NOT FIT"
-    yield ""
-    yield (
-        f"{verdict}: {answer['needed_bytes'] / 1e9:.1f} GB of {answer['gpu_memory_bytes'] / 1e9:.0f} GB, as the peak x "
-        f"{SLACK} for the allocator, and {OUTSIDE / 1e9:.1f} GB for CUDA and NCCL"
-    )
-    yield from (f"note: {note}" for note in answer["notes"])
+@dataclass(frozen=True, kw_only=True)
+class _Timed:
+    """What is read of a timed recipe."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    ranks: Annotated[int, Range(1, 1_000_000)]
+    seconds: Annotated[float, Range(above=0, high=1e9)]
 
 
-def _memory(memory: dict[str, Any]) -> Iterator[str]:
-    """Bytes by network and kind at the peak, with what lies there between steps."""
-    peak, parts = memory["peak"], memory["peak"]["parts"]
-    split = {tuple(name.split(" ", 1)): size for name, size in parts.items()}
-    networks = sorted({network for network, _ in split})
-    yield f"memory of rank 0, GB: the peak is in the {peak['mover']}'s {peak['when']}"
-    yield f"{'':24}" + "".join(f"{network:>15}" for network in networks) + f"{'all':>12}"
-    for kind in KINDS:
-        sizes = [split.get((network, kind), 0) for network in networks]
-        if sum(sizes):
-            yield f"{kind:24}" + "".join(f"{size / 1e9:15.3f}" for size in sizes) + f"{sum(sizes) / 1e9:12.3f}"
-    yield f"{'peak':24}{'':{15 * len(networks)}}{peak['bytes'] / 1e9:12.3f}"
-    yield f"{'between steps':24}{'':{15 * len(networks)}}{memory['rest']['bytes'] / 1e9:12.3f}"
-    others = ", ".join(f"{turn['mover']}'s {turn['when']} {turn['bytes'] / 1e9:.3f}" for turn in memory["turns"]
-                       if turn["mover"] != "none")
-    yield f"highest in each part of the step: {others}"
+def _factor(path: Path, cluster: Cluster) -> float:
+    wanted = f"--measured {path}: wanted what `benchmark step --json` prints of a recipe"
+    try:
+        found = parse_json(read_regular(path))
+        seconds = found["rows"][0]["seconds_per_step"]
+        timed = build(
+            _Timed, {**{name: found[name] for name in ("recipe", "overrides", "ranks")}, "seconds": seconds}, ()
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError, Mistake) as error:
+        raise UserError(f"{wanted}, found {type(error).__name__}: {error}; measure one with --json") from None
+    config = load(RunConfig, timed.recipe, timed.overrides).resolved()
+    return measured_to_estimated(replace(config, pilot=None), cluster, timed.ranks, timed.seconds)
 
 
-def _traffic(phase: dict[str, Any]) -> Iterator[str]:
-    links = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in phase["links"].items() if size >= 1e6)
-    yield f"sent in a step, whole tensors: {links or 'next to nothing'}"
-    total = sum(phase["operations"].values())
-    yield f"operations of a rank in a step: {total / 1e12:.2f} TFLOP (" + ", ".join(
-        f"{name} {found / 1e12:.2f}" for name, found in phase["operations"].items() if found) + ")"
+def _told(checked: Checked) -> dict[str, Any]:
+    change, plan = checked.change, checked.plan
+    told: dict[str, Any] = {"settings": list(change.settings), "ranks": change.ranks, "why": change.why}
+    if plan is None:
+        return told | {"refused": checked.refused}
+    return told | {"needed_bytes": plan.needed, "fits": plan.fits, "seconds_per_step": _ends(plan)}
 
 
-def _time(phase: dict[str, Any]) -> Iterator[str]:
-    low, high = phase["seconds_per_step"]
-    yield f"seconds of a step: {low:.3g} to {high:.3g}"
-    if phase["gpu_hours"] is not None:
-        hours = _range(phase["gpu_hours"])
-        cost = "" if phase["cost"] is None else f", cost {_range(phase['cost'])}"
-        yield f"GPU hours for {phase['steps']:,} steps: {hours}{cost}"
-
-
-def _range(ends: Sequence[float]) -> str:
-    return " to ".join(f"{end:,.3g}" if end < 100 else f"{end:,.0f}" for end in ends)
+def _ends(plan: Plan) -> list[float]:
+    slowest = max(plan.phases, key=lambda phase: phase.middle)
+    return [slowest.low.total, slowest.high.total]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..core.errors import UserError
 from .config import RunConfig
@@ -38,11 +37,11 @@ class Checked:
     @property
     def seconds(self) -> float:
         """The middle of the estimated range, over all phases the longest."""
-        return max((phase.low.total * phase.high.total) ** 0.5 for phase in self.plan.phases)
+        return max(phase.middle for phase in self.plan.phases)
 
 
-Loads = Any
-"""(settings) -> the recipe with these settings over it; raises UserError."""
+Loads = Callable[[Sequence[str]], RunConfig]
+"""The recipe with these settings over it; raises UserError."""
 
 
 def that_fit(config: RunConfig, cluster: Cluster, loaded: Loads) -> Iterator[Checked]:

@@ -17,6 +17,8 @@ from .phases import configs_of_phases, phases_of
 SLACK = 1.06  # of what tensors hold: blocks of 512 bytes and up, and holes between them
 OUTSIDE = 1.5e9  # bytes: the CUDA context with its kernels and, among several GPUs, NCCL's buffers
 
+CALIBRATED = 0.15  # to either side of an estimate that one timed recipe has put right
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -50,6 +52,11 @@ class PhasePlan:
     high: Seconds
 
     @property
+    def middle(self) -> float:
+        """Seconds of a step, the geometric mean of both ends."""
+        return (self.low.total * self.high.total) ** 0.5
+
+    @property
     def peak(self) -> Moment:
         return self.run.memory.peak
 
@@ -62,6 +69,7 @@ class Plan:
     phases: Sequence[PhasePlan]
     compiled: bool
     notes: Sequence[str]
+    factor: float | None = None
 
     @property
     def largest(self) -> PhasePlan:
@@ -140,6 +148,23 @@ def _notes(config: RunConfig, compiled: bool) -> list[str]:
     return notes
 
 
+def measured_to_estimated(config: RunConfig, cluster: Cluster, ranks: int, seconds: float) -> float:
+    """How many times the middle of its estimate a step took: of a recipe that was timed on so many ranks."""
+    timed = replace(cluster, ranks=ranks, nodes=max(1, ranks // cluster.per_node) if ranks >= cluster.per_node else 1)
+    return seconds / plan_of(config, timed).phases[0].middle
+
+
+def calibrated(plan: Plan, factor: float) -> Plan:
+    """The same with seconds around the middle of the estimate times a factor that was measured."""
+    phases = [
+        replace(
+            phase, low=replace(phase.low, total=phase.middle * factor * (1 - CALIBRATED)),
+            high=replace(phase.high, total=phase.middle * factor * (1 + CALIBRATED)),
+        ) for phase in plan.phases
+    ]
+    return replace(plan, phases=phases, factor=factor)
+
+
 def answer_of(plan: Plan, config: RunConfig, price: float | None) -> dict[str, Any]:
     """Plain JSON values."""
     cluster, phases = plan.cluster, []
@@ -163,6 +188,7 @@ def answer_of(plan: Plan, config: RunConfig, price: float | None) -> dict[str, A
         "estimate": True, "ranks": cluster.ranks, "nodes": cluster.nodes, "gpu_memory_bytes": cluster.gpu.memory * 1e9,
         "needed_bytes": plan.needed, "fits": plan.fits, "slack": SLACK, "outside_bytes": OUTSIDE,
         "plan": dict(plan.largest.run.described), "notes": list(plan.notes), "phases": phases,
+        "measured_to_estimated": plan.factor,
     }
 
 

@@ -11,6 +11,7 @@ from . import (
     console,
     divergence,
     evaluation,
+    expected_memory,
     garbage,
     memory_snapshot,
     metrics,
@@ -28,6 +29,9 @@ from .surroundings import HookKind
 # comes last of all, to see the errors of the others (run/hooks.py).
 HOOKS: dict[str, HookKind] = {
     "console": HookKind(console.build, console.ConsoleConfig, console.ConsoleConfig()),
+    "expected_memory": HookKind(
+        expected_memory.build, expected_memory.ExpectedMemoryConfig, expected_memory.ExpectedMemoryConfig()
+    ),
     "evaluation": HookKind(evaluation.build, evaluation.EvaluationConfig),
     "metrics": HookKind(metrics.build, metrics.MetricsConfig, metrics.MetricsConfig()),
     "stragglers": HookKind(stragglers.build, stragglers.StragglersConfig, stragglers.StragglersConfig()),
