@@ -17,8 +17,8 @@ def table(answer: dict[str, Any]) -> Iterator[str]:
     networks = answer["plan"]["networks"]
     policies = "; ".join(f"{name} {network['policy']}" for name, network in networks.items() if "policy" in network)
     yield (
-        f"plan {answer['plan']['plan']}{f' ({policies})' if policies else ''}, {answer['plan']['precision']}, recompute "
-        f"{answer['plan']['recompute']}"
+        f"plan {answer['plan']['plan']}{f' ({policies})' if policies else ''}, {answer['plan']['precision']}, "
+        f"recompute {answer['plan']['recompute']}"
     )
     for phase in answer["phases"]:
         yield ""

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from .ledger import Ledger, _tensors

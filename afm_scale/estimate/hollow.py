@@ -7,7 +7,8 @@ meta device would not do (those parts want a device), nor would FakeTensorMode (
 ZeRO's flat buffers cannot hold).
 
 Shapes come from torch's meta kernels, once for each operation with the same shapes. What is read back from a tensor is
-made up (`_made_up`): numbers are 1, truths are false, and code that branches on them takes the ordinary way.
+made up (`_made_up`): numbers are 1, truths are false, and code that branches on them takes the ordinary way. Whole
+numbers that the program itself gave, such as the ranks of a mesh, are computed with.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 Operation = torch._ops.OpOverload
 Observer = Callable[[Operation, tuple, dict, Any, Any], None]
@@ -33,13 +33,15 @@ _COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
 _PLAIN = (Tensor, torch.nn.Parameter)
 # They change what a tensor is of, not what it holds.
 _METADATA = {
-    _ATEN.set_.source_Tensor, _ATEN.set_.source_Storage, _ATEN.set_.source_Storage_storage_offset, _ATEN.resize_.default,
-    _ATEN.as_strided_.default, _ATEN.squeeze_.dim, _ATEN.unsqueeze_.default, _ATEN.t_.default, _ATEN.transpose_.default,
+    _ATEN.set_.source_Tensor, _ATEN.set_.source_Storage, _ATEN.set_.source_Storage_storage_offset,
+    _ATEN.resize_.default, _ATEN.as_strided_.default, _ATEN.squeeze_.dim, _ATEN.unsqueeze_.default, _ATEN.t_.default,
+    _ATEN.transpose_.default,
     _ATEN.detach_.default,
 }
 
 
 _WRAPPERS = tuple(str(Path(torch.__file__).parent / name) for name in ("_dynamo", "_compile.py", "utils"))
+_HOLLOW = "is_hollow"  # an attribute of the storages that nobody wrote
 _ONE = 2  # holders of a storage that one tensor has: that, and the object that Python looks through
 
 
@@ -59,7 +61,6 @@ class Hollow(TorchDispatchMode):
         super().__init__()
         self._observers = observers
         self._known: dict[Any, Any] = {}
-        self._given: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -68,19 +69,13 @@ class Hollow(TorchDispatchMode):
                 return func(*args, **kwargs)
             return NotImplemented  # a DTensor asks again, for each of its parts
         kind = _kind_of(func)
-        if kind == "as it is" or _is_meta(args, kwargs):
+        if kind in ("as it is", "view") or _is_meta(args, kwargs) or (kind in ("result", "read") and _is_given(args)):
             return func(*args, **kwargs)
-        if kind == "view":
-            out = func(*args, **kwargs)
-            if func is _ATEN.lift_fresh.default:  # of numbers that Python gave
-                self._given[out.untyped_storage()] = True
-            return out
         key = None
         if kind == "collective":
             out = func(*args, **kwargs)
         elif kind == "read":
-            is_given = args[0].untyped_storage() in self._given
-            out = func(*args, **kwargs) if is_given else _made_up(args[0])
+            out = _made_up(args[0])
         elif kind == "write":
             out = _written(func, args, kwargs)
         elif kind == "gather copy":  # of FSDP2: its input is a part of its output
@@ -135,6 +130,12 @@ def _storages_holders(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
+def _is_given(args: tuple) -> bool:
+    """Whether an operation is on whole numbers that the program gave, ranks of a mesh for one: it needs the answer."""
+    first = _first_tensor(args)
+    return first is not None and not first.is_floating_point() and _HOLLOW not in vars(first.untyped_storage())
+
+
 def _is_meta(args: tuple, kwargs: dict) -> bool:
     device = kwargs.get("device")
     if device is not None:
@@ -186,7 +187,9 @@ def _shapes_of(value: Any) -> Any:
 
 def _allocated(value: Any) -> Any:
     if isinstance(value, _Shape):
-        return torch.empty_strided(value.size, value.stride, dtype=value.dtype)
+        tensor = torch.empty_strided(value.size, value.stride, dtype=value.dtype)
+        vars(tensor.untyped_storage())[_HOLLOW] = True
+        return tensor
     if isinstance(value, tuple):
         return tuple(map(_allocated, value))
     return value

@@ -76,9 +76,7 @@ def step_memory(lives: Sequence[Life], since: int, *, points: int = 400) -> Step
     for index, (_, life, sign) in enumerate(events):
         held[part_of(life)] += sign * life.size
         size += sign * life.size
-        if sign < 0:
-            mover = life.mover
-        else:
+        if sign > 0:
             mover = life.mover
             where = (mover, life.occasion)
             if size > tops.get(where, (-1, held))[0]:
@@ -92,7 +90,9 @@ def step_memory(lives: Sequence[Life], since: int, *, points: int = 400) -> Step
             top_of_stretch, kept = -1, None
     return StepMemory(
         rest=rest, peak=_tidy(peak), course=course,
-        turns=[_tidy(Moment(mover=mover, occasion=occasion, parts=parts)) for (mover, occasion), (_, parts) in tops.items()],
+        turns=[
+            _tidy(Moment(mover=mover, occasion=occasion, parts=parts)) for (mover, occasion), (_, parts) in tops.items()
+        ],
     )
 
 

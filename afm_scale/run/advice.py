@@ -149,7 +149,7 @@ def _spendings(config: RunConfig, cluster: Cluster) -> Iterator[Change]:
         if parallel.fsdp2.policy == "full":
             yield Change(settings=("parallel.fsdp2.policy=zero2",), why="weights are gathered once in a turn")
         if cluster.nodes > 1 and parallel.fsdp2.replicas == 1:
-            yield Change(settings=(f"parallel.fsdp2.replicas={cluster.nodes}",), why="weights are gathered inside nodes")
+            yield Change(settings=(f"parallel.fsdp2.replicas={cluster.nodes}",), why="gathered inside of nodes")
     if parallel.precision in ("fp32", "tf32"):
         yield Change(settings=("parallel.precision=bf16",),
                      why="blocks in bf16: other arithmetic, see docs/parallel.md for what it needs")

@@ -46,10 +46,11 @@ class DryRun:
     traffic: Sequence[tuple[Traffic, tuple[int, ...]]]  # with the ranks that take part
     costs: Mapping[tuple[str, str], Counter[Cost]]  # by mover and occasion
     described: Mapping[str, Any]  # the plan, as a run's start event has it
-    seconds_of_steps: int = 1
 
 
-def dry_run(config: RunConfig, world_size: int, *, rank: int = 0, memory: int | None = None, warm_up: int = 1) -> DryRun:
+def dry_run(
+    config: RunConfig, world_size: int, *, rank: int = 0, memory: int | None = None, warm_up: int = 1
+) -> DryRun:
     """Takes `warm_up` steps and watches the next. Raises ConfigError, as training would, if the ranks do not suit.
 
     No process group may be there; afterwards there is none.

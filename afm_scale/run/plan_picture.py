@@ -11,14 +11,17 @@ from ..core.files import write_atomically
 from ..estimate.memory import KINDS
 from .planning import Plan
 
-_COLOURS = ("#1b4f72", "#2e86c1", "#85c1e9", "#aab7b8", "#145a32", "#f5b041", "#cb4335", "#d7bde2", "#7d6608", "#616a6b")
+_COLOURS = (
+    "#1b4f72", "#2e86c1", "#85c1e9", "#aab7b8", "#145a32", "#f5b041", "#cb4335", "#d7bde2", "#7d6608", "#616a6b",
+)
 
 
 def draw_plan(path: Path, plan: Plan, *, title: str) -> None:
     """Draws a PNG of the phase that needs most. Raises UserError if it cannot be written."""
     memory = plan.largest.run.memory
     moments = [("none", "rest", memory.rest.parts), *memory.course]
-    parts = sorted({part for _, _, found in moments for part in found}, key=lambda part: (KINDS.index(part[1]), part[0]))
+    found_parts = {part for _, _, found in moments for part in found}
+    parts = sorted(found_parts, key=lambda part: (KINDS.index(part[1]), part[0]))
     networks = sorted({network for network, _ in parts})
     figure = Figure(figsize=(12.0, 5.5), layout="constrained")
     axes = figure.subplots()
