@@ -67,7 +67,7 @@ def test_collectives_and_bytes_are_those_of_a_real_first_step() -> None:
 
 
 def test_memory_is_that_of_real_steps_within_three_percent() -> None:
-    layouts = [(*MIDDLING, *LAYOUTS["ddp"]), (*MIDDLING, "parallel.fsdp2.policy=full", "parallel.recompute=full")]
+    layouts = [(*MIDDLING, *LAYOUTS["ddp"]), (*MIDDLING, *LAYOUTS["full"])]
     real = run_ranks(2, holds, layouts, timeout=150)[0]
     for words, measured in zip(layouts, real, strict=True):
         memory = dry_run(config_of(words), 2, memory=MEMORY).memory
