@@ -53,15 +53,15 @@ ALLOWED = {
     ("benchmarks.sample_files", "Image.open"): "bytes in memory",
     ("benchmarks.plain_webdataset", "Image.open"): "bytes in memory",
     ("train.hooks.profile", "profiler.export_chrome_trace"): "to the name of named_atomically",
-    ("benchmarks.traffic", "(folder / f'traffic_{rank}').read_text"): "in a folder that was made for it",
-    ("benchmarks.traffic", "(folder / f'traffic_{rank}').write_text"): "in a folder that was made for it",
-    ("benchmarks.traffic", "(folder / f'error_{rank}').write_text"): "in a folder that was made for it",
-    ("benchmarks.traffic", "error.read_text"): "in a folder that was made for it",
+    ("benchmarks.spawned", "(folder / f'found_{rank}').read_text"): "in a folder that was made for it",
+    ("benchmarks.spawned", "(folder / f'found_{rank}').write_text"): "in a folder that was made for it",
+    ("benchmarks.spawned", "(folder / f'error_{rank}').write_text"): "in a folder that was made for it",
+    ("benchmarks.spawned", "error.read_text"): "in a folder that was made for it",
     ("benchmarks.checkpoint", "dcp.FileSystemReader"): "of what it has just written, to compare with",
     **{
         (module, "figure.savefig"): "into the file of write_atomically"
         for module in (
-            "evaluation.accuracy", "evaluation.course_picture", "evaluation.toys.mixture2d",
+            "evaluation.accuracy", "evaluation.course_picture", "evaluation.toys.mixture2d", "run.plan_picture",
             "evaluation.toys.mixture1d", "benchmarks.compared",
         )
     },
