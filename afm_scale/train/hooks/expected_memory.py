@@ -24,7 +24,7 @@ _AFTER_STEPS = 3  # of this process, before memory is looked at: the first make 
 class ExpectedMemoryConfig:
     """`plan` in a process beside the run, on rank 0: one line when it is ready, and a warning where it was wrong."""
 
-    on: Literal["gpu", "always"] = "gpu"  # always: on a CPU too, where there is nothing to compare it with
+    where: Literal["gpu", "anywhere"] = "gpu"  # anywhere: on a CPU too, where there is nothing to compare it with
     tolerance: Annotated[float, Range(above=0, high=10)] = 0.1  # of the measured peak; a warning beyond it
 
 
@@ -55,7 +55,7 @@ class ExpectedMemoryHook(QuietHook):
     def on_end(self, state: TrainState, error: BaseException | None) -> None:
         if self._working is None:
             return
-        if error is None and self._config.on == "always":
+        if error is None and self._config.where == "anywhere":
             self._say()
         else:
             self._working.kill()
@@ -100,6 +100,6 @@ def _alone() -> dict[str, str]:
 
 
 def build(config: ExpectedMemoryConfig, around: Surroundings) -> ExpectedMemoryHook | None:
-    if around.plan.rank != 0 or (config.on == "gpu" and around.plan.device.type != "cuda"):
+    if around.plan.rank != 0 or (config.where == "gpu" and around.plan.device.type != "cuda"):
         return None
     return ExpectedMemoryHook(config, around)

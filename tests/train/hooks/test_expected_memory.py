@@ -8,7 +8,7 @@ from tests.program import SMALL_FLOW_MATCHING, end, train
 
 
 def test_a_run_says_once_what_memory_it_expects_and_is_quiet_on_a_cpu_by_itself(tmp_path: Path) -> None:
-    wanted = train(SMALL_FLOW_MATCHING, tmp_path / "wanted", "loop.steps=3", "hooks.expected_memory={on: always}")
+    wanted = train(SMALL_FLOW_MATCHING, tmp_path / "wanted", "loop.steps=3", "hooks.expected_memory={where: anywhere}")
     plain = train(SMALL_FLOW_MATCHING, tmp_path / "plain", "loop.steps=3")
     code, _, told = end(wanted)
     assert code == 0, told
