@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..core import stopping
-from ..core.errors import EXIT_DONE, EXIT_FAILURE, RunError, UserError
+from ..core.errors import EXIT_DONE, EXIT_FAILURE, RunError, UserError, of_scarcity
 from ..core.screen import flush, note, open_closed, say, take_over
 from ..run.arguments import parse
 from .table import COMMANDS, Command, Table
@@ -66,9 +66,12 @@ def run(arguments: Sequence[str]) -> int:
         )
         command.add_arguments(parser)
         return command.run(parse(parser, rest))
-    except RunError as error:
+    except Exception as error:
+        told = error if isinstance(error, RunError) else of_scarcity(error)
+        if told is None:
+            raise
         stopping.await_the_end()
-        return tell(error)
+        return tell(told)
 
 
 def tell(error: RunError, *, patience: float = PATIENCE_SECONDS) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
@@ -54,3 +57,24 @@ class TornError(CheckpointError):
 
 class DivergenceError(RunError):
     """Numbers of a run that are no longer good: not finite, or copies that differ between ranks; says which."""
+
+
+_SCARCE = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_WORDS_OF_SCARCITY = ("can't start new thread", "can't allocate memory", "std::bad_alloc", "failed to map segment",
+                      *map(os.strerror, _SCARCE))
+
+
+def of_scarcity(error: BaseException) -> UserError | None:
+    """For an error by which the system refuses memory, a thread or a file to this process; None: for any other one.
+
+    Libraries say it by a RuntimeError or an ImportError with the system's words, at any line.
+    """
+    by_number = isinstance(error, OSError) and error.errno in _SCARCE
+    by_words = isinstance(error, (RuntimeError, ImportError)) and any(word in str(error) for word in _WORDS_OF_SCARCITY)
+    if isinstance(error, RunError) or not (isinstance(error, MemoryError) or by_number or by_words):
+        return None
+    first = (str(error).splitlines() or [""])[0].strip() or "out of memory"
+    return UserError(
+        f"the system gives this process no more memory, threads or open files ({first[:200]}); allow more (ulimit -a "
+        "says what is allowed; a container has limits of its own), or start fewer processes on this machine"
+    )

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import constants, distributed_c10d
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, of_scarcity
 from ..core.place import Place
 from .config import ParallelConfig
 from .interface import choose_interface
@@ -64,7 +64,10 @@ class Ranks(AbstractContextManager["Ranks"]):
     ) -> None:
         if error is None or self.watch is None:
             self.shutdown()
-        elif (lost := self.watch.explained(error)) is not None:
+            return
+        scarce = of_scarcity(error)
+        lost = self.watch.explained(scarce or error) or scarce
+        if lost is not None:
             raise lost from error
 
 

@@ -102,7 +102,8 @@ def is_of_others(error: BaseException) -> bool:
 
 
 def within(seconds: float, work: Callable[[], T]) -> T | None:
-    """What `work` returns; None if it failed or took longer: for ever, where the store's process is stopped."""
+    """What `work` returns; None if it failed, took longer (for ever, where the store's process is stopped), or found no
+    thread to begin in."""
     results: list[T] = []
 
     def run() -> None:
@@ -110,8 +111,9 @@ def within(seconds: float, work: Callable[[], T]) -> T | None:
             results.append(work())
 
     thread = threading.Thread(target=run, name="watch", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    with suppress(RuntimeError):
+        thread.start()
+        thread.join(seconds)
     return results[0] if results else None
 
 
@@ -122,4 +124,5 @@ def leave_after(seconds: float, code: int) -> None:
         time.sleep(seconds)
         os._exit(code)
 
-    threading.Thread(target=leave, name="leave", daemon=True).start()
+    with suppress(RuntimeError):  # without a thread the process leaves as it can
+        threading.Thread(target=leave, name="leave", daemon=True).start()

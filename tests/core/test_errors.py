@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import inspect
 import os
@@ -35,14 +36,15 @@ def test_a_run_stopped_by_a_signal_has_a_code_of_its_own() -> None:
 
 
 def of_the_package() -> list[type[errors.RunError]]:
-    """Every class of errors there is, those first from which others descend. Found in the sources, then imported."""
+    """Every class of errors there is, those first from which others descend, in one order whoever imported them. Found in the sources, then imported."""
     for module in pkgutil.walk_packages(afm_scale.__path__, "afm_scale."):
         source = importlib.util.find_spec(module.name).loader.get_source(module.name)
         if re.search(r"^class \w+\(.*Error\)", source or "", re.MULTILINE):
             importlib.import_module(module.name)
     known = [errors.RunError]
     for kind in known:
-        known += [other for other in kind.__subclasses__() if other.__module__.startswith("afm_scale.")]
+        others = sorted(kind.__subclasses__(), key=lambda other: (other.__module__, other.__qualname__))
+        known += [other for other in others if other.__module__.startswith("afm_scale.")]
     return known
 
 
@@ -83,3 +85,22 @@ def _errors_of_rank_1() -> list[tuple[str, int, bool]]:
 def test_every_error_of_one_rank_is_met_by_the_other_with_its_message_and_exit_code() -> None:
     wanted = [(str(error), error.exit_code, True) for error in map(one_of, of_the_package())]
     assert run_ranks(2, _errors_of_rank_1) == [wanted, wanted]
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread"),
+    RuntimeError("Resource temporarily unavailable"), ImportError("libx.so: failed to map segment from shared object"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_a_system_that_refuses_memory_threads_or_files_is_one_message(error: Exception) -> None:
+    told = errors.of_scarcity(error)
+    assert told is not None and told.exit_code == 2
+    assert (str(error) or "out of memory") in str(told) and "allow more (ulimit -a" in str(told)
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("Connection closed by peer"), OSError(errno.ENOSPC, "No space left on device"),
+    errors.ConfigError("can't start new thread"), KeyError("a"),
+], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_other_errors_are_not_taken_for_a_systems_refusal(error: Exception) -> None:
+    assert errors.of_scarcity(error) is None

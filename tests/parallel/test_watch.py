@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from afm_scale.core.errors import DataError
 from afm_scale.core.words import EVALUATING, STANDING, Act, Word
 from afm_scale.parallel.launch import Ranks
+from afm_scale.parallel.verdict import leave_after, within
 from tests.launched import Launched, free_port, words_of
 
 LIMIT = 6
@@ -172,3 +173,12 @@ def test_a_word_says_the_step_and_the_line_and_whether_its_process_is_there():
     word = STANDING.word(time.monotonic())
     assert Word.decode(word.encode().encode()) == word
     assert word.state() == "computing" and word.pid == os.getpid()
+
+
+def test_what_needs_a_thread_is_given_up_where_the_system_has_none_left(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert within(1.0, lambda: 3) is None
+    leave_after(0.0, 5)
