@@ -36,7 +36,7 @@ def test_a_run_stopped_by_a_signal_has_a_code_of_its_own() -> None:
 
 
 def of_the_package() -> list[type[errors.RunError]]:
-    """Every class of errors there is, those first from which others descend, in one order whoever imported them. Found in the sources, then imported."""
+    """Every class of errors there is, in one order, whoever imported them. Found in the sources, then imported."""
     for module in pkgutil.walk_packages(afm_scale.__path__, "afm_scale."):
         source = importlib.util.find_spec(module.name).loader.get_source(module.name)
         if re.search(r"^class \w+\(.*Error\)", source or "", re.MULTILINE):
