@@ -162,7 +162,7 @@ def _about(request: StepBenchmark, config: RunConfig, ranks: Ranks) -> dict[str,
         "versions": {"afm_scale": __version__, "torch": torch.__version__, "cuda": torch.version.cuda},
         "global_batch": config.data.global_batch, "steps": request.steps, "warm_up": request.warm_up,
         "tflop_per_image": step_flops(config) / 1e12, "parts": counted(config),
-        "peak_tflops": GPUS[gpu].bf16_tflops if gpu else None, "no_utilisation": None if gpu else missing, "rows": [],
+        "peak_tflops": GPUS[gpu].tflops if gpu else None, "no_utilisation": None if gpu else missing, "rows": [],
     }
 
 

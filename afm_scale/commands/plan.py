@@ -21,7 +21,7 @@ from ..core.ranges import Range
 from ..core.screen import say
 from ..core.strict_json import parse_json
 from ..core.typed import Mistake, build
-from ..estimate.gpus import GPUS, Gpu, gpu_of
+from ..estimate.devices import GPUS, Gpu, gpu_of
 from ..run.advice import Checked, search, that_are_faster, that_fit
 from ..run.arguments import add_number, add_recipe, request_of
 from ..run.config import RunConfig

@@ -58,7 +58,7 @@ def demand(
                               "choose one with --gpu, or give --step-seconds")
         if not 0 < utilisation <= 1:
             raise ConfigError(f"--utilisation {utilisation} is a share of the peak: more than 0, at most 1")
-        flops, peak = count(), GPUS[gpu].bf16_tflops
+        flops, peak = count(), GPUS[gpu].tflops
         step_seconds = global_batch * flops / (peak * 1e12 * utilisation)
         how = (
             f"estimated: {flops / 1e12:.3g} TFLOP a sample (counted: forward and backward of all turns) at "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from .costs import Cost
-from .gpus import Gpu
+from .devices import Gpu
 
 
 @dataclass(frozen=True, kw_only=True)

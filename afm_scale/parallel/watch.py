@@ -37,8 +37,8 @@ PERIOD_SECONDS = 1.0  # between the words of a rank, of many ranks
 SILENT_SECONDS = 5.0  # a rank that leaves no word for so long while it is watched is silent
 SOON_SECONDS = 1.0  # the same where a collective has failed and all others have spoken twice since
 HEARTBEAT_SECONDS = 30.0  # without a word, looked at by the rank before it: its process is stopped or cut off
+LINGERS_SECONDS = 2.0  # rank 0, if the store is its own, after the loss of a rank that may never look there again
 GRACE_SECONDS = 15.0  # for a save that is under way, once it is known that the run ends
-
 
 AfterLoss = Callable[[], tuple[int, str]]
 """The exit code of a process that lost the others, and what is to be added to the message."""
@@ -96,13 +96,16 @@ class Watch:
         if self._closed.is_set():
             return
         self._closed.set()
+        self._leave_store(self._patience, waits=self._rank == 0)
 
-        within(self._patience, lambda: self._leave_store(waits=self._rank == 0))
+    def _leave_store(self, seconds: float, *, waits: bool) -> None:
+        """It ends with the process that has it: others may be about to look there whether it is said."""
+        def leave() -> None:
+            self._store.add("watch/left", 1)
+            while waits and self._store.add("watch/left", 0) < self._world_size:
+                time.sleep(0.02)
 
-    def _leave_store(self, *, waits: bool) -> None:
-        self._store.add("watch/left", 1)
-        while waits and self._store.add("watch/left", 0) < self._world_size:
-            time.sleep(0.02)
+        within(seconds, leave)
 
     def explained(self, error: BaseException) -> RunError | None:
         """What to raise in the place of an error that ends this rank's work; None: the error itself.
@@ -125,6 +128,7 @@ class Watch:
             self._tell(verdict)
             self._log.write(self._word, traceback.format_exception(error))
         leave_after(self._grace, verdict.exit_code)
+        self._leave_store(LINGERS_SECONDS, waits=self._meeting.hosts_store)
         lost = LostRank(verdict.text)
         lost.exit_code, lost.is_told = verdict.exit_code, True
         return lost
@@ -141,16 +145,12 @@ class Watch:
             self._closed.set()
             if isinstance(error, RunError):
                 if verdict == mine:
-                    note_at_once(f"error{self._named()}: {error}")
+                    note_at_once(f"error{f' on rank {self._rank}' if self._rank else ''}: {error}")
                 error.is_told = True
             else:
                 self._log.write(self._word, traceback.format_exception(error))
         leave_after(2 * self._grace, code)
-        # Others may be about to meet the same, and look here whether it is said.
-        within(self._patience, lambda: self._leave_store(waits=self._meeting.hosts_store))
-
-    def _named(self) -> str:
-        return f" on rank {self._rank}" if self._rank else ""
+        self._leave_store(self._patience, waits=self._meeting.hosts_store)
 
     # The threads.
 
@@ -215,12 +215,12 @@ class Watch:
         with self._ending:
             if self._closed.is_set():
                 return
-            verdict = find()
-            if verdict is None:
+            if (verdict := find()) is None:
                 return
             self._tell(verdict)
             frame = sys._current_frames().get(threading.main_thread().ident or 0)
             self._log.write(self._word, ["the process was ended where it stood:\n", *traceback.format_stack(frame)])
+            self._leave_store(LINGERS_SECONDS, waits=self._meeting.hosts_store)
             os._exit(verdict.exit_code)
 
     # Finding out.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..estimate.gpus import Gpu
+from ..estimate.devices import Gpu
 from ..estimate.memory import Moment
 from ..estimate.roofline import Seconds, Sent, assumptions, by_link, operations, seconds_of
 from .config import RunConfig

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afm_scale.estimate.devices import GPUS, known_gpu, peak_flops
+from afm_scale.estimate.devices import GPUS, Gpu, known_gpu, peak_flops
 
 
 @pytest.mark.parametrize(("name", "gpu"), [
@@ -17,7 +17,7 @@ def test_a_gpu_is_known_by_its_driver_s_name_if_its_peak_is(
 ) -> None:
     assert known_gpu(name) == gpu
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    wanted = None if gpu is None else GPUS[gpu].bf16_tflops * 1e12
+    wanted = None if gpu is None else GPUS[gpu].tflops * 1e12
     assert peak_flops(torch.device("cuda", 0)) == wanted
 
 
@@ -28,5 +28,6 @@ def test_a_cpu_has_no_peak_in_the_table() -> None:
 def test_figures_of_the_table_fit_each_other() -> None:
     """Operations for each byte of memory lie in a narrow band for GPUs of a kind; a slip of a digit falls out of it."""
     for gpu in GPUS.values():
-        assert 100 < gpu.bf16_tflops * 1e3 / gpu.bandwidth_gb < 450 and gpu.source
-        assert 3 < gpu.bf16_tflops / gpu.fp32_tflops <= 40 and 15 < gpu.bandwidth_gb / gpu.memory_gb < 60
+        assert 100 < gpu.tflops / gpu.bandwidth < 450 and gpu.source != Gpu.source
+        assert gpu.tflops_fp32 is not None and 3 < gpu.tflops / gpu.tflops_fp32 <= 40
+        assert 15 < 1e3 * gpu.bandwidth / gpu.memory < 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afm_scale.core.errors import ConfigError
-from afm_scale.estimate.gpus import GPUS, Gpu, gpu_of
+from afm_scale.estimate.devices import GPUS, Gpu, gpu_of
 from afm_scale.run.advice import search, that_fit
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
