@@ -24,7 +24,7 @@ _UNIT = "flow matching"  # the way whose network's forward is the unit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=DATA, required=True, help="what is compared is in docs/evidence")
-    add_number(parser, "--budget", float, Range(above=0), metavar="UNITS",
+    add_number(parser, "--budget", float, Range(above=0, high=1e18), metavar="UNITS",
         help="forwards of one image that every run may cost (default: as the comparison says)")
     add_number(parser, "--seeds", int, Range(1, 1000), metavar="K", help="seeds 0 to K - 1 (default: as it says)")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the comparison's")

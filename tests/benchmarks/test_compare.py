@@ -162,22 +162,26 @@ def test_a_comparison_runs_goes_on_and_refuses_other_settings(
 @pytest.mark.slow
 @pytest.mark.processes
 def test_objectives_are_compared_at_a_budget_in_forwards_with_samples_in_several_steps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ["data.global_batch=8", "model.generator.width=8", "parallel={plan: ddp, device: cpu}",
              "hooks.evaluation={kind: mixture1d, every_steps: 1}"]
     ways = {"AFM": {"recipe": "{data}_afm", "overrides": ["model.discriminator.width=8", "loop.steps=2"]},
             "flow matching": {"recipe": "{data}_flow_matching",
                               "overrides": ["sampling={num_steps: 1, also_reported: [2]}"]}}
-    words = [f"folder={tmp_path}", f"ways={json.dumps(ways)}", f"data={json.dumps({'mixture1d': small})}",
-             "figures=[w1@1, w1@2]", "pictures=[1, 2]"]
-    assert main(["compare_objectives", "--data", "mixture1d", "--seeds", "1", "--budget", "96", *words]) == EXIT_DONE
+    file = written(tmp_path, ways=ways, data={"mixture1d": small}, events={}, pictures=[1, 2],
+                   figures=["w1@1", "w1@2"])
+    (tmp_path / "docs" / "evidence").mkdir(parents=True)
+    file.rename(tmp_path / "docs" / "evidence" / "objectives_mixture1d.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare_objectives", "--data", "mixture1d", "--seeds", "1", "--budget", "96"]) == EXIT_DONE
     found = capsys.readouterr().out
     assert "| w1, 1 step | w1, 2 steps |" in found and found.count("| 1 of 1 |") == 2
-    told = json.loads((tmp_path / "flow_matching" / "mixture1d" / "seed_0" / "summary.json").read_text())
-    assert told["step"] == 4 and told["quality_by_num_steps"]["2"]["w1"] > 0  # 96 / (8 samples x 3 forwards)
+    told = json.loads((tmp_path / "runs" / "flow_matching" / "mixture1d" / "seed_0" / "summary.json").read_text())
+    assert 4 <= told["step"] <= 6  # 96 / (8 samples x 3 forwards), or 2 in the first layer, whose input asks nothing
+    assert told["quality_by_num_steps"]["2"]["w1"] > 0
     assert told["quality_by_num_steps"]["2"] != told["quality"]
-    image = imread(tmp_path / "samples.png")
+    image = imread(tmp_path / "runs" / "samples.png")
     half = image.shape[0] // 2
     assert image[half:, image.shape[1] // 2:].min() < 0.5, "flow matching in two steps is not drawn"
     assert image[half + 60:, : image.shape[1] // 2].min() > 0.9, "AFM in two steps was drawn"

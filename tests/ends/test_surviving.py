@@ -17,15 +17,16 @@ def in_the_middle(layout: Layout, kills: int, stops: int) -> list[Case]:
             for case in [one for one in found if one.signal == name][:count]]
 
 
-SAMPLE = [*in_the_middle(LAYOUTS[1], 1, 0), *in_the_middle(FOUR, 1, 0), *in_the_middle(SURVIVING[1], 1, 0)]
+SAMPLE = [*in_the_middle(LAYOUTS[1], 1, 1), *in_the_middle(FOUR, 1, 0)]  # launchers: tests/launchers
 
 
-def test_there_are_200_and_one_of_each_kind_of_start_is_tried_here() -> None:
+def test_there_are_200_and_three_of_such_are_tried_here() -> None:
     assert len(cases()) == len(set(map(str, cases()))) == 200
     assert [sum(case.signal == name for case in cases()) for name in ("KILL", "TERM")] == [100, 100]
-    assert len({case.layout for case in SAMPLE}) == len(SAMPLE) == 3
+    assert len(SAMPLE) == 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # on a busy machine
 @pytest.mark.parametrize("case", SAMPLE, ids=str)

@@ -71,6 +71,7 @@ def test_hosts_find_each_other_and_what_is_left_of_them_ends_with_75_when_the_fi
     assert digest(folder / "checkpoints" / name) == digest(undisturbed / "checkpoints" / name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # on a busy machine
 def test_a_killed_rank_a_cut_network_and_a_lost_host_are_survived(nodes: Nodes, tmp_path: Path) -> None:

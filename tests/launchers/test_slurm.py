@@ -96,6 +96,7 @@ def has_come_back(times: int) -> Callable[[dict[str, str]], bool]:
 
 @needs_slurm
 @takes_minutes
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_slurm_itself_puts_back_has_saved_and_a_recipe_that_cannot_go_on_is_not_put_back(
     cluster: Cluster, tmp_path: Path
