@@ -7,12 +7,14 @@ both source time s and target time t are [B] float32 with 0 <= t <= s <= 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .conditions import Conditions, Told, given
 
 
 class Role(str, Enum):
@@ -41,14 +43,15 @@ class Batch:
     """Clean samples of this rank's share of a (micro)batch."""
 
     x: Tensor  # [B, C, H, W] latents or pixels, on the training device
-    y: Tensor  # [B] int64 class labels
+    y: Tensor  # [B] int64 class labels; rows of `conditions` where there are some
+    conditions: Conditions | None = None  # prompts, the last one empty; of all microbatches, on the training device
 
     def __len__(self) -> int:
         return len(self.x)
 
     def every(self, start: int, stride: int) -> Batch:
         """Samples start, start + stride, ...: microbatch `start` of `stride`."""
-        return Batch(self.x[start::stride], self.y[start::stride])
+        return replace(self, x=self.x[start::stride], y=self.y[start::stride])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,12 @@ class Loss:
 
 
 class Generator(Protocol):
-    """u(x_s [B, C, H, W], s [B], t [B], y [B]) -> [B, C, H, W]; what the output means is `flow.path.Prediction`."""
+    """u(x_s [B, C, H, W], s [B], t [B], y [B]) -> [B, C, H, W]; what the output means is `flow.path.Prediction`.
 
-    def __call__(self, x: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor: ...
+    Who calls it has labels; the network itself is told rows of conditions where the batch has some.
+    """
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, y: Told) -> Tensor: ...
 
 
 class Discriminator(Protocol):
@@ -76,7 +82,7 @@ class Discriminator(Protocol):
     """
 
     def __call__(
-        self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False, order: Tensor | None = None, share: float = 1.0
+        self, x: Tensor, t: Tensor, y: Told, precise: bool = False, order: Tensor | None = None, share: float = 1.0
     ) -> Tensor: ...
 
 
@@ -96,6 +102,21 @@ class Networks:
     classifier: Classifier | None = None  # the one that is trained, or the frozen one
     averages: Mapping[str, Generator | Classifier] = field(default_factory=dict)  # all, by name
     frozen: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)  # "classifier", "flow": guides; others
+
+    def given(self, table: Conditions | None) -> Networks:
+        """The same, told the rows of a batch's conditions in the place of labels; itself where a batch has none.
+
+        Classifiers are told nothing of their samples. None is trained on prompts.
+        """
+        if table is None:
+            return self
+        frozen = {name: network if network is self.classifier else given(network, table)
+                  for name, network in self.frozen.items()}
+        return replace(
+            self, generator=self.generator and given(self.generator, table), average=given(self.average, table),
+            discriminator=self.discriminator and given(self.discriminator, table, 2),
+            averages={name: given(network, table) for name, network in self.averages.items()}, frozen=frozen,
+        )
 
 
 PUBLISHED = "average"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -102,7 +102,7 @@ class ImagesToLatents:
             with torch.no_grad():
                 mean, deviation = self._encode(batch.x)
                 x = posterior_sample(mean, deviation, self._config.scale, seed=self._seed, positions=positions)
-            yield Batch(x, batch.y)
+            yield replace(batch, x=x)
 
     def state_dict(self) -> Mapping[str, int]:
         return self._images.state_dict()

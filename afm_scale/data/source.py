@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from ..core.conditions import Conditions, ConditionShape
 from ..core.ranges import Range
 from ..core.types import Batch
 
@@ -43,7 +44,8 @@ class Encoding(NamedTuple):
 class SourceConfig:
     """What every source's configuration says, so that nobody need know which it is.
 
-    Each also has `kind`, `shape` (C, H, W) and `num_classes`, the latter two as its source has them.
+    Each also has `kind`, `shape` (C, H, W) and `num_classes`, the latter two as its source has them. Of data with
+    prompts there are as many classes as `prompts` that samples are drawn for; those of training may be any others.
     """
 
     needs: ClassVar[Needs | None] = None
@@ -81,6 +83,20 @@ class SourceConfig:
         return False
 
     @property
+    def prompt_shape(self) -> ConditionShape | None:
+        """Of the prompts that its batches have as `conditions`; None if they have labels alone. As of `shape`."""
+        return None
+
+    def prompts(self) -> Conditions | None:
+        """The prompts that pictures, reports and evaluations draw samples for; None where `prompt_shape` is.
+
+        Row y is the prompt of class y < num_classes, and the last one, which comes after them, is the empty prompt.
+        On the CPU, as they are stored. Whoever draws from a checkpoint asks its configuration, not a source. Raises
+        DataError if they cannot be read.
+        """
+        return None
+
+    @property
     def encoding(self) -> Encoding | None:
         """How its latents were made; None if it draws none, or if no autoencoder made them."""
         return None
@@ -105,7 +121,10 @@ class DataSource(Protocol):
     num_classes: int
 
     def __iter__(self) -> Iterator[Batch]:
-        """Endless: this rank's [global_batch / world_size] samples of one turn after another, on the device."""
+        """Endless: this rank's [global_batch / world_size] samples of one turn after another, on the device.
+
+        Of data with prompts a batch has `conditions`: as many rows as its samples have prompts, then the empty one.
+        """
         ...
 
     def state_dict(self) -> Mapping[str, int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..core.conditions import Told
+from ..core.ranges import Range
 from ..core.sinusoids import TimeEmbedding
 from .dit import Backbone, BackboneConfig
-from .layers import DefaultLinear, LabelEmbedder, TimestepEmbedder, small_normal
+from .layers import DefaultLinear, LabelEmbedder, PooledEmbedder, TimestepEmbedder, small_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class DiscriminatorConfig(BackboneConfig):
     kind: Literal["dit"] = "dit"
     target_time: bool  # whether it is told t: one-step models need it not
     time_embedding: TimeEmbedding = "dit"  # whose sinusoids: sit, diffusers for weights that are from there
+    # numbers that the data's text encoder gives for a whole prompt, which it is told; null: it is told classes
+    pooled_width: Annotated[int, Range(1, 1_048_576)] | None = None
 
 
 def cls_head(hidden_size: int, num_out: int, *, bias: bool) -> nn.Sequential:
@@ -41,7 +45,10 @@ class DiTDiscriminator(Backbone):
 
     def __init__(self, config: DiscriminatorConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(config, shape)
-        self.y_embedder = LabelEmbedder(num_classes, config.hidden_size)
+        self.y_embedder = (
+            LabelEmbedder(num_classes, config.hidden_size) if config.pooled_width is None
+            else PooledEmbedder(config.pooled_width, config.hidden_size)
+        )
         self.target_time = config.target_time
         if config.target_time:
             self.t_embedder = TimestepEmbedder(config.hidden_size, config.time_embedding)
@@ -54,9 +61,9 @@ class DiTDiscriminator(Backbone):
         return super().initial(name, generator)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, precise: bool = False, order: Tensor | None = None, share: float = 1.0
+        self, x: Tensor, t: Tensor, y: Told, precise: bool = False, order: Tensor | None = None, share: float = 1.0
     ) -> Tensor:
-        """x [B, C, H, W], target time t [B] float32, y [B] int64 -> [B]; `precise`: see `read_first`.
+        """x [B, C, H, W], target time t [B] float32, y [B] int64 or B conditions -> [B]; `precise`: see `read_first`.
 
         With `order` [B, H, W] it looks at round(share N) of the N tokens alone, those of the least numbers, and [CLS].
         """

@@ -6,7 +6,7 @@ Legend: B batch, N tokens, d width, p patch size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from .layers import Attention, Linear, Mlp, PatchEmbed, zeros
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """The size of a DiT. B, M, L and XL with patch 2 are in configs/model."""
+
+    prompt_width: ClassVar[int | None] = None  # numbers for each token of a prompt that it is told
+    pooled_width: ClassVar[int | None] = None  # numbers for a whole prompt; where both are None, it is told classes
 
     patch_size: Annotated[int, Range(1, 4_096)]  # of a side: positions of a sample that make one token
     hidden_size: Annotated[int, Range(4, 1_048_576)]  # width; a multiple of num_heads and of 4

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.conditions import Conditions
 from ..core.errors import ConfigError
 from ..core.network import Entry, Shared
 from ..core.random import tensor_generator
@@ -114,6 +115,17 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y if self.null_row is None else y.masked_fill(y == NO_CLASS, self.null_row))
+
+
+class PooledEmbedder(nn.Module):
+    """Rows of conditions -> [B, d]: a linear layer of what an encoder gives for a whole prompt."""
+
+    def __init__(self, width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = Linear(width, hidden_size)
+
+    def forward(self, y: Conditions) -> Tensor:
+        return self.proj(y.pooled.to(self.proj.weight.dtype))
 
 
 class LabelTable(nn.Embedding):

@@ -26,6 +26,8 @@ class MLPConfig:
     times: ClassVar[Literal["both"]] = "both"
     target_time: ClassVar[bool] = True
     negative_times: ClassVar[bool] = True
+    prompt_width: ClassVar[int | None] = None
+    pooled_width: ClassVar[int | None] = None
     no_class_setting: ClassVar[str] = "conditional"
     kind: Literal["mlp"] = "mlp"
     width: Annotated[int, Range(1, 1_048_576)]  # of each of the four hidden layers

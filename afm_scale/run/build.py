@@ -30,6 +30,7 @@ from .config import RunConfig
 from .guides import frozen_networks
 from .networks import build_learner, build_networks, build_objective, learner_of
 from .origin import Origin
+from .prompts import prompts_of
 
 
 def build_plan(config: RunConfig, ranks: Ranks) -> ParallelPlan:
@@ -69,6 +70,7 @@ def build_state(
         objective=build_objective(config, plan.mean_, plan.device),
         data=_build_data(config, plan),
         frozen=frozen,
+        prompts=prompts_of(config.data, plan.device),
     )
 
 

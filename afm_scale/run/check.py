@@ -12,6 +12,7 @@ from ..parallel.kinds import kind as parallel
 from .config import RunConfig
 from .phases import check_phases, configs_of_phases
 from .pilot import check_reloads
+from .prompts import check_told
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -21,6 +22,7 @@ def check(config: RunConfig, world_size: int) -> None:
         config.data.global_batch, config.parallel.data_ranks(world_size), config.loop.accumulation
     )
     check_measured(config)
+    check_told(config.data, config.model)
     if config.pilot is not None:
         check_phases(config.pilot, config)
         check_reloads(config.pilot, config)

@@ -22,12 +22,14 @@ from ..checkpoint.manifest import MANIFEST_NAME, whole_manifest, without_sums
 from ..checkpoint.names import AVERAGE, of_role, under, with_prefix
 from ..checkpoint.sums import sha256_of
 from ..checkpoint.tensors import first_mismatch, read_tensors
+from ..core.conditions import Conditions
 from ..core.errors import CheckpointError, ConfigError, TornError
 from ..core.files import read_regular
 from ..core.place import rank_of
 from ..core.screen import note
 from ..core.typed import build, to_mapping
 from ..core.types import Role
+from ..data.table import AnySource
 from ..flow.path import Prediction
 from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
@@ -37,6 +39,7 @@ from ..sampling.subject import Subject
 from .autoencoders import decoder_of_latents, latents_of
 from .config import AnyClassifier, AnyDiscriminator, AnyGenerator, RunConfig
 from .networks import build_described
+from .prompts import prompts_of
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -120,8 +123,15 @@ class Checkpoint:
             network=plan.frozen(network, weights.items()),
             prediction=None if card.prediction is None else Prediction(card.prediction),
             shape=card.shape, num_classes=card.num_classes, num_steps=card.num_steps, dtype=plan.dtype,
-            place=ranks.place,
+            place=ranks.place, prompts=self._prompts(plan.device),
         )
+
+    def _prompts(self, device: torch.device) -> Conditions | None:
+        """What the classes of a generator that is told prompts stand for, read from its data."""
+        card = self.card
+        if card.learner is not Role.GENERATOR or self._described(card.learner).prompt_width is None:
+            return None
+        return prompts_of(build(AnySource, card.data, ("data",)).resolved(), device)
 
     def _described(self, role: Role) -> Any:
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..core.conditions import Conditions, given
 from ..core.place import Place
 from ..data.source import DataSource
 from ..flow.path import Prediction
@@ -28,6 +29,12 @@ class Subject:
     dtype: torch.dtype  # of the network's weights and inputs
     place: Place
     source: DataSource | None = None  # what it is trained on, where a run is going on
+    prompts: Conditions | None = None  # what classes stand for, on the device: `num_classes` rows, then the empty one
+
+    @property
+    def told(self) -> Callable[..., Tensor]:
+        """The network, as it is called with labels."""
+        return given(self.network, self.prompts)
 
     def stream(
         self, *, seed: int, labels: Sequence[int] | None = None, num_steps: int | None = None,
@@ -47,8 +54,8 @@ class Subject:
 
     def drawing(self, stream: SampleStream, decoder: Decoder | None = None) -> Drawing:
         """The network at work on a stream; with a decoder, its latents become pixels."""
-        return Drawing(self.network, stream, self.place, decoder)
+        return Drawing(self.told, stream, self.place, decoder)
 
     def generate(self, stream: SampleStream, count: int) -> tuple[Tensor, Tensor]:
         """Collective: the first `count` samples [count, C, H, W] and their labels [count], on the CPU of every rank."""
-        return generate_on_all(self.network, stream, start=0, count=count, place=self.place)
+        return generate_on_all(self.told, stream, start=0, count=count, place=self.place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -94,17 +94,17 @@ def train(
                 movers = {role: state.players[role] for role in turn}
                 judges = {role: pilot.before_turn(state, role) for role in turn}
                 batch = report.batch(state.next_batch)
-                micros = microbatches(batch, plan, config, state.step, turn)
+                micros, told = microbatches(batch, plan, config, state.step, turn), nets.given(batch.conditions)
                 # Learn, one after the other.
                 for role, player in movers.items():
                     turn_of = partial(plan.turn_of, player, beside=tuple(movers.values()))
                     if len(micros) > 1:  # a first look
                         with turn_of(last=False):
                             for micro, draws in micros:
-                                state.objective.survey(role, nets, micro, draws, state.step)
+                                state.objective.survey(role, told, micro, draws, state.step)
                     for index, (micro, draws) in enumerate(micros):
                         with turn_of(last=index == len(micros) - 1):
-                            loss = state.objective.loss(role, nets, micro, draws, state.step)
+                            loss = state.objective.loss(role, told, micro, draws, state.step)
                             plan.backward(player, loss.total / len(micros))
                         report.add(role, loss, len(micro) if role is learner else 0)
                 # Move, all from where the turn began.
@@ -130,7 +130,7 @@ def microbatches(
 
     Sources give float32; from here on samples are in the precision of the networks.
     """
-    batch = Batch(batch.x.to(plan.dtype), batch.y)
+    batch = replace(batch, x=batch.x.to(plan.dtype))  # conditions follow where they are told (core/conditions.py)
     positions = Positions(plan.data_rank, plan.num_data_ranks, len(batch))
     parts, movers = [], "+".join(role.value for role in turn)
     for index in range(config.accumulation):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.manifest import Manifest
 from ..checkpoint.names import OBJECTIVE, of_average, of_optimizer, of_role, under, with_prefix
+from ..core.conditions import Conditions
 from ..core.ranges import MANY, Range
 from ..core.typed import Mistake, build, to_mapping
 from ..core.types import PUBLISHED, Batch, Networks, Role, networks_of
@@ -48,6 +49,7 @@ class TrainState:
     objective: Objective
     data: DataSource
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)  # come from their own files, not from the checkpoint
+    prompts: Conditions | None = None  # that samples of the average are drawn for, on the device; likewise
     step: int = 0  # completed updates of the learner: the generator, or the classifier that is trained
     images_seen: int = 0  # by the learner, over all ranks
     pilot: Memory | None = None  # what the pilot knows; null in a run that has none
@@ -73,7 +75,7 @@ class TrainState:
         return Subject(
             network=self.average.network, prediction=self.objective.prediction, shape=self.data.shape,
             num_classes=self.data.num_classes, num_steps=num_steps, dtype=plan.dtype, place=plan.place,
-            source=self.data,
+            source=self.data, prompts=self.prompts,
         )
 
     def tensors(self, plan: ParallelPlan) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ def _path_of(subject: Subject, noise: Tensor) -> Tensor:
     """Where noise [N] goes, [N, steps + 1]: from the noise itself to the samples."""
     x = noise.to(subject.place.device, subject.dtype).view(-1, 1, 1, 1)
     labels = torch.zeros(len(x), dtype=torch.int64, device=subject.place.device)
-    points = trajectory(subject.network, x, labels, num_steps=subject.num_steps, prediction=subject.prediction)
+    points = trajectory(subject.told, x, labels, num_steps=subject.num_steps, prediction=subject.prediction)
     return torch.stack([point.flatten() for point in points], dim=1)
 
 

@@ -41,3 +41,26 @@ def test_two_ranks_share_the_stream_of_one() -> None:
 def test_sizes_below_one_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match="found 0, wanted a whole number from 1 to"):
         build(SyntheticLatentsConfig, {"global_batch": 4, **wrong})
+
+
+TEXT = {"length": 3, "width": 4, "pooled": 2}
+
+
+def test_with_prompts_every_sample_has_the_one_of_its_class_whatever_the_number_of_ranks() -> None:
+    config = build(SyntheticLatentsConfig, {"global_batch": 8, "shape": [1, 2, 2], "num_classes": 5, "text": TEXT})
+    assert config.prompt_shape == (3, 4, 2)
+    prompts, labels = config.prompts(), next(iter(source(shape=(1, 2, 2), num_classes=5))).y
+    assert prompts.shape == config.prompt_shape and len(prompts.mask) == 6
+    assert prompts.mask.sum(1).tolist() == [1, 2, 3, 1, 2, 1] and not prompts.embeddings[~prompts.mask].any()
+    for rank in range(2):
+        batch = next(iter(SyntheticLatents(config, seed=0, rank=rank, world_size=2, device="cpu")))
+        assert len(batch.conditions.mask) == len(batch) + 1  # the empty prompt comes last
+        for found, wanted in zip(batch.conditions.rows(batch.y), prompts.rows(labels[rank::2]), strict=True):
+            assert torch.equal(found, wanted)
+        for found, wanted in zip(batch.conditions, prompts, strict=True):
+            assert torch.equal(found[-1], wanted[-1])
+
+
+def test_without_prompts_there_are_none() -> None:
+    config = SyntheticLatentsConfig(global_batch=8)
+    assert config.prompts() is None and config.prompt_shape is None and next(iter(source())).conditions is None
