@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 
 PRELOADED = [
-    "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "afm_scale.run.build",
+    "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo",
+    "afm_scale.commands.train", "matplotlib.figure", "sklearn.svm",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -374,3 +375,9 @@ def test_a_violation_is_found(check, sources):
 ])
 def test_what_is_allowed_is_not_found(check, sources):
     assert check(OURS | sources) == []
+
+
+def test_a_rank_that_draws_and_judges_nothing_imports_no_library_for_it() -> None:
+    code = "import sys, afm_scale.commands.train; print(*sorted({'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout.strip()) == (0, ""), found.stderr

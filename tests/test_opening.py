@@ -35,6 +35,7 @@ ALLOWED = {
     ("packing.archives", "tarfile.open"): "a file that open_regular has opened",
     ("packing.archives", "zipfile.ZipFile"): "a file that open_regular has opened, or after require_regular",
     ("packing.archives", "self._zip.open"): "a member of an archive that is open",
+    ("data.toys.digits", "np.loadtxt"): "bytes in memory",
     ("data.npz", "archive.open"): "a member of an archive that is open",
     ("data.npz", "zipfile.ZipFile"): "a file that open_regular has opened",
     ("models.weights_file", "load_file"): "safetensors maps the file itself, after require_regular",

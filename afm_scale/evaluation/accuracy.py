@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.errors import DivergenceError
@@ -89,6 +88,8 @@ def _at_all_times(batch: Batch, positions: Positions, num_buckets: int, seed: in
 
 def draw_accuracy(path: Path, found: AccuracyByTime, *, num_classes: int, title: str) -> None:
     """Draws the accuracy against the time to a PNG, with that of guessing."""
+    from matplotlib.figure import Figure  # here: takes seconds, and every rank of a run imports this module
+
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.subplots()
     edges = [number / len(found.buckets) for number in range(len(found.buckets) + 1)]

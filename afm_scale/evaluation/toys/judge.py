@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.svm import SVC
 from torch import Tensor
 
 from ...core.errors import DivergenceError
 from ...core.types import Batch
 from ..statistics import Array, frechet_distance, gaussian_statistics, mean_pairwise_distance, precision_recall
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 NUM_NEIGHBOURS = 3
 
@@ -55,6 +58,8 @@ class Judge:
     @cached_property
     def classifier(self) -> SVC:
         """A support vector machine with a Gaussian kernel, fitted on the training digits."""
+        from sklearn.svm import SVC  # here: takes seconds, and every rank of a run imports this module
+
         return SVC(C=10.0).fit(self.training, self.labels)
 
     def of_samples(self, samples: Tensor, labels: Tensor, real: Batch) -> SampleQuality:

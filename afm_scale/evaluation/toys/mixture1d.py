@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...core.errors import DivergenceError
@@ -101,6 +100,8 @@ def draw_flow(path: Path, *, times: Tensor, lines: Tensor, samples: Tensor, mixt
     knots, paths, flow = (value.detach().to("cpu", torch.float64).numpy() for value in (times, lines, samples))
     reach = max(3.0, 1.1 * float(np.abs(paths).max()))
     edges = np.linspace(-reach, reach, 301)
+
+    from matplotlib.figure import Figure  # here: takes seconds, and every rank of a run imports this module
 
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     noise_side, middle, data_side = figure.subplots(1, 3, sharey=True, width_ratios=(1, 6, 1))

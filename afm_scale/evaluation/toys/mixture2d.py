@@ -6,13 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import matplotlib
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from torch import Tensor
 
 from ...core.errors import DivergenceError
@@ -26,6 +22,9 @@ from ...parallel.agreement import from_rank_0
 from ...sampling.subject import Subject
 from ..measurement import Findings, OfGenerator, check_shape
 from ..statistics import frechet_distance, gaussian_statistics, mean_pairwise_distance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INK, _CENTRE, _NUM_DRAWN = "#1c2833", "#000000", 1800
 
@@ -84,6 +83,8 @@ def data_samples(mixture: ClassMixture, count: int) -> Batch:
 
 def draw_classes(path: Path, panels: Mapping[str, Batch], mixture: ClassMixture) -> None:
     """Draws samples to a PNG, a panel by name: coloured by class, centres crossed, 2 sigma around them circled."""
+    from matplotlib.figure import Figure  # here: takes seconds, and every rank of a run imports this module
+
     figure = Figure(figsize=(3.4 * len(panels), 4.0), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (name, batch) in zip(axes, panels.items(), strict=True):
@@ -99,9 +100,12 @@ def draw_classes(path: Path, panels: Mapping[str, Batch], mixture: ClassMixture)
 
 
 def _draw_panel(axis: Axes, batch: Batch, mixture: ClassMixture) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Circle
+
     points = batch.x.detach().cpu().flatten(1)[:_NUM_DRAWN].numpy()
     labels = batch.y.cpu()[:_NUM_DRAWN].numpy()
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = colormaps["tab10"].colors
     axis.scatter(points[:, 0], points[:, 1], s=2, linewidths=0, color=[colours[label % 10] for label in labels])
     for centre in mixture.centres:
         axis.add_patch(Circle(centre, 2 * mixture.sigma, fill=False, color=_CENTRE, linewidth=0.5))

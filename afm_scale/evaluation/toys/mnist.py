@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ...core.errors import ConfigError, DataError
@@ -51,6 +50,8 @@ def _judge(file: Path) -> Judge:
             f"data.file {file} has {len(labels)} training digits of {len(np.unique(labels))} class(es): too few to "
             f"judge others by; at least two classes and {NUM_COMPONENTS + 1} training digits are needed"
         )
+    from sklearn.decomposition import PCA  # here: takes seconds, and every rank of a run imports this module
+
     pca = PCA(NUM_COMPONENTS, svd_solver="full").fit(pixels)
     return Judge(lambda images: pca.transform(_flat(images)), pca.transform(pixels), labels)
 
