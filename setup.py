@@ -10,6 +10,7 @@ DATA = {
     "dali": ["nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"],  # data.kind dali
     "latents": ["diffusers>=0.31"],  # encoding images into latents
     "parquet": ["pyarrow>=15"],  # packing parquet files
+    "text": ["diffusers>=0.35", "transformers>=5"],  # embedding prompts
     "webdataset": ["webdataset>=1.0"],  # only what the data benchmark compares with; data.kind webdataset needs none
 }
 

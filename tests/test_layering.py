@@ -53,7 +53,7 @@ MAY_IMPORT = {
 }
 KNOW_NO_RANKS = {"core", "ops", "flow", "models", "data", "objectives"}
 OPTIONAL = {"webdataset", "nvidia", "deepspeed", "megatron", "apex", "wandb", "diffusers", "torch_fidelity",
-            "pyarrow", "torchao", "triton"}
+            "pyarrow", "torchao", "transformers", "triton"}
 LATER = {
     "typing.Self", "typing.Never", "typing.assert_never", "typing.assert_type", "typing.LiteralString", "typing.Unpack",
     "typing.NotRequired", "typing.Required", "typing.override", "enum.StrEnum", "contextlib.chdir", "datetime.UTC",

@@ -104,6 +104,13 @@ def _encode_latents() -> Command:
     return encode_latents
 
 
+def _encode_prompts() -> Command:
+    """embed prompts with a pipeline's text encoder"""
+    from . import encode_prompts
+
+    return encode_prompts
+
+
 def _inspect_checkpoint() -> Command:
     """what a checkpoint holds"""
     from . import inspect_checkpoint
@@ -247,6 +254,7 @@ COMMANDS = {
     "doctor": _doctor,
     "make_shards": _make_shards,
     "encode_latents": _encode_latents,
+    "encode_prompts": _encode_prompts,
     "inspect_checkpoint": _inspect_checkpoint,
     "convert_checkpoint": _convert_checkpoint,
     "export": _export,

@@ -33,9 +33,14 @@ LISTED_NAMES = 1000
 
 _LONGEST = 2**28  # bytes of dataset.json; it lists every file that was refused
 _MOST = 2**40  # samples, or bytes of a shard in blocks
+TEXT_BYTES = 2**16
+"""Of the longest text of a sample, in UTF-8."""
+RECORD_HEADER = 2**10
+"""Bytes of the header of a record of embeddings, at most."""
 _Sha256 = Annotated[str, Text(64, "[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")]
 _Name = Annotated[str, Text(4096)]  # of a class: of a folder or a file
 _Printed = Annotated[str, Text(4096, r"[^\x00-\x1f\x7f\ud800-\udfff]+", "printable text")]
+_Line = Annotated[str, Text(4096, r"[^\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]*", "printable text, of several lines maybe")]
 _ShardName = Annotated[str, Text(200, r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar", "the name of a .tar in this folder")]
 _Count = Annotated[int, Range(0, _MOST)]
 
@@ -47,11 +52,12 @@ class ImageContent:
     size: Annotated[int, Range(1, 16_384)] | None  # pixels of a side, cropped square; None: as large as the originals
     encoding: Literal["png", "jpeg", "original"]  # original: the bytes of the source, untouched
     channels: Literal[1, 3] = 3  # 1: all are grey; 3: RGB, and grey ones among originals
+    texts: bool = False  # whether a second member is the text that belongs to the image, UTF-8
     kind: Literal["images"] = "images"
 
     @property
     def num_members(self) -> int:
-        return 1
+        return 1 + self.texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,7 @@ class LatentContent:
     vae_sha256: _Sha256  # of its weights
     scale: Annotated[float, Range(above=0, high=1e6)]  # a training latent is scale * (mean + deviation * normal)
     shift: Annotated[float, Range(-1e6, 1e6)] = 0.0  # what was taken off the encoder's mean, which decoding adds again
+    texts: bool = False  # whether a third member is the text that belongs to the image, UTF-8
     kind: Literal["latents"] = "latents"
 
     def __post_init__(self) -> None:
@@ -71,12 +78,65 @@ class LatentContent:
 
     @property
     def num_members(self) -> int:
-        return 2
+        return 2 + self.texts
 
     @property
     def num_bytes(self) -> int:
         """Of the values of one member, without the header."""
         return 2 * math.prod(self.shape) * 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEncoder:
+    """What embedded prompts. Embeddings of equal ones mean the same, and can be used together."""
+
+    pipeline: _Printed  # its class in diffusers
+    text_encoder_sha256: _Sha256  # of its files' names and sums
+    tokenizer_sha256: _Sha256  # likewise
+    template: _Line  # in which {} is the prompt; "{}": none
+    precision: Literal["fp32", "bf16"]  # of the computation
+
+    def sha256(self) -> str:
+        """The same for equal encoders alone."""
+        return sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptContent:
+    """Different prompts, and the empty one last: two members a sample, of the embedding and of the text, UTF-8.
+
+    An embedding is a record of safetensors: `embeddings` [n, width] of the n tokens that are not masked, and, if there
+    is one, `pooled` [pooled]. Beside the shards stands which of them each text of the source is (`prompts.ROWS_NAME`).
+    """
+
+    length: Annotated[int, Range(1, 65_536)]  # L, to which readers pad embeddings: n <= L
+    width: Annotated[int, Range(1, 1_048_576)]  # D
+    pooled: Annotated[int, Range(0, 1_048_576)]  # P; 0: the encoder gives none
+    dtype: Literal["float32", "bfloat16"]
+    encoder: PromptEncoder
+    empty: _Line  # the text of the empty prompt
+    num_texts: Annotated[int, Range(1, _MOST)]  # of the source, equal ones counted each time
+    texts_sha256: _Sha256  # which texts, in their order (`prompts.sum_of_texts`)
+    rows_sha256: _Sha256
+    kind: Literal["prompts"] = "prompts"
+
+    def __post_init__(self) -> None:
+        if self.num_bytes > LARGEST_SAMPLE:
+            raise ConfigError(f"embeddings of {self.length} x {self.width} have more than {LARGEST_SAMPLE >> 20} MiB")
+
+    @property
+    def num_members(self) -> int:
+        return 2
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the longest record, without its header."""
+        return (self.length * self.width + self.pooled) * {"float32": 4, "bfloat16": 2}[self.dtype]
+
+
+Content = ImageContent | LatentContent | PromptContent
+"""What a packed data set may hold."""
+Kind = Literal["images", "latents", "prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +192,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
-    content: ImageContent | LatentContent
+    content: Content
     num_samples: Annotated[int, Range(1, _MOST)]
     class_names: tuple[_Name, ...]
     class_counts: tuple[_Count, ...]  # samples of each class
@@ -202,14 +262,14 @@ def read_description(folder: Path) -> DatasetDescription:
         raise DataError(f"{path} is damaged: {mistake}; restore it, or pack the data set again") from None
 
 
-def read_content(folder: Path, kind: Literal["images", "latents"]) -> DatasetDescription:
+def read_content(folder: Path, kind: Kind) -> DatasetDescription:
     """The description of a data set whose content is of this kind. Raises DataError if there is none, or of another."""
     description = read_description(folder)
     check_content(folder, description, kind)
     return description
 
 
-def check_content(folder: Path, description: DatasetDescription, kind: Literal["images", "latents"]) -> None:
+def check_content(folder: Path, description: DatasetDescription, kind: Kind) -> None:
     """Raises DataError if the data set holds another kind of content."""
     if description.content.kind != kind:
         raise DataError(

@@ -18,7 +18,7 @@ from ..core.random import KeyedDraws, Positions
 from ..core.ranges import Range
 from ..core.types import Batch
 from .affine import AffineConfig
-from .description import DESCRIPTION_NAME, ImageContent, check_content, read_content
+from .description import DESCRIPTION_NAME, ImageContent, Kind, check_content, read_content
 from .order import EpochOrder, StreamCursor
 from .shards import PackedShards, SampleError
 from .source import Needs, Skipped, SourceConfig, filled
@@ -102,7 +102,7 @@ class DaliConfig(ImagesConfig):
 
 
 def open_shards(
-    folder: Path, *, kind: Literal["images", "latents"], num_classes: int, on_error: str, check: bool
+    folder: Path, *, kind: Kind, num_classes: int, on_error: str, check: bool
 ) -> PackedShards:
     """The packed data set that a source wants. Raises DataError if it is another kind, is damaged, or has other labels.
 

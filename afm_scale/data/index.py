@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.files import require_regular
-from .description import BLOCK_BYTES, DESCRIPTION_NAME, LARGEST_SAMPLE, DatasetDescription, LatentContent
+from .description import (
+    BLOCK_BYTES,
+    DESCRIPTION_NAME,
+    LARGEST_SAMPLE,
+    RECORD_HEADER,
+    TEXT_BYTES,
+    Content,
+    DatasetDescription,
+    LatentContent,
+    PromptContent,
+)
 
 NPY_HEADERS = (10, 2**16 + 10)  # bytes of the header of an .npy record of a latent, at least and at most
 
@@ -99,13 +109,11 @@ class SampleIndex:
     def _problems_of_places(self, description: DatasetDescription, ends: Tensor, same_shard: Tensor) -> Iterator[str]:
         """Of members that lie outside of their shard or over each other, or cannot hold what they should."""
         content = description.content
-        low, high = 0, LARGEST_SAMPLE
-        if isinstance(content, LatentContent):
-            low, high = (content.num_bytes + header for header in NPY_HEADERS)
-        if not _all_within(self.size, low, high):
-            smallest, largest = (int(number) for number in torch.aminmax(self.size))
-            yield f"has members of {smallest} to {largest} bytes, wanted {low} to {high} of {content.kind}"
-            return  # sums of such sizes might not fit 64 bits
+        for columns, low, high, what in _sizes_of(content):
+            if not _all_within(self.size[:, columns], low, high):
+                smallest, largest = (int(number) for number in torch.aminmax(self.size[:, columns]))
+                yield f"has members of {smallest} to {largest} bytes, wanted {low} to {high} of {what}"
+                return  # sums of such sizes might not fit 64 bits
         # No number is summed before it is known to be small: 2^63 - 1 and a block more would be negative.
         if bool((self.offset < BLOCK_BYTES).any()) or bool((self.offset > ends - self.size).any()):
             yield f"places members outside of their shards, as {DESCRIPTION_NAME} has their sizes"
@@ -121,6 +129,19 @@ class SampleIndex:
             yield "places members over each other, or in another order than they were written in"
         if bool((begins % BLOCK_BYTES != 0).any()):
             yield f"places members where none can begin: at no multiple of {BLOCK_BYTES} bytes"
+
+
+def _sizes_of(content: Content) -> list[tuple[slice, int, int, str]]:
+    """Of which members, at least and at most how many bytes, and what they are."""
+    low, high = 0, LARGEST_SAMPLE
+    if isinstance(content, LatentContent):
+        low, high = (content.num_bytes + header for header in NPY_HEADERS)
+    if isinstance(content, PromptContent):
+        high = content.num_bytes + RECORD_HEADER
+    has_texts = isinstance(content, PromptContent) or content.texts
+    own = content.num_members - has_texts
+    texts = [(slice(own, None), 0, TEXT_BYTES, "texts")] if has_texts else []
+    return [(slice(0, own), low, high, content.kind), *texts]
 
 
 def _misfit(cls: type, found: dict) -> str | None:

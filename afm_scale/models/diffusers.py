@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
@@ -115,6 +116,13 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
         shift=settings.shift_factor or 0.0, latent_channels=settings.latent_channels,
         pixels_per_latent=2 ** (len(settings.block_out_channels) - 1),
     )
+
+
+def pipeline_of(name: str, **components: Any) -> Any:
+    """A pipeline of diffusers by its class, with these components and none in the place of the others."""
+    kind = getattr(diffusers, name)
+    missing = kind._get_signature_keys(kind)[0] - components.keys()
+    return kind(**dict.fromkeys(missing), **components)
 
 
 def _settings(folder: Path) -> AutoencoderSettings:

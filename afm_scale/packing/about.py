@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..data.description import DatasetDescription, LatentContent
+from ..data.description import DatasetDescription, LatentContent, PromptContent
 
 
 def about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
@@ -32,10 +32,17 @@ def about(folder: Path, description: DatasetDescription) -> dict[str, Any]:
 
 def _content(description: DatasetDescription) -> str:
     content = description.content
+    if isinstance(content, PromptContent):
+        encoder, pooled = content.encoder, f" and {content.pooled} pooled" if content.pooled else ""
+        return (
+            f"prompts, {content.length} x {content.width}{pooled}, {content.dtype}, by the text encoder of "
+            f"{encoder.pipeline} (SHA-256 {encoder.text_encoder_sha256})"
+        )
+    with_texts = " with texts" if content.texts else ""
     if isinstance(content, LatentContent):
         shift = f", shift {content.shift}" if content.shift else ""
         shape = " x ".join(map(str, content.shape))
-        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}{shift}"
+        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}{shift}{with_texts}"
     size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
     encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
-    return f"{'grey ' if content.channels == 1 else ''}images, {size}, {encoding}"
+    return f"{'grey ' if content.channels == 1 else ''}images, {size}, {encoding}{with_texts}"

@@ -28,6 +28,7 @@ from .unpacking import scratch_path
 
 _ROWS_AT_ONCE = 64
 _USUAL_NAMES = ("image", "img", "jpg", "png", "bytes")
+_USUAL_TEXTS = ("text", "caption", "prompt")
 _MOST_CLASSES = 1 << 20  # where no names say how many there are
 
 
@@ -144,6 +145,25 @@ def _others(files: Sequence[Path], paths: Sequence[Path], beside: Files | None) 
     return left + [one for one in beside.refused if one.name not in read]
 
 
+def texts_of(path: Path, column: str | None) -> list[str | None]:
+    """A column of texts, row by row; None: of the usual name. Raises DataError for a damaged file or no such column."""
+    file = _opened(path)
+    try:
+        schema = file.schema_arrow
+        kinds = {field.name: field.type for field in schema}
+        texts = [name for name, kind in kinds.items() if pyarrow.types.is_string(kind)
+                 or pyarrow.types.is_large_string(kind)]
+        chosen = column or next((name for name in _USUAL_TEXTS if name in texts), None)
+        if chosen not in texts:
+            found = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+            raise DataError(f"{path} has the columns {found}; name one of texts with --column")
+        return file.read(columns=[chosen])[chosen].to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged: {error}; get it again") from None
+    finally:
+        file.close()
+
+
 class _Parts:
     """Several files one after the other, as if they were one."""
 
@@ -199,13 +219,17 @@ def _copy(path: Path, target: BinaryIO) -> dict:
 
 
 def _read(path: Path) -> tuple[_Columns, Iterator[tuple]]:
-    try:
-        require_regular(path)
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a whole parquet file: {error}; get it again") from None
+    file = _opened(path)
     columns = _columns(path, file.schema_arrow)
     return columns, _values(path, file, columns)
+
+
+def _opened(path: Path) -> pyarrow.parquet.ParquetFile:
+    try:
+        require_regular(path)
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a whole parquet file: {error}; get it again") from None
 
 
 def _values(path: Path, file: pyarrow.parquet.ParquetFile, columns: _Columns) -> Iterator[tuple]:

@@ -18,15 +18,22 @@ import torch
 
 from ..core.errors import DataError
 from ..core.files import open_regular, read_regular
-from ..data.description import DESCRIPTION_NAME, INDEX_NAME, DatasetDescription, Shard, file_sha256, read_description
-from ..data.index import NPY_HEADERS, SampleIndex
-from ..data.latents import Records
+from ..data.description import (
+    DESCRIPTION_NAME,
+    INDEX_NAME,
+    DatasetDescription,
+    PromptContent,
+    Shard,
+    file_sha256,
+    read_description,
+)
+from ..data.index import SampleIndex
+from ..data.members import Member, members_of
+from ..data.prompts import ROWS_NAME
 
 _BLOCK = 1 << 20
 _LONGEST_IDX_LINE = 1000  # bytes; a sample has a hundred
 _SHOWN = 10  # problems of one file; a shard that was overwritten has thousands
-_LATENT_EXTENSIONS = ("plain.npy", "mirrored.npy")
-_IMAGE_EXTENSIONS = {"png": "png", "jpeg": "jpg"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,9 @@ def verify(folder: Path, progress: Callable[[int], object] = lambda num_bytes: N
     for number, shard in enumerate(description.shards):
         yield from _shard_problems(folder, shard, _Rows.of(description, index, number), progress)
     known = {DESCRIPTION_NAME, INDEX_NAME}
+    if isinstance(description.content, PromptContent):
+        known.add(ROWS_NAME)
+        yield from _first(ROWS_NAME, _sum_problems(folder / ROWS_NAME, description.content.rows_sha256))
     known |= {name for shard in description.shards for name in (shard.name, shard.idx_name)}
     for path in sorted(folder.iterdir()):
         if path.name not in known:
@@ -73,10 +83,18 @@ def _first(file: str, problems: Iterator[str]) -> Iterator[Problem]:
 
 
 def _index_problems(folder: Path, description: DatasetDescription, index: SampleIndex) -> Iterator[str]:
-    found = file_sha256(folder / INDEX_NAME)
-    if found != description.index_sha256:
-        yield f"has SHA-256 {found}, wanted {description.index_sha256}"
+    yield from _sum_problems(folder / INDEX_NAME, description.index_sha256)
     yield from index.problems(description)
+
+
+def _sum_problems(path: Path, wanted: str) -> Iterator[str]:
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        yield f"cannot be read: {error.strerror}"
+        return
+    if found != wanted:
+        yield f"has SHA-256 {found}, wanted {wanted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,37 +104,28 @@ class _Rows:
     row_of: dict[str, int]  # by the name that a sample's members begin with
     label: list[int]
     places: list[list[tuple[int, int, int]]]  # per sample, per member: offset, size, CRC-32
-    extensions: tuple[str | None, ...]  # of the members; None: any
-    records: Records | None  # of latents: takes their members apart
+    members: tuple[Member, ...]
     met: set[tuple[int, int]] = field(default_factory=set)  # row and member; the label comes after the members
 
     @classmethod
     def of(cls, description: DatasetDescription, index: SampleIndex | None, number: int) -> _Rows | None:
         if index is None:
             return None
-        content = description.content
         own = torch.nonzero(index.shard == number).flatten()
         places = torch.stack((index.offset[own], index.size[own], index.crc32[own]), dim=-1).tolist()
-        if content.kind == "latents":
-            extensions: tuple[str | None, ...] = _LATENT_EXTENSIONS
-            records = Records((2, *content.shape))
-        else:
-            records = None
-            extensions = (_IMAGE_EXTENSIONS.get(content.encoding),)
         return cls(
             row_of={f"{key:09d}": row for row, key in enumerate(index.key[own].tolist())},
             label=index.label[own].tolist(),
             places=[[tuple(place) for place in sample] for sample in places],
-            extensions=extensions,
-            records=records,
+            members=members_of(description.content),
         )
 
     @property
     def start_bytes(self) -> int:
-        """How much of a member's start it wants to see: a label, or the whole of a latent."""
-        return 4 if self.records is None else self.records.num_bytes + NPY_HEADERS[1]
+        """How much of a member's start it wants to see: a label, or the whole of what it looks into."""
+        return max(4, *(member.num_bytes for member in self.members))
 
-    def problem(self, member: _Member) -> str | None:
+    def problem(self, member: _Found) -> str | None:
         stem, _, extension = member.name.partition(".")
         row = self.row_of.get(stem)
         slot = self._slot(extension)
@@ -125,7 +134,7 @@ class _Rows:
         if (row, slot) in self.met:
             return f"has member {member.name!r} twice"
         self.met.add((row, slot))
-        if slot == len(self.extensions):
+        if slot == len(self.members):
             label = int.from_bytes(member.start[:4], "little", signed=True)
             if member.size != 4 or label != self.label[row]:
                 return f"member {member.name!r} holds label {label}, {INDEX_NAME} says {self.label[row]}"
@@ -135,21 +144,23 @@ class _Rows:
             if here != wanted:
                 return f"member {member.name!r} has {what} {here}, {INDEX_NAME} says {wanted}"
         try:
-            if self.records is not None:
-                self.records.values(member.start)
+            check = self.members[slot].check
+            if check is not None:
+                check(member.start)
         except ValueError as error:
             return f"member {member.name!r}: {error}"
         return None
 
     def _slot(self, extension: str) -> int | None:
+        extensions = [member.extension for member in self.members]
         if extension == "cls":
-            return len(self.extensions)
-        if extension in self.extensions:
-            return self.extensions.index(extension)
-        return 0 if self.extensions == (None,) else None
+            return len(extensions)
+        if extension in extensions:
+            return extensions.index(extension)
+        return 0 if extensions[0] is None else None
 
     def missing(self) -> Iterator[str]:
-        names = [f"a member ({extension or 'image'})" for extension in self.extensions] + ["its label"]
+        names = [f"a member ({member.extension or 'image'})" for member in self.members] + ["its label"]
         for stem, row in self.row_of.items():
             for slot, name in enumerate(names):
                 if (row, slot) not in self.met:
@@ -157,7 +168,7 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class _Found:
     name: str
     kind: bytes  # tarfile.REGTYPE, SYMTYPE, ...
     offset: int
@@ -184,7 +195,7 @@ class _ShardReader:
         self._digest = sha256()
         self.position = 0
 
-    def members(self) -> Iterator[_Member]:
+    def members(self) -> Iterator[_Found]:
         """Raises tarfile.TarError where the tar cannot be followed further."""
         while True:
             header = self._read(tarfile.BLOCKSIZE)
@@ -201,7 +212,7 @@ class _ShardReader:
                 left, crc32 = left - len(block), zlib.crc32(block, crc32)
                 start += block[:self._start_bytes - len(start)]
             self._read(-info.size % tarfile.BLOCKSIZE)
-            yield _Member(info.name, info.type, offset, info.size, crc32, start)
+            yield _Found(info.name, info.type, offset, info.size, crc32, start)
 
     def finish(self) -> tuple[int, str]:
         """Reads what is left: (bytes, SHA-256) of the whole file."""

@@ -27,9 +27,8 @@ from ..core.typed import Mistake, build
 from ..data.description import (
     DESCRIPTION_NAME,
     INDEX_NAME,
+    Content,
     DatasetDescription,
-    ImageContent,
-    LatentContent,
     Refused,
     Shard,
     read_description,
@@ -141,7 +140,7 @@ class ShardWriter:
 class Packing:
     """A data set in the making. Can be pickled: several processes may write different shards of it."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], content: ImageContent | LatentContent) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any], content: Content) -> None:
         """`settings` are JSON values that the result depends on. Raises DataError if `out` holds something else."""
         self.out = out
         self._settings = dict(settings)
