@@ -1,4 +1,4 @@
-"""Embeds prompts with a pipeline's own text encoder: python tools/encode_prompts.py PROMPTS OUT --pipeline FOLDER ..."""
+"""Embeds prompts with a pipeline's text encoder: python tools/encode_prompts.py PROMPTS OUT --pipeline FOLDER ..."""
 
 import sys
 from pathlib import Path

@@ -35,6 +35,7 @@ _OPTIONAL = {
     "torchao": f"parallel.precision fp8: {to_install('fp8')}",
     "nvidia-dali-cuda130": f"data.kind dali: {to_install('dali')}",
     "diffusers": f"data.kind images_to_latents, tools/encode_latents.py: {to_install('latents')}",
+    "transformers": f"tools/encode_prompts.py: {to_install('text')}",
     "pyarrow": f"packing parquet files: {to_install('parquet')}",
     "webdataset": f"what the data benchmark compares with: {to_install('webdataset')}",
     "wandb": f"metrics to Weights & Biases: {to_install('wandb')}",

@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from .images import open_shards
 from .members import text_of
 from .shards import PackedShards, SampleError
 
+T = TypeVar("T")
 ROWS_NAME = "rows.safetensors"
 CLASS_NAMES = ("prompts", "the empty prompt")
 _EMBEDDING, _TEXT = 0, 1  # members
@@ -101,7 +103,7 @@ class Prompts:
         except (OSError, SafetensorError, KeyError) as error:
             raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {advice}") from None
         if rows.dtype != torch.int64 or rows.shape != (self.content.num_texts,):
-            raise DataError(f"{path} holds {rows.dtype} {list(rows.shape)}, wanted [{self.content.num_texts}]; {advice}")
+            raise DataError(f"{path} holds {rows.dtype} {list(rows.shape)}, wanted {self.content.num_texts}; {advice}")
         if int(rows.min()) < 0 or int(rows.max()) >= self.num_prompts:
             raise DataError(f"{path} names prompts that there are not; {advice}")
         return rows
@@ -117,7 +119,7 @@ class Prompts:
             embeddings[place, :count], mask[place, :count], pools[place] = found.tokens, True, found.pooled
         return Conditions(embeddings, mask, pools)
 
-    def _checked(self, number: int, member: int, parse):
+    def _checked(self, number: int, member: int, parse: Callable[[bytes], T]) -> T:
         try:
             return parse(self._shards.read(number, member))
         except ValueError as error:

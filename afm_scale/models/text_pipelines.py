@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..core.files import read_regular
+from ..core.files import read_regular, require_regular
 from ..core.strict_json import parse_json
 from .autoencoder import PRECISIONS
 from .diffusers import pipeline_of
@@ -166,14 +166,19 @@ def _class_of(folder: Path) -> str:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """All regular files of a folder but hidden ones and texts about it, by name."""
+    """All files of a folder but hidden ones and texts about it, by name; each is a regular one."""
     try:
-        found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
+        found = sorted(
+            path for path in folder.iterdir()
+            if not path.is_dir() and path.suffix != ".md" and not path.name.startswith(".")
+        )
+        for path in found:
+            require_regular(path)  # what transformers opens itself
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be read ({error.strerror}); wanted a folder as save_pretrained writes it"
+            f"{error.filename or folder} cannot be read ({error.strerror}); wanted what save_pretrained writes"
         ) from None
-    return tuple(path for path in found if not path.name.startswith("."))
+    return tuple(found)
 
 
 def _check_weights(folder: Path) -> None:

@@ -42,7 +42,8 @@ def _content(description: DatasetDescription) -> str:
     if isinstance(content, LatentContent):
         shift = f", shift {content.shift}" if content.shift else ""
         shape = " x ".join(map(str, content.shape))
-        return f"latents, {shape}, of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}{shift}{with_texts}"
+        made = f"of {content.vae} (SHA-256 {content.vae_sha256}), scale {content.scale}{shift}"
+        return f"latents, {shape}, {made}{with_texts}"
     size = f"{content.size} x {content.size} pixels" if content.size else "of any size"
     encoding = {"original": "the original bytes"}.get(content.encoding, content.encoding)
     return f"{'grey ' if content.channels == 1 else ''}images, {size}, {encoding}{with_texts}"

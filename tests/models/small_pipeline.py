@@ -1,4 +1,4 @@
-"""Writes a tiny pipeline of random weights that encodes text: python tools/tiny_text_pipeline.py FOLDER [--captions FILE]
+"""A tiny pipeline that encodes text: python -m tests.models.small_pipeline FOLDER [--captions FILE] [--seed N]
 
 The classes are those of Qwen-Image's text side, a Qwen2.5-VL and its tokenizer, of some 100,000 weights, for tests and
 for captioned digits (docs/text.md), whose captions --captions writes, one a line. A random transformer that does not
@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import tempfile
+from functools import cache
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
@@ -79,6 +78,22 @@ def _encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+@cache
+def _made() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory(prefix="pipeline_", ignore_cleanup_errors=True)
+    tiny_text_pipeline(Path(folder.name) / "tiny")
+    return folder
+
+
+def small_pipeline() -> Path:
+    """The folder of one that is made once for a session of tests; not to be written to."""
+    return Path(_made().name) / "tiny"
+
+
+def as_diffusers_reads_it(folder: Path) -> QwenImagePipeline:
+    return QwenImagePipeline.from_pretrained(folder, transformer=None, vae=None, local_files_only=True)
 
 
 if __name__ == "__main__":
