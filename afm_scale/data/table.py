@@ -16,6 +16,7 @@ from .images import DaliConfig, WebDatasetConfig
 from .images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
 from .latents import LatentsConfig, LatentsSource
 from .source import DataSource, SourceConfig
+from .toys.captioned_mnist import CaptionedMnistConfig, CaptionedMnistSource
 from .toys.digits import DigitsConfig, DigitsSource
 from .toys.mixture1d import Mixture1DConfig, Mixture1DSource
 from .toys.mixture2d import Mixture2DConfig, Mixture2DSource
@@ -40,6 +41,7 @@ def _images_to_latents(config: ImagesToLatentsConfig, *, encode: Encode, **place
 SOURCES: dict[type[SourceConfig], Callable[..., DataSource]] = {
     DigitsConfig: DigitsSource,
     MnistConfig: MnistSource,
+    CaptionedMnistConfig: CaptionedMnistSource,
     Mixture1DConfig: Mixture1DSource,
     Mixture2DConfig: Mixture2DSource,
     SyntheticLatentsConfig: SyntheticLatents,

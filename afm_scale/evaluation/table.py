@@ -11,6 +11,7 @@ from ..core.kinds import one_of
 from .classifiers import ClassifierEvaluation, ClassifierEvaluationConfig, ClassifierReport
 from .measurement import Evaluation, Figures, Tools
 from .samples import SampleEvaluationConfig, sample_evaluation
+from .toys.captioned_mnist import CaptionedMnistEvaluation, CaptionedMnistReport
 from .toys.digits import DigitsEvaluation, DigitsReport
 from .toys.mixture1d import MixtureEvaluation, MixtureReport
 from .toys.mixture2d import Mixture2DEvaluation, Mixture2DReport
@@ -19,6 +20,7 @@ from .toys.mnist import MnistEvaluation, MnistReport
 REPORTS: dict[type, str] = {
     DigitsReport: "quality of generated digits",
     MnistReport: "quality of generated digits of 28x28 pixels",
+    CaptionedMnistReport: "how generated digits follow their captions",
     MixtureReport: "distance of a map in one dimension from the optimal transport",
     Mixture2DReport: "how samples in the plane lie about the centres of their classes",
     ClassifierReport: "accuracy of a classifier by time",
@@ -35,6 +37,7 @@ EVALUATIONS: dict[type, Callable[..., Evaluation]] = {
     ClassifierEvaluationConfig: ClassifierEvaluation,
     DigitsEvaluation: _of_itself,
     MnistEvaluation: _of_itself,
+    CaptionedMnistEvaluation: _of_itself,
     MixtureEvaluation: _of_itself,
     Mixture2DEvaluation: _of_itself,
 }

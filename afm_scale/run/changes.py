@@ -61,6 +61,10 @@ CANNOT = (
         for name in ("shape", "size", "num_classes", "scale")
     ),
     *(Cannot(f"data.{name}", "these are other data") for name in ("distribution", "part")),
+    *(
+        Cannot(name, "the prompts were embedded by another text encoder: their numbers mean something else")
+        for name in ("data.encoder", f"{FINGERPRINT}.text_encoder")
+    ),
     Cannot(f"{FINGERPRINT}.classes", "the classes have other names or another order, so labels mean others"),
     Cannot(FINGERPRINT, "this is another data set, or was packed anew"),
 )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import save
 
-from afm_scale.data.description import DatasetDescription, ImageContent, LatentContent
+from afm_scale.data.description import DatasetDescription, ImageContent, LatentContent, PromptContent, PromptEncoder
+from afm_scale.data.embeddings import Embedding, EmbeddingRecords
+from afm_scale.data.prompts import CLASS_NAMES, ROWS_NAME, sum_of_texts
 from afm_scale.packing.writer import Packing
 
 
@@ -79,5 +85,50 @@ def mnist_file(path: Path, *, count: int = 200, seed: int = 0) -> Path:
     for image, label in zip(images, labels, strict=True):
         left = 2 + 2 * int(label) + int(rng.integers(0, 2))
         image[4:24, left:left + 3 + int(label) % 3] = rng.integers(180, 256)
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+def packed_prompts(
+    out: Path, texts: Sequence[str], *, seed: int = 0, length: int = 5, width: int = 4, pooled: int = 0,
+    rows: Sequence[int] | None = None, encoder: str = "0", dtype: str = "float32",
+) -> DatasetDescription:
+    """Different texts with random numbers for embeddings, of 1 to `length` tokens; `rows`: which each text is."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.tensor(list(range(len(texts)) if rows is None else rows))
+    encoded_texts = [texts[number].encode() for number in numbers.tolist()]
+    file = save({"row": numbers})
+    content = PromptContent(
+        length=length, width=width, pooled=pooled, dtype=dtype, empty="", num_texts=len(numbers),
+        encoder=PromptEncoder(
+            pipeline="SomePipeline", text_encoder_sha256=encoder * 64, tokenizer_sha256="0" * 64, template="{}",
+            precision="fp32",
+        ),
+        texts_sha256=sum_of_texts(
+            torch.tensor([len(text) for text in encoded_texts]), torch.tensor([crc32(text) for text in encoded_texts])
+        ),
+        rows_sha256=sha256(file).hexdigest(),
+    )
+    records, packing = EmbeddingRecords(content), Packing(out, {}, content)
+    packing.begin()
+    with packing.shard(0) as writer:
+        for number, text in enumerate([*texts, ""]):
+            tokens = torch.randn(1 + number % length, width, generator=generator).to(records.dtype)
+            record = records.write(Embedding(tokens, torch.randn(pooled, generator=generator).to(records.dtype)))
+            writer.add(number, int(number == len(texts)), {"safetensors": record, "txt": text.encode()})
+    (out / ROWS_NAME).write_bytes(file)
+    return packing.finish(1, CLASS_NAMES)
+
+
+def slanted_digits_file(path: Path, *, count: int = 300, seed: int = 0) -> Path:
+    """As `mnist_file`, of bars whose slant and thickness differ from image to image, ten classes in turn."""
+    rng = np.random.default_rng(seed)
+    images = np.zeros((count, 28, 28), np.uint8)
+    labels = (np.arange(count) // 10 % 10).astype(np.uint8)  # of every ten in a row eight are for training
+    for image, label in zip(images, labels, strict=True):
+        width, shear = int(rng.integers(2, 7)), rng.uniform(-0.5, 0.5)
+        for row in range(4, 24):
+            left = 10 + int(label) // 3 - round(shear * (row - 14))
+            image[row, left:left + width] = rng.integers(150, 256, size=width)
     np.savez(path, images=images, labels=labels)
     return path

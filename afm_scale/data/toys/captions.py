@@ -21,6 +21,7 @@ from .mnist import NUM_CLASSES, read_mnist
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SLANTS = (", slanted to the left", ", upright", ", slanted to the right")
 THICKNESSES = ("thin ", "", "thick ")
+_FAINT = 0.3  # of white
 
 
 class Attributes(NamedTuple):
@@ -78,8 +79,9 @@ def thicknesses(images: Tensor) -> Tensor:
 
 
 def _ink(images: Tensor) -> Tensor:
-    """[N, H, W] float64 from 0 to 1."""
-    return (images.detach().double().squeeze(1).clamp(-1, 1) + 1) / 2
+    """[N, H, W] float64 from 0 to 1, without what is fainter than the grey that generators leave behind."""
+    shares = (images.detach().double().squeeze(1).clamp(-1, 1) + 1) / 2
+    return (shares - _FAINT).clamp_min(0) / (1 - _FAINT)
 
 
 class Thresholds(NamedTuple):

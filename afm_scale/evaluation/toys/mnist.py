@@ -36,12 +36,12 @@ def mnist_quality(samples: Tensor, labels: Tensor, *, file: Path, part: Compared
     Raises DivergenceError if a sample is not finite, DataError if the file cannot be used.
     """
     real = read_mnist(file, part)
-    return _judge(file).beside_real(samples, labels, real, count=len(real.y))
+    return judge_of(file).beside_real(samples, labels, real, count=len(real.y))
 
 
 @cache
-def _judge(file: Path) -> Judge:
-    """Its training digits are in an order that is mixed for good."""
+def judge_of(file: Path) -> Judge:
+    """Fitted on the training part of a file. Its training digits are in an order that is mixed for good."""
     digits = read_mnist(file, "train")
     mixed = np.random.default_rng(0).permutation(len(digits.y))
     pixels, labels = _flat(digits.x)[mixed], digits.y.numpy()[mixed]
@@ -60,11 +60,11 @@ def _flat(images: Tensor) -> Array:
     return images.detach().to("cpu").double().flatten(1).numpy()
 
 
-def check_part(data: SourceConfig, part: Compared, setting: str) -> None:
+def check_part(data: SourceConfig, part: Compared, setting: str, of: type[SourceConfig] = MnistConfig) -> None:
     """Raises ConfigError if samples cannot be compared with that part of what is trained on, or should not be."""
-    if not isinstance(data, MnistConfig):
+    if not isinstance(data, of):
         raise ConfigError(
-            f"{setting}.kind 'mnist' compares samples with data.file of data.kind 'mnist', but data.kind is "
+            f"{setting}.kind {of.kind!r} compares samples with data.file of data.kind {of.kind!r}, but data.kind is "
             f"{data.kind!r}; set another {setting}, or {setting}=null"
         )
     if data.part == part:
@@ -117,6 +117,6 @@ class MnistEvaluation(OfGenerator):
         images, labels = subject.generate(subject.stream(seed=self.seed), self.num_samples)
 
         def measure() -> dict[str, float]:
-            return asdict(_judge(file).of_samples(images.float(), labels, read_mnist(file, self.part)))
+            return asdict(judge_of(file).of_samples(images.float(), labels, read_mnist(file, self.part)))
 
         return from_rank_0(subject.place.rank, measure)
