@@ -47,7 +47,7 @@ setup(
     description="Distributed pretraining of one- and few-step image generators: adversarial flow models at scale",
     license="Apache-2.0",
     packages=find_packages(include=["afm_scale", "afm_scale.*"]),
-    package_data={"afm_scale.evaluation.watching": ["page/*"]},
+    package_data={"afm_scale.evaluation.watching": ["page/*"], "afm_scale.models.large": ["scripts/*"]},
     cmdclass={"build_py": WithConfigs},
     entry_points={"console_scripts": ["afm_scale = afm_scale.commands.ending:main"]},
     python_requires=">=3.10",

@@ -101,18 +101,22 @@ class _Recorder(QuietHook):
         self.reports.append(report)
 
 
-def train_game(game: str, layout: Layout) -> Outcome:
+Games = Mapping[str, tuple[str, tuple[str, ...]]]
+"""Recipe and settings by name."""
+
+
+def train_game(game: str, layout: Layout, games: Games = GAMES) -> Outcome:
     """Plays the game on this rank, one of `layout.ranks` that call this together."""
-    config = config_of(game, layout)
+    config = config_of(game, layout, games)
     ranks = this_rank(layout)
     plan = build_plan(config, ranks)
     return play(config, plan, build_state(config, ranks, plan))
 
 
-def train_part(game: str, layout: Layout, folder: Path, steps: int) -> Outcome:
+def train_part(game: str, layout: Layout, folder: Path, steps: int, games: Games = GAMES) -> Outcome:
     """Goes on from the newest checkpoint in the folder, if there is one, up to `steps`, and saves another."""
     settings = (*layout.settings, f"run.folder={folder}", f"loop.steps={steps}")
-    config = config_of(game, layout._replace(settings=settings))
+    config = config_of(game, layout._replace(settings=settings), games)
     ranks = this_rank(layout)
     plan = build_plan(config, ranks)
     state, manager = build_state(config, ranks, plan), build_manager(config, ranks)
@@ -123,8 +127,8 @@ def train_part(game: str, layout: Layout, folder: Path, steps: int) -> Outcome:
     return outcome
 
 
-def config_of(game: str, layout: Layout) -> RunConfig:
-    recipe, overrides = GAMES[game]
+def config_of(game: str, layout: Layout, games: Games = GAMES) -> RunConfig:
+    recipe, overrides = games[game]
     config = load(RunConfig, recipe, (
         *overrides, f"parallel.plan={layout.plan}", f"loop.accumulation={layout.accumulation}",
         f"parallel.fsdp2.policy={layout.policy}", f"parallel.fsdp2.replicas={layout.replicas}",

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ..core.types import Batch
 from ..data.source import DataSource, Skipped
-from ..data.toys.synthetic import SyntheticLatentsConfig
+from ..data.toys.synthetic import like
 from ..ops.choice import Choice
 from ..parallel.agreement import agreed
 from ..parallel.compile import is_compiled
@@ -77,9 +77,7 @@ def _timed(
 
     Nothing else is left when it returns.
     """
-    samples = SyntheticLatentsConfig(
-        global_batch=config.data.global_batch, shape=config.data.shape, num_classes=config.data.num_classes
-    )
+    samples = like(config.data)
     with agreed():
         state, plan = build(replace(config, data=samples))
     before, timed = _Clock(ranks.device), _Clock(ranks.device)

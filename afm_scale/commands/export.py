@@ -24,6 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    export(options.source, options.out, dtype=options.dtype, vae=options.vae)
-    say(f"{options.out}: model.safetensors, config.json, README.md, samples.png")
+    written = export(options.source, options.out, dtype=options.dtype, vae=options.vae)
+    say(f"{options.out}: {', '.join(written)}")
     return 0

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ..core.conditions import Conditions, ConditionShape
 from ..core.errors import ConfigError
 from ..core.random import Draws, KeyedDraws, Positions
 from ..core.types import Batch, Loss, Networks, Role, Turn, networks_of
@@ -76,18 +77,19 @@ def demand(
 
 def step_flops_per_sample(
     players: Mapping[Role, nn.Module], averages: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module],
-    objective: Counted, shape: tuple[int, int, int], step: int = 0,
+    objective: Counted, shape: tuple[int, int, int], step: int = 0, *, prompts: ConditionShape | None = None,
 ) -> dict[tuple[str, str], float]:
     """Floating-point operations of step number `step` for each sample of the global batch, by turn and part of it.
 
     A turn is named by who moves in it, a part as `count_turn` says. All networks, and what the objective holds, are on
-    the meta device; `shape` is that of a sample.
+    the meta device; `shape` is that of a sample, `prompts` of what it is told beside a class.
     """
     for network in (*averages.values(), *frozen.values()):
         network.requires_grad_(False)
     meta = torch.device("meta")
     batch = Batch(
-        torch.empty(_COUNTED_BATCH, *shape, device=meta), torch.empty(_COUNTED_BATCH, dtype=torch.int64, device=meta)
+        torch.empty(_COUNTED_BATCH, *shape, device=meta), torch.empty(_COUNTED_BATCH, dtype=torch.int64, device=meta),
+        None if prompts is None else _prompts(prompts, meta),
     )
     found: dict[tuple[str, str], float] = {}
     for turn in objective.turns(step):
@@ -96,10 +98,19 @@ def step_flops_per_sample(
             {role: CountedNetwork(network, role.value, counter) for role, network in players.items()},
             {name: CountedNetwork(network, name, counter) for name, network in averages.items()},
             {name: CountedNetwork(network, name, counter) for name, network in frozen.items()},
-        )
+        ).given(batch.conditions)
         draws = KeyedDraws(0, step, movers, positions=Positions(0, 1, _COUNTED_BATCH), device=meta)
         count_turn(counter, players, turn, lambda role, nets=nets, draws=draws: objective.loss(
             role, nets, batch, draws, step
         ).total)
         found |= {(movers, part): number / _COUNTED_BATCH for part, number in counter.parts.items()}
     return found
+
+
+def _prompts(shape: ConditionShape, device: torch.device) -> Conditions:
+    count = _COUNTED_BATCH + 1
+    return Conditions(
+        torch.empty(count, shape.length, shape.width, device=device),
+        torch.empty(count, shape.length, dtype=torch.bool, device=device),
+        torch.empty(count, shape.pooled, device=device),
+    )

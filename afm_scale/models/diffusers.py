@@ -1,7 +1,9 @@
-"""Reads published autoencoders with diffusers. Imported only when one is named."""
+"""Autoencoders and transformers of diffusers: all that is taken from it. Imported only when one is named."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +19,7 @@ from ..core.errors import ConfigError
 from ..core.files import read_regular
 from ..core.ranges import Range
 from ..core.strict_json import parse_json
-from ..core.typed import build
+from ..core.typed import build, nearest
 from ..core.weights import first_misfit
 from .weights_file import read_safetensors
 
@@ -166,3 +168,50 @@ def _from_hub(name: str) -> Path:
             f"the autoencoder {name!r} is no folder here, and the hub did not give it ({reason}); give a local folder "
             f"that holds {CONFIG_NAME} and {WEIGHTS_NAME} of the published weights"
         ) from error
+
+
+def transformer_class(name: str) -> type[nn.Module]:
+    """The transformer of this name. Raises ConfigError if diffusers has none, or if it is something else."""
+    found = getattr(diffusers, name, None) if name.isidentifier() and not name.startswith("_") else None
+    if found is None:
+        known = [known for known in dir(diffusers) if "Transformer" in known and "Model" in known]
+        raise ConfigError(
+            f"class_name {name!r} is no class of diffusers {diffusers.__version__}{nearest(name, known)}; give one "
+            "such as QwenImageTransformer2DModel"
+        )
+    is_model = isinstance(found, type) and issubclass(found, diffusers.ModelMixin)
+    if not is_model or not found.__module__.startswith("diffusers.models.transformers."):
+        raise ConfigError(
+            f"class_name {name!r} is something else than a transformer in diffusers; give one such as "
+            "QwenImageTransformer2DModel"
+        )
+    return found
+
+
+def settings_of(class_name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a transformer's constructor is told: what is given, and its defaults. Raises ConfigError for others."""
+    parameters = inspect.signature(transformer_class(class_name).__init__).parameters
+    known = [name for name in parameters if name != "self"]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"config: {class_name} has no setting {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+            )
+    needed = [name for name in known if name not in given and parameters[name].default is inspect.Parameter.empty]
+    if needed:
+        raise ConfigError(f"config: {class_name} needs {', '.join(needed)}; there is no default")
+    return {name: given.get(name, parameters[name].default) for name in known}
+
+
+def build_transformer(class_name: str, settings: Mapping[str, Any]) -> nn.Module:
+    """Where torch's default device is. Raises ConfigError if the class refuses the settings."""
+    try:
+        return transformer_class(class_name)(**settings)
+    except (AssertionError, *_IMPOSSIBLE) as error:
+        reason = f"{type(error).__name__} {str(error)[:200]}".strip()
+        raise ConfigError(f"config: {class_name} cannot be built so ({reason}); correct its settings") from error
+
+
+def block_classes(transformer: nn.Module) -> list[str]:
+    """Names of the classes of its blocks: those that it says are repeated, or must not be split."""
+    return list(transformer._repeated_blocks or transformer._no_split_modules or ())

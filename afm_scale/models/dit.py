@@ -6,7 +6,7 @@ Legend: B batch, N tokens, d width, p patch size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,12 @@ from ..core.ranges import Range
 from ..core.sinusoids import sincos_positions
 from ..ops.block import gated_residual, modulated_norm
 from .layers import Attention, Linear, Mlp, PatchEmbed, zeros
+from .network_config import BlockSize, NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(NetworkConfig):
     """The size of a DiT. B, M, L and XL with patch 2 are in configs/model."""
-
-    prompt_width: ClassVar[int | None] = None  # numbers for each token of a prompt that it is told
-    pooled_width: ClassVar[int | None] = None  # numbers for a whole prompt; where both are None, it is told classes
 
     patch_size: Annotated[int, Range(1, 4_096)]  # of a side: positions of a sample that make one token
     hidden_size: Annotated[int, Range(4, 1_048_576)]  # width; a multiple of num_heads and of 4
@@ -38,6 +36,10 @@ class BackboneConfig:
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} and of 4 "
                 "(two sinusoids for each of two axes)"
             )
+
+    @property
+    def block_size(self) -> BlockSize:
+        return BlockSize(self.hidden_size, self.num_heads)
 
     def num_tokens(self, shape: tuple[int, int, int]) -> int:
         """Of a sample [C, H, W]; a token that a network adds does not count."""

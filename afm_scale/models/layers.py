@@ -43,13 +43,14 @@ def small_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def initial_weights(network: nn.Module, *context: object) -> Iterator[tuple[str, Tensor]]:
-    """(name, full float32 CPU tensor) of every parameter and buffer, as a function of context and name.
+    """(name, full float32 CPU tensor) of every parameter and kept buffer, as a function of context and name.
 
     Every module that owns tensors directly has `initial(name, generator) -> Tensor`.
     """
     for prefix, module in network.named_modules():
         own = [name for name, _ in module.named_parameters(recurse=False)]
-        own += [name for name, _ in module.named_buffers(recurse=False)]
+        unkept = module._non_persistent_buffers_set  # of who computes them
+        own += [name for name, _ in module.named_buffers(recurse=False) if name not in unkept]
         for name in own:
             full_name = f"{prefix}.{name}" if prefix else name
             yield full_name, module.initial(name, tensor_generator("weights", *context, full_name))

@@ -15,19 +15,18 @@ from torch import Tensor, nn
 
 from ..core.ranges import Range
 from .layers import DefaultLinear
+from .network_config import NetworkConfig
 
 _NUM_FEATURES = 64  # per scalar
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig:
+class MLPConfig(NetworkConfig):
     """Four hidden layers of `width` (published: 1024). Both times are inputs always."""
 
     times: ClassVar[Literal["both"]] = "both"
     target_time: ClassVar[bool] = True
     negative_times: ClassVar[bool] = True
-    prompt_width: ClassVar[int | None] = None
-    pooled_width: ClassVar[int | None] = None
     no_class_setting: ClassVar[str] = "conditional"
     kind: Literal["mlp"] = "mlp"
     width: Annotated[int, Range(1, 1_048_576)]  # of each of the four hidden layers
@@ -45,7 +44,7 @@ class MLPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPClassifierConfig:
+class MLPClassifierConfig(NetworkConfig):
     """Four hidden layers of `width`; `weights` as of a `ClassifierConfig`."""
 
     kind: Literal["mlp"] = "mlp"

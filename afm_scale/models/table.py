@@ -5,12 +5,27 @@ Each is built from its configuration, the shape of a sample and the number of cl
 
 from __future__ import annotations
 
+from torch import nn
+
+from ..core.packages import require
 from .classifier import ClassifierConfig, DiTClassifier
 from .diffusion import DiffusionConfig, DiffusionGenerator
 from .discriminator import DiscriminatorConfig, DiTDiscriminator
 from .generator import DiTGenerator, GeneratorConfig
+from .large.config import DiffusersConfig
 from .mlp import MLPClassifier, MLPClassifierConfig, MLPConfig, MLPDiscriminator, MLPGenerator
 
-GENERATORS = {GeneratorConfig: DiTGenerator, DiffusionConfig: DiffusionGenerator, MLPConfig: MLPGenerator}
+
+def _diffusers(config: DiffusersConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    require("diffusers", "model.generator.kind 'diffusers'", "latents")
+    from .large.network import DiffusersGenerator  # needs its package, imported only when the configuration names it
+
+    return DiffusersGenerator(config, shape, num_classes)
+
+
+GENERATORS = {
+    GeneratorConfig: DiTGenerator, DiffusionConfig: DiffusionGenerator, MLPConfig: MLPGenerator,
+    DiffusersConfig: _diffusers,
+}
 DISCRIMINATORS = {DiscriminatorConfig: DiTDiscriminator, MLPConfig: MLPDiscriminator}
 CLASSIFIERS = {ClassifierConfig: DiTClassifier, MLPClassifierConfig: MLPClassifier}

@@ -83,6 +83,11 @@ def recompute(module: Network, config: RecomputeConfig) -> None:
             f"wanted {wanted}; set parallel.recompute=none"
         )
     if config.kind == "per_repetition":
+        if not module.passes:
+            raise ConfigError(
+                f"parallel.recompute is of kind 'per_repetition', but {type(module).__name__} has no passes that could "
+                "be computed again as one; set parallel.recompute=full"
+            )
         for name in module.passes:
             setattr(module, name, _recomputed(getattr(module, name)))
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..core.batch_size import microbatch_size
 from ..core.errors import ConfigError
 from ..core.types import Role
-from ..models.dit import BackboneConfig
 from ..models.generator import GeneratorConfig
 from ..objectives.described import Described
 from ..parallel.kinds import kind as parallel
@@ -35,9 +34,7 @@ def described_for_plans(config: RunConfig) -> parallel.Described:
     """What the plan's demands are about: the networks that the recipe describes."""
     networks = [
         parallel.DescribedNetwork(
-            setting=f"model.{name}", kind=network.kind,
-            hidden_size=network.hidden_size if isinstance(network, BackboneConfig) else None,
-            num_heads=network.num_heads if isinstance(network, BackboneConfig) else None,
+            f"model.{name}", network.kind, *(() if (size := network.block_size) is None else size)
         )
         for name in ("generator", "discriminator", "classifier")
         if (network := getattr(config.model, name)) is not None
@@ -88,6 +85,12 @@ def check_objective(config: RunConfig, microbatch: int) -> None:
         raise ConfigError(
             f"objective.kind {objective.kind!r} takes derivatives in forward mode, but {reason}"
             f"{', or ' * bool(instead)}{instead}"
+        )
+    network = model.generator
+    if objective.differentiates_forward and network is not None and network.no_forward_derivative is not None:
+        raise ConfigError(
+            f"objective.kind {objective.kind!r} takes derivatives in forward mode, but "
+            f"{network.no_forward_derivative}; {objective.without_forward_derivative or 'choose another objective'}"
         )
     for role in objective.roles:
         if getattr(model, role.value) is None or getattr(config.optimizer, role.value) is None:

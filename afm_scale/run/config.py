@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..checkpoint.formats.table import FORMATS
 from ..checkpoint.manager import CheckpointConfig
@@ -48,6 +49,18 @@ class ModelConfig:
     flow: Path | None = None  # frozen, for guidance: a checkpoint (or a run's folder) of objective 'flow_matching'
     compile_guides: bool | None = None  # torch.compile of the frozen two, block by block; null: on a GPU
 
+    def resolved(self) -> ModelConfig:
+        """The same with what its networks leave to files. Raises ConfigError if these are not there."""
+        return self._each(lambda network: network.resolved())
+
+    def without_files(self) -> ModelConfig:
+        """The same as far as sizes are concerned, its networks beginning without files."""
+        return self._each(lambda network: network.without_files())
+
+    def _each(self, change: Callable[[Any], Any]) -> ModelConfig:
+        names = [name for name in ("generator", "discriminator", "classifier") if getattr(self, name) is not None]
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizersConfig:
@@ -75,12 +88,12 @@ class RunConfig:
     report: AnyReport | None = None  # what the average is measured by at the end
 
     def resolved(self) -> RunConfig:
-        """The same with what a packed data set says of itself where the recipe leaves it out; commands begin with it.
+        """The same with what a packed data set, or a folder of weights, says of itself where the recipe leaves it out.
 
-        Raises DataError if a data set that must say it is not there.
+        Commands begin with it. Raises DataError or ConfigError if one that must say it is not there.
         """
         evaluation = self.hooks.evaluation
         return replace(
-            self, data=self.data.resolved(), report=self.report and self.report.resolved(),
+            self, data=self.data.resolved(), model=self.model.resolved(), report=self.report and self.report.resolved(),
             hooks=replace(self.hooks, evaluation=evaluation and evaluation.resolved()),
         )

@@ -22,6 +22,7 @@ from ..core.types import PUBLISHED, Role
 from .checkpoints import KINDS
 from .fitting import recipes_that_fit
 from .networks import build_described
+from .prompts import labels_of
 
 Part = Literal["all", "average", "generator", "discriminator", "classifier"]
 PARTS: tuple[Part, ...] = ("all", "average", "generator", "discriminator", "classifier")
@@ -174,7 +175,7 @@ def outputs(source: Source, group: str) -> Tensor:
     random = torch.Generator().manual_seed(0)
     x = torch.randn(_SAMPLES, *card.shape, generator=random).to(dtype)
     s = torch.linspace(1, 0.75, _SAMPLES)
-    y = torch.arange(_SAMPLES) % card.num_classes
+    y = labels_of(build(KINDS[role], card.networks[role], (role.value,)), card.num_classes, _SAMPLES, dtype)
     with torch.inference_mode():
         if role is Role.GENERATOR:
             return network(x, s, s / 2, y)

@@ -40,7 +40,8 @@ def step_parts(config: RunConfig, step: int = 0) -> dict[tuple[str, str], float]
 def _parts(config: RunConfig, objective: Objective, step: int) -> dict[tuple[str, str], float]:
     averages = {name: build_learner(config) for name in (PUBLISHED, *config.objective.averages)}
     return step_flops_per_sample(
-        build_networks(config), averages, frozen_modules(config), objective, config.data.shape, step
+        build_networks(config), averages, frozen_modules(config), objective, config.data.shape, step,
+        prompts=config.data.prompt_shape,
     )
 
 

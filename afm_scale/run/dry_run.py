@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ..core.types import PUBLISHED
-from ..data.toys.synthetic import SyntheticLatentsConfig
+from ..data.toys.synthetic import like
 from ..estimate.costs import Cost, Costs
 from ..estimate.hollow import Hollow
 from ..estimate.ledger import Ledger
@@ -95,12 +95,10 @@ def dry_run(
 def hollow_config(config: RunConfig) -> RunConfig:
     """The same as far as a step is concerned, with nothing that needs a GPU, a compiler or files."""
     precision = "bf16" if config.parallel.precision == "fp8" else config.parallel.precision
-    samples = SyntheticLatentsConfig(
-        global_batch=config.data.global_batch, shape=config.data.shape, num_classes=config.data.num_classes
-    )
+    samples = like(config.data)
     return replace(
         config, data=samples, parallel=replace(config.parallel, device="cpu", precision=precision, compile=False),
-        model=replace(config.model, compile_guides=False),
+        model=replace(config.model.without_files(), compile_guides=False),
     )
 
 

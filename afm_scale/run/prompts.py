@@ -6,16 +6,29 @@ from collections.abc import Mapping
 
 import torch
 
-from ..core.conditions import Conditions, ConditionShape
+from ..core.conditions import Conditions, ConditionShape, Told
 from ..core.errors import ConfigError
 from ..data.source import SourceConfig
+from ..models.network_config import NetworkConfig
 from .config import ModelConfig
+
+_LENGTH = 4  # tokens of a random prompt
 
 
 def prompts_of(data: SourceConfig, device: torch.device) -> Conditions | None:
     """What samples are drawn for, on the device; None where data have classes. Raises DataError if it is not there."""
     table = data.prompts()
     return None if table is None else table.to(device)
+
+
+def labels_of(network: NetworkConfig, num_classes: int, count: int, dtype: torch.dtype) -> Told:
+    """Something to tell a network of so many samples: classes in turn, or prompts of random numbers."""
+    if network.prompt_width is None and network.pooled_width is None:
+        return torch.arange(count) % num_classes
+    random = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(count, _LENGTH, network.prompt_width or 1, generator=random).to(dtype)
+    pooled = torch.randn(count, network.pooled_width or 0, generator=random).to(dtype)
+    return Conditions(embeddings, torch.ones(count, _LENGTH, dtype=torch.bool), pooled)
 
 
 def check_told(data: SourceConfig, model: ModelConfig) -> None:

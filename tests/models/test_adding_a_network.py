@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from afm_scale.__main__ import main
 from afm_scale.models.layers import DefaultLinear, LabelTable
+from afm_scale.models.network_config import NetworkConfig
 from afm_scale.models.table import GENERATORS
 from tests.program import SMALL_FLOW_MATCHING
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelwiseConfig:
+class PixelwiseConfig(NetworkConfig):
     """One hidden layer over the pixels of a sample, its time and its class."""
 
     kind: Literal["pixelwise"] = "pixelwise"
@@ -65,5 +66,5 @@ def test_it_trains_resumes_and_draws_like_any_other(tmp_path: Path, monkeypatch:
 
 def test_without_its_line_the_kinds_there_are_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *RECIPE, f"run.folder={tmp_path}"]) == 2
-    wanted = "wanted one of 'dit', 'dit_diffusion', 'mlp'"
+    wanted = "wanted one of 'dit', 'dit_diffusion', 'mlp', 'diffusers'"
     assert f"model.generator.kind: found 'pixelwise', {wanted}" in capsys.readouterr().err

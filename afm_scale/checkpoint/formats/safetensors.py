@@ -96,8 +96,10 @@ def single_part(tensors: Mapping[str, Lazy]) -> tuple[str | None, dict[str, Lazy
     return part, {name.removeprefix(f"{part}."): lazy for name, lazy in tensors.items()}
 
 
-def write_shards(folder: Path, tensors: Mapping[str, Lazy], head: Mapping[str, str], most_bytes: int) -> None:
-    """model.safetensors, or several files of at most so many bytes (a larger tensor has its own) and an index."""
+def write_shards(
+    folder: Path, tensors: Mapping[str, Lazy], head: Mapping[str, str], most_bytes: int, *, stem: str = "model"
+) -> None:
+    """STEM.safetensors, or several files of at most so many bytes (a larger tensor has its own) and an index."""
     shards: list[dict[str, Lazy]] = [{}]
     filled = 0
     for name, lazy in tensors.items():
@@ -107,17 +109,17 @@ def write_shards(folder: Path, tensors: Mapping[str, Lazy], head: Mapping[str, s
         shards[-1][name] = lazy
         filled += lazy.entry.num_bytes
     if len(shards) == 1:
-        with new_file(folder / WEIGHTS) as file:
+        with new_file(folder / f"{stem}.safetensors") as file:
             write_safetensors(file, shards[0], head)
         return
     places = {}
     for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file_name = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
         with new_file(folder / file_name) as file:
             write_safetensors(file, shard, head)
         places |= dict.fromkeys(shard, file_name)
     total = sum(lazy.entry.num_bytes for lazy in tensors.values())
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def _of_folder(path: Path, opening: ExitStack) -> dict[str, Lazy]:

@@ -50,7 +50,22 @@ class SyntheticLatentsConfig(SourceConfig):
         lengths[-1] = 1
         mask = torch.arange(text.length) < lengths[:, None]
         embeddings = draws.normal("embeddings", (text.length, text.width)) * mask[..., None]
-        return Conditions(embeddings, mask, draws.normal("pooled", (text.pooled,)))
+        return Conditions(embeddings, mask, draws.normal("pooled", (text.pooled + 1,))[:, : text.pooled])
+
+
+_MOST_PROMPTS = 64  # that stand for those of other data: they are held in memory, and their contents mean nothing
+
+
+def like(config: SourceConfig) -> SyntheticLatentsConfig:
+    """Random samples in the place of others, as many and as large; `config` is a resolved one."""
+    shape, count = config.prompt_shape, config.num_classes
+    return SyntheticLatentsConfig(
+        global_batch=config.global_batch, shape=config.shape,
+        num_classes=count if shape is None else min(count, _MOST_PROMPTS),
+        text=None if shape is None else SyntheticPromptsConfig(
+            length=shape.length, width=shape.width, pooled=shape.pooled
+        ),
+    )
 
 
 class SyntheticLatents(PositionedSource):

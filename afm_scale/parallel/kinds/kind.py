@@ -27,7 +27,7 @@ class Turn:
 ONE_MICROBATCH = Turn()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DescribedNetwork:
     """A network as a recipe describes it, as far as plans have demands on it."""
 
@@ -35,6 +35,7 @@ class DescribedNetwork:
     kind: str
     hidden_size: int | None = None  # of its blocks; None: it has none
     num_heads: int | None = None
+    can_be_shared: bool = True  # its blocks, by several ranks
 
     @property
     def has_blocks(self) -> bool:

@@ -77,6 +77,11 @@ class MegatronConfig(PlanKind):
                     f"parallel.plan 'megatron' shares the work of blocks, but {network.setting} of kind "
                     f"{network.kind!r} has none; set parallel.plan=ddp"
                 )
+            if not network.can_be_shared:
+                raise ConfigError(
+                    f"parallel.plan 'megatron' shares the work of blocks, but those of {network.setting}, of kind "
+                    f"{network.kind!r}, are another program's and do not say how; set parallel.plan=fsdp2"
+                )
             if network.num_heads % self.tensor:
                 raise ConfigError(
                     f"{setting} does not divide {network.setting}.num_heads {network.num_heads}, of which every rank "

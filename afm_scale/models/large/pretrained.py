@@ -1,0 +1,125 @@
+"""The weights of a folder that diffusers' `save_pretrained` wrote, read one tensor at a time.
+
+Nothing but safetensors is read, in one file or in several with an index; no rank ever holds more than one tensor of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...core.errors import ConfigError
+from ...core.files import read_regular, require_regular
+from ...core.strict_json import parse_json
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_SETTING = "model.generator.weights"
+
+
+def read_settings(folder: Path, class_name: str) -> dict[str, Any]:
+    """What its config.json says of a transformer of this class. Raises ConfigError if it is another's, or not there."""
+    plain = _json(folder, CONFIG_NAME)
+    if plain.get("_class_name") != class_name:
+        raise ConfigError(
+            f"{_SETTING} {folder} is of class {plain.get('_class_name')!r}, model.generator.class_name is "
+            f"{class_name!r}; give the folder of that class: the 'transformer' of a pipeline"
+        )
+    return {key: value for key, value in plain.items() if not key.startswith("_")}
+
+
+class Pretrained:
+    """Tensors by name. Whether they are those of a network is looked at once, when the first one is read."""
+
+    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """`shapes`: of the network's tensors, by the names that they are to have in the folder."""
+        self._folder = folder
+        self._shapes = shapes
+        self._files: dict[str, Path] | None = None
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, float32 on the CPU. Raises ConfigError for what is missing, of another shape or not finite.
+        """
+        if self._files is None:
+            self._files = self._checked()
+        path = self._files[name]
+        try:
+            require_regular(path)
+            with safe_open(path, framework="pt") as file:
+                value = file.get_tensor(name).to(torch.float32)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
+        if not bool(value.isfinite().all()):
+            raise ConfigError(f"{_SETTING} {path} cannot be used: {name} holds values that are not finite; restore it")
+        return value
+
+    def _checked(self) -> dict[str, Path]:
+        """Which file each tensor is in."""
+        found: dict[str, tuple[Path, tuple[int, ...], str]] = {}
+        for path in self._paths():
+            try:
+                require_regular(path)
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118  (it is no mapping)
+                        part = file.get_slice(name)
+                        found[name] = path, tuple(part.get_shape()), part.get_dtype()
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, error) from error
+        for name in sorted(found.keys() | self._shapes.keys()):
+            there = found[name][1] if name in found else "missing"
+            here = self._shapes.get(name, "not wanted")
+            if there != here:
+                raise ConfigError(
+                    f"{_SETTING} {self._folder} does not fit model.generator.config: {name} is {there} there, {here} "
+                    "here; describe the network that the weights are of (config=null takes their own config.json)"
+                )
+            if found[name][2] not in _FLOATS:
+                raise ConfigError(
+                    f"{_SETTING} {self._folder} cannot be used: {name} is of {found[name][2]}, wanted floats of 16 to "
+                    "64 bits"
+                )
+        return {name: path for name, (path, _, _) in found.items()}
+
+    def _paths(self) -> list[Path]:
+        if not (self._folder / INDEX_NAME).exists():
+            if not (self._folder / WEIGHTS_NAME).exists():
+                raise ConfigError(
+                    f"{_SETTING} {self._folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}; wanted a transformer's "
+                    "folder with weights in safetensors, as diffusers' save_pretrained writes it"
+                )
+            return [self._folder / WEIGHTS_NAME]
+        listed = _json(self._folder, INDEX_NAME).get("weight_map")
+        names = set(listed.values()) if isinstance(listed, dict) else {None}
+        wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if wrong:
+            raise ConfigError(
+                f"{self._folder / INDEX_NAME} names {wrong[0]!r}, which is no file beside it; restore the folder"
+            )
+        return [self._folder / name for name in sorted(names)]
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        plain: Any = parse_json(read_regular(folder / name))
+        if not isinstance(plain, dict):
+            raise ValueError("it is no mapping")
+    except OSError as error:
+        raise ConfigError(
+            f"{_SETTING} {folder}: {name} cannot be read: {error.strerror}; give a transformer's folder, as diffusers' "
+            "save_pretrained writes it"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{_SETTING} {folder}: {name} cannot be used: {error}; restore it") from error
+    return plain
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return ConfigError(f"{_SETTING} {path} cannot be read: {reason}; restore it")

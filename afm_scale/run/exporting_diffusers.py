@@ -1,0 +1,57 @@
+"""A generator that is a transformer of diffusers, as a folder that diffusers loads, with a script that draws from it.
+
+    transformer/               config.json and safetensors: `from_pretrained` of its class
+    second_time.safetensors    what tells it intervals, where it is told some
+    sample.py                  draws in one or a few steps, with diffusers and torch alone
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoint.formats.format import Source
+from ..checkpoint.formats.output import new_file, write_json
+from ..checkpoint.formats.safetensors import single_part, write_shards
+from ..checkpoint.formats.safetensors_file import write_safetensors
+from ..core.errors import CheckpointError
+from ..core.files import read_regular, write_atomically
+from ..core.typed import build
+from ..core.types import Role
+from ..models.large.config import DiffusersConfig
+
+SECOND_TIME, SCRIPT = "second_time.safetensors", "sample.py"
+_WEIGHTS = "diffusion_pytorch_model"
+_MOST_BYTES = 10**10  # of a file, as diffusers has it
+_HEAD = {"format": "pt"}
+_SCRIPTS = Path(__file__).parent.parent / "models" / "large" / "scripts"
+
+
+def write_for_diffusers(source: Source, folder: Path) -> list[str]:
+    """Into a folder that is there; returns what it has written."""
+    config: DiffusersConfig = build(DiffusersConfig, source.card().networks[Role.GENERATOR], ("generator",))
+    _, tensors = single_part(source.tensors)
+    parts = {
+        part: {name.removeprefix(f"{part}."): lazy for name, lazy in tensors.items() if name.startswith(f"{part}.")}
+        for part in ("transformer", "second_time")
+    }
+    if sum(map(len, parts.values())) != len(tensors) or not parts["transformer"]:
+        raise CheckpointError(f"{source.path} holds other tensors than those of {config.class_name}; use another copy")
+    (folder / "transformer").mkdir()
+    write_shards(folder / "transformer", parts["transformer"], _HEAD, _MOST_BYTES, stem=_WEIGHTS)
+    write_json(folder / "transformer" / "config.json", {"_class_name": config.class_name, **config.settings})
+    written = ["transformer"]
+    if parts["second_time"]:
+        with new_file(folder / SECOND_TIME) as file:
+            write_safetensors(file, parts["second_time"], _HEAD)
+        script = read_regular(_SCRIPTS / f"{config.adapter.script}.py.txt")
+        write_atomically(folder / SCRIPT, lambda file: file.write(script))
+        written += [SECOND_TIME, SCRIPT]
+    return written
+
+
+USE = (
+    "```sh", 'python sample.py --pipeline PIPELINE --prompt "a red cube" --steps 1', "```", "",
+    "PIPELINE is the one whose text encoder and autoencoder the training data were made with; `sample.py` says more. "
+    "Without it, `transformer/` is the flow model, for a pipeline of many steps.",
+)
+"""A page's words on how it is used, for those who have no afm_scale."""
