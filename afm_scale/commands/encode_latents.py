@@ -30,6 +30,7 @@ from ..core.screen import say
 from ..data.description import ImageContent, LatentContent, file_sha256
 from ..data.images import decoded_image
 from ..data.latents import MEMBERS
+from ..data.members import TEXT
 from ..data.shards import PackedShards, SampleError
 from ..data.transforms import ImageError, to_pixels
 from ..models.autoencoder import Autoencoder
@@ -151,7 +152,7 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
     channels, height, width = autoencoder.moments(blank)[0].shape[1:]
     latents = LatentContent(
         shape=(channels, height, width), vae=request.name or found.name, vae_sha256=file_sha256(found.weights),
-        scale=scale, shift=shift,
+        scale=scale, shift=shift, texts=content.texts,
     )
     settings: dict[str, Any] = {
         "images_index_sha256": images.description.index_sha256, "images_made": dict(images.description.made),
@@ -213,6 +214,8 @@ def _encode_shard(
                             "image, use --precision fp32, or another autoencoder"
                         )
                     members[f"{member}.npy"] = _npy(record[place])
+                if job.images.description.content.texts:
+                    members[TEXT] = job.images.read(row, 1)
                 writer.add(int(index.key[row]), int(index.label[row]), members)
             advance(len(rows))
 

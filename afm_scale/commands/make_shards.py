@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pack this folder of the source alone, or this split of its parquet files (train, say)")
     add("--classes", type=Path, metavar="FILE",
         help="the class folders in the order of their numbers, one a line; or a packed data set, to have its numbers")
+    add("--texts", action="store_true",
+        help="of images without classes: pack the text that lies beside each, NAME.txt beside NAME.jpg, with it")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     classes = None if options.classes is None else read_classes(options.classes)
     config = MakeShardsConfig(
         source=options.source, out=options.out, recode=recode, num_shards=options.shards, shard_mb=options.shard_mb,
-        workers=options.workers, seed=options.seed, layout=Layout(within=options.within, classes=classes),
+        workers=options.workers, seed=options.seed,
+        layout=Layout(within=options.within, classes=classes, texts=options.texts),
     )
     say(summary(config, make_shards(config)))
     return 0

@@ -150,7 +150,7 @@ def schedules_in(config: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 class AverageConfig:
     """average <- decay average + (1 - decay) weights, once per update of the learner, in the weights' precision."""
 
-    decay: Annotated[float, Range(0, below=1)]  # 0.9999 as published; 0 copies the weights
+    decay: Annotated[float, Range(0, 1)]  # 0.9999 as published; 0 copies the weights, 1 leaves it where it began
     warm_up: bool = False  # use min(decay, (1 + k) / (10 + k)) at update k = 0, 1, ...: forgets the start sooner
 
     def decay_at(self, step: int) -> float:

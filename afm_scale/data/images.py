@@ -102,9 +102,10 @@ class DaliConfig(ImagesConfig):
 
 
 def open_shards(
-    folder: Path, *, kind: Kind, num_classes: int, on_error: str, check: bool
+    folder: Path, *, kind: Kind, num_classes: int | None, on_error: str, check: bool
 ) -> PackedShards:
     """The packed data set that a source wants. Raises DataError if it is another kind, is damaged, or has other labels.
+    With None in the place of `num_classes` it may have any.
 
     With `check` (one rank is enough) sizes and indices are compared too; shards that are missing or truncated are
     tolerated if errors are to be skipped.
@@ -112,7 +113,7 @@ def open_shards(
     shards = PackedShards(folder)
     description = shards.description
     check_content(folder, description, kind)
-    if description.num_classes != num_classes:
+    if num_classes not in (None, description.num_classes):
         raise DataError(
             f"{folder} has {description.num_classes} classes, data.num_classes is {num_classes}; "
             f"set data.num_classes={description.num_classes}"

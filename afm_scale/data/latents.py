@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -75,6 +75,11 @@ class LatentsConfig(SourceConfig):
     def encoding(self) -> Encoding:
         return Encoding(self.vae, self.scale, self.shift or 0.0)
 
+    @property
+    def num_labels(self) -> int | None:
+        """Classes that the folder must have; None: its labels are not used."""
+        return self.num_classes
+
 
 def posterior_sample(mean: Tensor, deviation: Tensor, scale: float, *, seed: int, positions: Positions) -> Tensor:
     """scale * (mean + deviation * normal), [B, C, H, W] float32, the noise a function of the stream position alone."""
@@ -127,7 +132,7 @@ def _all_finite(values: memoryview) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Turn:
     moments: Tensor  # [B, 2, C, H, W] float16 on the CPU, pinned if they are to travel
-    labels: Tensor  # [B]
+    told: Any  # what else is read of the samples: labels [B]
     skipped: list[Skipped]
 
 
@@ -144,7 +149,7 @@ class LatentsSource:
         self._device = torch.device(device)
         self._cursor = StreamCursor(global_batch=config.global_batch, rank=rank, world_size=world_size)
         self._shards = open_shards(
-            config.folder, kind="latents", num_classes=config.num_classes, on_error=config.on_error, check=rank == 0
+            config.folder, kind="latents", num_classes=config.num_labels, on_error=config.on_error, check=rank == 0
         )
         content = self._shards.description.content
         assert isinstance(content, LatentContent)
@@ -168,7 +173,7 @@ class LatentsSource:
         self._skipped.extend(turn.skipped)
         mean, deviation = turn.moments.to(self._device, non_blocking=True).to(torch.float32).unbind(1)
         x = posterior_sample(mean, deviation, self._config.scale, seed=self._seed, positions=positions)
-        return Batch(x, turn.labels.to(self._device, non_blocking=True))
+        return self._batch(x, turn.told)
 
     def _read(self, positions: Positions) -> _Turn:
         """Reads one turn, in the thread that reads ahead."""
@@ -187,8 +192,15 @@ class LatentsSource:
             )
             rows[row] = np.frombuffer(values, np.uint8)
             skipped += refused
+        return _Turn(moments, self._told(samples), skipped)
+
+    def _told(self, samples: Sequence[int]) -> Any:
+        """What is read of samples besides their latents, on the CPU, in the thread that reads ahead."""
         labels = self._shards.index.label[samples]
-        return _Turn(moments, labels.pin_memory() if pinned else labels, skipped)
+        return labels.pin_memory() if self._device.type == "cuda" else labels
+
+    def _batch(self, x: Tensor, told: Any) -> Batch:
+        return Batch(x, told.to(self._device, non_blocking=True))
 
     def _values(self, sample: int, member: int) -> memoryview:
         data = self._shards.read(sample, member)

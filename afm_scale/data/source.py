@@ -50,6 +50,7 @@ class SourceConfig:
 
     needs: ClassVar[Needs | None] = None
     draws_latents: ClassVar[bool] = False  # otherwise its samples are pixels, or what is measured as it is
+    has_images: ClassVar[bool] = True  # otherwise its batches have prompts alone, and x is NaN
     encodes: ClassVar[bool] = False  # its source is handed `encode`, an encoder (data/images_to_latents.py)
     positioned: ClassVar[bool] = False  # its source is an `order.PositionedSource`: any sample can be had at any time
 

@@ -15,7 +15,9 @@ from ..core.packages import require
 from .images import DaliConfig, WebDatasetConfig
 from .images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
 from .latents import LatentsConfig, LatentsSource
+from .prompts_alone import PromptsConfig, PromptsSource
 from .source import DataSource, SourceConfig
+from .text_latents import TextLatentsConfig, TextLatentsSource
 from .toys.captioned_mnist import CaptionedMnistConfig, CaptionedMnistSource
 from .toys.digits import DigitsConfig, DigitsSource
 from .toys.mixture1d import Mixture1DConfig, Mixture1DSource
@@ -48,6 +50,8 @@ SOURCES: dict[type[SourceConfig], Callable[..., DataSource]] = {
     WebDatasetConfig: WebDatasetSource,
     DaliConfig: _dali,
     LatentsConfig: LatentsSource,
+    TextLatentsConfig: TextLatentsSource,
+    PromptsConfig: PromptsSource,
     ImagesToLatentsConfig: _images_to_latents,
 }
 

@@ -118,3 +118,17 @@ def guides_fit(model: ModelDescription, guidance: Guidance | None) -> None:
             f"model.classifier is described, but nothing asks it: objective.guidance is {found}; set "
             "model.classifier=null, or guide by objective.guidance.kind flow or plain"
         )
+
+
+def images_to_begin_with(image_free: bool, warm_up_steps: int, steps: int) -> None:
+    """Updates of flow matching before the rest have images to match, and leave some updates to the rest."""
+    if image_free and warm_up_steps > 0:
+        raise ConfigError(
+            f"objective.warm_up_steps {warm_up_steps} are of flow matching, which needs images, and "
+            "objective.image_free has none; set objective.warm_up_steps=0"
+        )
+    if warm_up_steps >= steps > 0:
+        raise ConfigError(
+            f"objective.warm_up_steps {warm_up_steps} is not less than loop.steps {steps}: the run would be flow "
+            "matching alone; set objective.warm_up_steps lower"
+        )

@@ -110,6 +110,11 @@ class ObjectiveConfig(Protocol):
         """Whether some samples are shown without their class, so that the network knows samples of any class too."""
         ...
 
+    @property
+    def image_free(self) -> bool:
+        """Whether it asks for no images: x of its batches is not looked at, and may be of data that have none."""
+        ...
+
     def check(self, described: Described) -> None:
         """Raises ConfigError for a recipe that it cannot train: times, a class that is hidden, the batch ..."""
         ...
@@ -130,6 +135,7 @@ class GameOfOneConfig:
     guides: ClassVar[tuple[str, ...]] = ()
     differentiates_forward: ClassVar[bool] = False
     without_forward_derivative: ClassVar[str] = ""
+    image_free: ClassVar[bool] = False
 
     @property
     def hides_classes(self) -> bool:

@@ -36,12 +36,15 @@ def quarters_of(positions: Positions) -> Quarters:
     return Quarters(*(positions.below(end) for end in ends), positions.stride / max(quarter, 1))
 
 
-def samples(network: Generator, batch: Batch, draws: Draws, quarters: Quarters, *, near: float) -> Interval:
+def samples(
+    network: Generator, batch: Batch, draws: Draws, quarters: Quarters, *, near: float, image_free: bool = False
+) -> Interval:
     """Of all quarters, with the path's own velocity; the data of the last one are the network's, z - F(z, 1, 0).
 
-    `near`: the largest interval of the near ones, as a share of t.
+    `near`: the largest interval of the near ones, as a share of t. `image_free`: so are the data of all quarters.
     """
     dtype, shape, (ones, to_near, far, _) = batch.x.dtype, batch.x.shape[1:], quarters
+    real = 0 if image_free else far
     names = ("time", "target time, near", "target time, far")
     t, by_near, by_far = (draws.uniform(name).to(dtype) for name in names)
     t = torch.cat((torch.ones_like(t[:ones]), t[ones:]))
@@ -50,9 +53,9 @@ def samples(network: Generator, batch: Batch, draws: Draws, quarters: Quarters, 
     ))
     z, own = (draws.normal(name, shape).to(dtype) for name in ("source noise", "noise of own samples"))
     with torch.no_grad():
-        one = torch.ones_like(t[far:])
-        fake = own[far:] - network(own[far:], one, 0 * one, batch.y[far:])
-    x = torch.cat((batch.x[:far], fake))
+        one = torch.ones_like(t[real:])
+        fake = own[real:] - network(own[real:], one, 0 * one, batch.y[real:])
+    x = torch.cat((batch.x[:real], fake))
     return Interval(interpolate(x, z, t), t, r, z - x)
 
 

@@ -13,7 +13,8 @@ Quarters of the global batch, in this order, by fixed numbers:
 
 F^- is the average "target", fast and beside the published one, or the network itself; it moves once an update. Not in
 the paper, but in the program: the weight of time, the clamps, the loss that is about the root of the error. In neither:
-classes are hidden from some near ones, and the first updates may be flow matching, to start from scratch.
+classes are hidden from some near ones, and the first updates may be flow matching, to start from scratch. `image_free`:
+data of all quarters are x_f; published for prompts alone, with a target that does not move (decay 1) and w = 4.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class TwinFlowConfig(GameOfOneConfig):
     rectification_weight: Annotated[float, Range(0, 1e6)] = 0.5  # of the mean over the one-step samples
     target: AverageConfig | None = AverageConfig(decay=0.99, warm_up=True)  # the average F^-; null: the network itself
     warm_up_steps: Annotated[int, Range(0, MANY), InUpdates()] = 0  # updates of plain flow matching before all this
+    image_free: bool = False  # whether the network's own one-step samples stand in the place of all images
 
     @property
     def hides_classes(self) -> bool:
@@ -72,16 +74,12 @@ class TwinFlowConfig(GameOfOneConfig):
         demands.no_class_taken(described.model, self.class_dropout)
         demands.no_class_learnt(self.class_dropout, "objective.guidance_weight" if self.guidance_weight > 0 else None)
         demands.wide_enough(described.precision, self.interval, "objective.interval", "objective.interval=0.02")
+        demands.images_to_begin_with(self.image_free, self.warm_up_steps, described.steps)
         if described.microbatch < QUARTERS:
             raise ConfigError(
                 f"{kind} cuts the batch into quarters, of which every microbatch needs a sample each, found "
                 f"{described.microbatch}: use {QUARTERS} at least by a larger data.global_batch, less "
                 "loop.accumulation or fewer ranks"
-            )
-        if self.warm_up_steps >= described.steps > 0:
-            raise ConfigError(
-                f"objective.warm_up_steps {self.warm_up_steps} is not less than loop.steps {described.steps}: the run "
-                "would be flow matching alone; set objective.warm_up_steps lower"
             )
 
 
@@ -118,7 +116,7 @@ class TwinFlow(GameOfOne):
         config, network, quarters = self.config, nets.generator, quarters_of(draws.positions)
         ones, near, far, part = quarters
         target_network = network if config.target is None else nets.averages[TARGET]
-        found = samples(network, batch, draws, quarters, near=config.near)
+        found = samples(network, batch, draws, quarters, near=config.near, image_free=config.image_free)
         y, hidden = self._labels(batch.y, draws, ones, near)
         found = found._replace(velocity=self._guided(target_network, found, batch.y, hidden, ones, far))
         sign = torch.ones_like(found.t)

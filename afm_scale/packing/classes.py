@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.files import read_regular
 from ..data.description import DESCRIPTION_NAME, read_description
 from .naming import composed, natural, split_of
@@ -30,6 +30,11 @@ class Layout:
 
     within: str | None = None  # the folder in it that is packed, or the split of its parquet files
     classes: tuple[str, ...] | None = None  # class folders in the order of their numbers
+    texts: bool = False  # images are of no classes, and each has a text beside it, of its name but for the suffix .txt
+
+    def __post_init__(self) -> None:
+        if self.texts and self.classes is not None:
+            raise ConfigError("--texts packs images with texts and without classes; leave out --classes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,8 @@ from ..data.transforms import ImageError
 from .classes import Folders, Layout, classes_of, with_parents
 from .naming import SIDE_FILES, composed, is_image, may_hold_images, refuse_path, suffix_of, why_ignored
 
+TEXT_SUFFIX = ".txt"
+WITH_TEXTS = "images with texts"  # the one class that they are of
 _LARGEST_BYTES = 1 << 30  # of one image; an archive may claim any size
 _IS_LINK = "is a link"
 
@@ -42,6 +44,7 @@ class Original:
     label: int
     size: int  # bytes
     place: int
+    text: Original | None = None  # what is said of it, where images have texts
 
 
 class Reader(Protocol):
@@ -65,6 +68,7 @@ class Listing:
     def digest(self) -> str:
         """A digest of the names, sizes and classes: another one means that the source has changed."""
         lines = [f"{one.size} {one.label} {one.name}" for one in self.originals]
+        lines += [f"{one.text.size} text {one.text.name}" for one in self.originals if one.text is not None]
         lines += [f"refused {one.name} {one.reason}" for one in self.refused]
         return sha256("\n".join([*self.class_names, "", *lines]).encode(errors="surrogateescape")).hexdigest()
 
@@ -82,7 +86,7 @@ def listing(
     images would be left out without a look.
     """
     layout = layout or Layout()
-    refusals, links, images = [], set(), {}
+    refusals, links, images, texts = [], set(), {}, {}
     inside = composed(posixpath.normpath(layout.within)) if layout.within is not None else ""
 
     def path_of(name: str) -> str | None:
@@ -115,6 +119,9 @@ def listing(
                 containers.append(path)
             if posixpath.basename(path).lower() in SIDE_FILES and len(notes) < 20:
                 notes.append(f"{one.name} is not read: the folders alone say which class an image is of")
+        if layout.texts and not ignored and suffix_of(path) == TEXT_SUFFIX:
+            texts[posixpath.splitext(path)[0]] = one
+            continue
         if reason is not None:
             refusals.append(Refused(name=one.name, reason=reason))
             continue
@@ -125,6 +132,12 @@ def listing(
         raise DataError(f"--within {layout.within} is no folder of the source; wanted one that holds class folders")
     every = with_parents(known)
     _refuse_containers(containers, every)
+    if layout.texts:
+        refusals.sort(key=lambda one: (one.name, one.reason))
+        return Listing(
+            originals=_with_texts(images, texts), class_names=(WITH_TEXTS,), refused=refusals, reader=reader,
+            notes=(*notes, *_alike(images)),
+        )
     classes = classes_of(Folders(images=+present, all=every | {""}, links=frozenset(links)), layout)
     originals = []
     for path, one in sorted(images.items()):
@@ -140,6 +153,28 @@ def listing(
     return Listing(
         originals=originals, class_names=classes.names, refused=refusals, reader=reader, notes=tuple(notes)
     )
+
+
+def _with_texts(images: Mapping[str, Found], texts: Mapping[str, Found]) -> list[Original]:
+    """By name. Raises DataError if an image has no text or a text no image: which belong together would be a guess."""
+    stems = {posixpath.splitext(path)[0] for path in images}
+    lacking = [one.name for path, one in sorted(images.items()) if posixpath.splitext(path)[0] not in texts]
+    alone = [one.name for stem, one in sorted(texts.items()) if stem not in stems]
+    if lacking or alone:
+        told = [
+            f"{len(those)} of {len(all_of_them)} {what}, such as {those[0]!r}" for those, all_of_them, what in (
+                (lacking, images, "images have no text beside them"), (alone, texts, "texts have no image"),
+            ) if those
+        ]
+        raise DataError(
+            f"{'; '.join(told)}: wanted NAME{TEXT_SUFFIX} beside every NAME.jpg; give them one, or take them away"
+        )
+    originals = []
+    for path, one in sorted(images.items()):
+        text = texts[posixpath.splitext(path)[0]]
+        said = Original(name=text.name, label=0, size=text.size, place=text.place)
+        originals.append(Original(name=one.name, label=0, size=one.size, place=one.place, text=said))
+    return originals
 
 
 def _unwanted(path: str, size: int) -> str | None:

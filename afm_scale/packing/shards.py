@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,13 @@ def make_shards(config: MakeShardsConfig) -> DatasetDescription:
         listed = list_source(source, scratch_folder(out), config.layout)
         if not listed.originals:
             why = "; ".join(f"{one.name}: {one.reason}" for one in listed.refused[:3]) or "it is empty"
+            if config.layout.texts:
+                raise DataError(f"{source} holds no images with texts ({why}); wanted NAME.txt beside NAME.jpg")
             raise DataError(f"{source} holds no images in class folders ({why}); wanted SOURCE/CLASS/IMAGE.jpg")
         order = [listed.originals[number] for number in permutation(len(listed.originals), "shards", config.seed)]
         num_shards = _num_shards(config, order, listed.reader)
-        packing = Packing(out, _settings(config, listed, num_shards), config.recode.content)
+        content = replace(config.recode.content, texts=config.layout.texts)
+        packing = Packing(out, _settings(config, listed, num_shards), content)
         done = packing.begin()
         if done is None:
             make_all(packing, order, num_shards, listed.reader, config.recode, num_workers=config.workers)
@@ -116,6 +119,11 @@ def _parquet_of(source: Path, files: Files) -> list[str]:
 
 
 def _list_parquet(paths: Sequence[Path], scratch: Path, layout: Layout, files: Files | None) -> Listing:
+    if layout.texts:
+        raise ConfigError(
+            f"--texts takes texts from files beside the images, and {paths[0].name} is a parquet file; write them to "
+            "files, NAME.jpg and NAME.txt, or pack it without --texts"
+        )
     require("pyarrow", f"the parquet file {paths[0].name}", "parquet")
     from .parquet import list_parquet
 

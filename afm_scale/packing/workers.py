@@ -23,6 +23,7 @@ from ..core.errors import EXIT_STOPPED_BY_SIGNAL, DataError, RunError
 from ..core.files import append_regular, explained_write, open_regular
 from ..core.processes import check_processes, starting_processes
 from ..core.screen import errors, note
+from ..data.members import TEXT, text_of
 from ..data.transforms import ImageError
 from .originals import Original, Reader
 from .recode import Recode
@@ -97,11 +98,25 @@ def _make_shard(
         for key, original in enumerate(task.originals, start=task.first_key):
             try:
                 extension, data, changes = recode(original.name, reader.read(original))
+                members = {extension: data, **_text(original, reader)}
             except ImageError as error:
                 writer.refuse(original.name, error.reason)
             else:
-                writer.add(key, original.label, {extension: data}, name=original.name, changes=changes)
+                writer.add(key, original.label, members, name=original.name, changes=changes)
             advance()
+
+
+def _text(original: Original, reader: Reader) -> dict[str, bytes]:
+    """The member of the text that belongs to an image, if one does. Raises ImageError if it cannot be its prompt."""
+    if original.text is None:
+        return {}
+    data = reader.read(original.text)
+    try:
+        if not text_of(data).strip():
+            raise ImageError("its text is blank")
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+    return {TEXT: data}
 
 
 def make_all(

@@ -92,6 +92,11 @@ def check_objective(config: RunConfig, microbatch: int) -> None:
             f"objective.kind {objective.kind!r} takes derivatives in forward mode, but "
             f"{network.no_forward_derivative}; {objective.without_forward_derivative or 'choose another objective'}"
         )
+    if not (config.data.has_images or objective.image_free):
+        raise ConfigError(
+            f"objective.kind {objective.kind!r} learns from images, and data of kind {config.data.kind!r} have none; "
+            "choose other data, or objective.kind=twin_flow with objective.image_free=true"
+        )
     for role in objective.roles:
         if getattr(model, role.value) is None or getattr(config.optimizer, role.value) is None:
             raise ConfigError(

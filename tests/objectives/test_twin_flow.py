@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from afm_scale.core.random import Positions
-from afm_scale.core.types import NO_CLASS, PUBLISHED, Networks, Role, networks_of
+from afm_scale.core.schedules import AverageConfig
+from afm_scale.core.types import NO_CLASS, PUBLISHED, Batch, Networks, Role, networks_of
 from afm_scale.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from afm_scale.objectives.quarters import quarters_of
 from afm_scale.objectives.twin_flow import TARGET, TwinFlow, TwinFlowConfig
@@ -156,3 +157,28 @@ def test_the_mean_over_ranks_and_microbatches_is_the_loss_on_one_rank(count: int
         for name in ("total", "rectification"):
             mean = torch.stack([loss.terms[name] for loss in found]).mean()
             torch.testing.assert_close(mean, whole.terms[name], rtol=1e-10, atol=1e-12)
+
+
+def test_without_images_all_data_are_own_samples_and_what_lies_in_their_place_is_not_looked_at() -> None:
+    online, batch = Watched(), batch_of(8)
+    none = Batch(torch.full_like(batch.x, math.nan), batch.y)
+    objective = twin_flow(image_free=True)
+    found = objective.compared(networks(online), none, draws_of(8))
+    own, z = (draws_of(8).normal(name, batch.x.shape[1:]).double() for name in (
+        "noise of own samples", "source noise"
+    ))
+    one = torch.ones(8, dtype=torch.float64)
+    with torch.no_grad():
+        fake = own - online.network(own, one, 0 * one, batch.y)
+    t = found.found.t.view(-1, 1, 1, 1)
+    torch.testing.assert_close(found.found.x, (1 - t) * fake + t * z)
+    torch.testing.assert_close(found.found.velocity, z - fake)
+    total = objective.loss(Role.GENERATOR, networks(online), none, draws_of(8), 0).total
+    assert total.isfinite()
+    # With these samples in the place of images it is the same loss.
+    wanted = twin_flow().loss(Role.GENERATOR, networks(online), Batch(fake, batch.y), draws_of(8), 0).total
+    torch.testing.assert_close(total, wanted)
+
+
+def test_a_target_of_decay_1_stays_where_it_began() -> None:
+    assert AverageConfig(decay=1).decay_at(10**6) == 1
