@@ -12,6 +12,7 @@ from afm_scale.checkpoint.manifest import Manifest, write_manifest
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.typed import to_mapping
 from afm_scale.data.table import SOURCES
+from afm_scale.data.toys.captioned_mnist import CaptionedMnistConfig
 from afm_scale.run.changes import CANNOT, FINGERPRINT, Change, Comparison
 from afm_scale.run.config import ModelConfig, RunConfig
 from afm_scale.run.load import load
@@ -116,6 +117,21 @@ def test_data_packed_anew_and_another_order_of_classes_are_refused(tmp_path: Pat
     assert changes(old, accepting, others) == {f"{FINGERPRINT}.{name}": (PACKED[name], "3" * 64)}
 
 
+def test_prompts_of_another_text_encoder_are_refused(tmp_path: Path) -> None:
+    def config(digit: str, **shown: Any) -> RunConfig:
+        data = CaptionedMnistConfig(global_batch=8, num_classes=90, length=13, width=64, encoder=digit * 64, **shown)
+        return replace(config_of(), data=data)
+
+    why = "the prompts were embedded by another text encoder: their numbers mean something else"
+    old = checkpoint_of(tmp_path, config("1"), {"text_encoder": "1" * 64, "prompts": "3" * 64})
+    with pytest.raises(ConfigError, match=f"data.encoder: .* -> .* .{why}") as caught:
+        changes(old, config("2"), {"text_encoder": "2" * 64, "prompts": "3" * 64})
+    assert "data.fingerprint.text_encoder: " in str(caught.value) and str(caught.value).count(why) == 2
+    assert changes(old, config("1", shown=Path("others")), {"text_encoder": "1" * 64, "prompts": "3" * 64}).keys() == {
+        "data.shown"
+    }
+
+
 def test_a_configuration_of_another_version_does_no_harm(tmp_path: Path) -> None:
     older = json.loads(json.dumps(to_mapping(config_of())))
     del older["run"]["accept_changes"], older["model"]["generator"]["repetitions"]
@@ -135,6 +151,7 @@ def test_a_configuration_of_another_version_does_no_harm(tmp_path: Path) -> None
 
 def test_every_setting_that_cannot_change_is_a_setting() -> None:
     sources = {field.name for source in SOURCES for field in fields(source)}
-    known = {"objective.kind", "objective.prediction", FINGERPRINT, f"{FINGERPRINT}.classes"}
+    known = {"objective.kind", "objective.prediction", FINGERPRINT}
+    known |= {f"{FINGERPRINT}.classes", f"{FINGERPRINT}.text_encoder"}
     known |= {f"model.{field.name}" for field in fields(ModelConfig)} | {f"data.{name}" for name in sources}
     assert {cannot.key for cannot in CANNOT} <= known
