@@ -37,6 +37,10 @@ class PromptsConfig(PromptedConfig):
                 "have neither"
             )
 
+    @classmethod
+    def decoding(cls, *, on_gpu: bool) -> str:
+        return "read from the disk, nothing to decode"
+
     @property
     def draws_latents(self) -> bool:
         return self.vae is not None

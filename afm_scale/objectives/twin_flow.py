@@ -72,7 +72,8 @@ class TwinFlowConfig(GameOfOneConfig):
         kind = f"objective.kind {self.kind!r}"
         demands.intervals_told(described.model, by=kind, negative=True)
         demands.no_class_taken(described.model, self.class_dropout)
-        demands.no_class_learnt(self.class_dropout, "objective.guidance_weight" if self.guidance_weight > 0 else None)
+        asks_own = self.guidance_weight > 0 and (self.target is None or self.target.decay < 1)  # not what it began with
+        demands.no_class_learnt(self.class_dropout, "objective.guidance_weight" if asks_own else None)
         demands.wide_enough(described.precision, self.interval, "objective.interval", "objective.interval=0.02")
         demands.images_to_begin_with(self.image_free, self.warm_up_steps, described.steps)
         if described.microbatch < QUARTERS:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import Positions
 from afm_scale.core.schedules import AverageConfig
 from afm_scale.core.types import NO_CLASS, PUBLISHED, Batch, Networks, Role, networks_of
+from afm_scale.data.prompts_alone import PromptsConfig
 from afm_scale.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from afm_scale.objectives.quarters import quarters_of
 from afm_scale.objectives.twin_flow import TARGET, TwinFlow, TwinFlowConfig
 from afm_scale.objectives.weighting import RobustWeight
+from afm_scale.run.check import check_objective
+from afm_scale.run.config import RunConfig
+from afm_scale.run.load import load
 from tests.objectives.small import CPU, batch_of, draws_of, parts_of
 from tests.objectives.test_intervals import Watched
 
@@ -180,5 +187,21 @@ def test_without_images_all_data_are_own_samples_and_what_lies_in_their_place_is
     torch.testing.assert_close(total, wanted)
 
 
-def test_a_target_of_decay_1_stays_where_it_began() -> None:
+def test_a_target_that_stays_where_it_began_may_be_asked_without_a_class_that_no_sample_is_shown() -> None:
     assert AverageConfig(decay=1).decay_at(10**6) == 1
+    described = load(RunConfig, "digits_twin_flow", ["run.folder=run"])
+    for decay, words in ((1.0, None), (0.99, "objective.guidance_weight asks the generator about samples without a")):
+        target = AverageConfig(decay=decay)
+        config = TwinFlowConfig(image_free=True, class_dropout=0.0, guidance_weight=4.0, target=target)
+        with pytest.raises(ConfigError, match=words) if words else nullcontext():
+            check_objective(replace(described, objective=config), microbatch=8)
+
+
+def test_flow_matching_before_the_rest_needs_images_and_so_do_other_objectives() -> None:
+    described = load(RunConfig, "digits_twin_flow", ["run.folder=run"])
+    with pytest.raises(ConfigError, match="objective.warm_up_steps 5 are of flow matching, which needs images"):
+        config = TwinFlowConfig(image_free=True, warm_up_steps=5, class_dropout=0.0, guidance_weight=0.0)
+        check_objective(replace(described, objective=config), microbatch=8)
+    alone = PromptsConfig(global_batch=8, shape=(1, 8, 8), num_classes=3, length=5, width=4)
+    with pytest.raises(ConfigError, match="'twin_flow' learns from images, and data of kind 'prompts' have none"):
+        check_objective(replace(described, data=alone), microbatch=8)
