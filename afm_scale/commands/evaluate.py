@@ -26,7 +26,7 @@ from ..evaluation.reference import Reference, holds_statistics, write_reference
 from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import LABELS_HELP, add_number, name_or_path, request_of
+from ..run.arguments import LABELS_HELP, add_number, add_steps, check_steps, name_or_path, request_of
 from ..run.arguments import labels as labels_of
 from ..run.autoencoders import encoder_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
@@ -58,6 +58,8 @@ class EvaluateRequest:
     num: int | None
     labels: LabelChoice | None
     steps: int | None
+    between: tuple[float, ...] | None
+    renoise: bool
     seed: int | None
     batch_size: int
     vae: str | None
@@ -78,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--num", int, Range(1, MANY), metavar="N",
         help=f"default: {NUM_DRAWN:,} drawn, or all there are")
     add("--labels", type=labels_of, metavar="balanced|random|0,1,2", help=LABELS_HELP)
-    add_number(parser, "--steps", int, Range(1, 100_000), metavar="K",
-        help="network evaluations (default: the recipe's)")
+    add_steps(parser)
     add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), help="of the samples (default: 0)")
     add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=64,
         help="images held at once; changes no figure")
@@ -162,7 +163,9 @@ def _check(request: EvaluateRequest, checkpoint: Checkpoint | None) -> None:
         raise UserError(
             "nothing to compare with: give --reference, or --write-reference FILE.npz to store the statistics alone"
         )
-    given = [name for name in ("labels", "steps", "seed") if getattr(request, name) is not None]
+    check_steps(request.steps, request.between)
+    given = [name for name in ("labels", "steps", "between", "seed") if getattr(request, name) is not None]
+    given += ["renoise"] if request.renoise else []
     if checkpoint is None and given:
         raise UserError(
             f"--{given[0]} says how samples are drawn from a checkpoint, but {request.target} is none; leave it out"
@@ -189,11 +192,12 @@ def _target(
         decoder = checkpoint.decoder(request.vae, ranks.device, setting="--vae", otherwise=otherwise)
     subject = checkpoint.subject(ranks, parallel)
     stream = subject.stream(
-        seed=request.seed or 0, labels=classes, num_steps=request.steps, random_labels=labels == "random"
+        seed=request.seed or 0, labels=classes, num_steps=request.steps, random_labels=labels == "random",
+        between=request.between, renoises=request.renoise,
     )
     about = {
         "source": str(checkpoint.path), "step": checkpoint.step, "seed": stream.seed,
-        "num_steps": stream.num_steps, "labels": describe_labels(labels),
+        "num_steps": stream.num_steps, "between": stream.between, "renoised": stream.renoises, "labels": describe_labels(labels),
         "decoded_by": None if decoder is None else decoder.name,
     }
     return DrawnImages(subject.drawing(stream, decoder), request.num or NUM_DRAWN, extractor.reads, about)
@@ -267,6 +271,10 @@ def _circumstances(request: EvaluateRequest, report: dict[str, Any]) -> dict[str
     rows = {"samples": f"{report['num_samples']:,}"}
     if samples["kind"] == "drawn":
         rows["drawn from"] = f"{samples['source']}, {samples['num_steps']} step(s), seed {samples['seed']}"
+        if samples["between"]:
+            rows["steps end at"] = f"{', '.join(map(str, samples['between']))} and 0"
+        if samples["renoised"]:
+            rows["between steps"] = "fresh noise"
         rows["labels"] = samples["labels"]
     rows["features"] = report["features"]
     if request.reference is not None:

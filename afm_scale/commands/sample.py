@@ -25,7 +25,7 @@ from ..evaluation.images.encoded import image_files
 from ..evaluation.images.stamp import Stamp, check_replaceable, claim_folder, name_of
 from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
-from ..run.arguments import LABELS_HELP, add_number, labels, name_or_path, request_of
+from ..run.arguments import LABELS_HELP, add_number, add_steps, check_steps, labels, name_or_path, request_of
 from ..run.checkpoints import Checkpoint, on_device, open_checkpoint
 from ..sampling.decoding import Decoder
 from ..sampling.drawing import Drawing, LabelChoice, check_finite, classes_of, describe_labels
@@ -62,11 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for 000000.png, ...")
     add_number(parser, "--num", int, Range(1, MANY), required=True, metavar="N")
     add("--labels", type=labels, default="balanced", metavar="balanced|random|0,1,2", help=LABELS_HELP)
-    add_number(parser, "--steps", int, Range(1, 100_000), metavar="K",
-        help="network evaluations (default: the recipe's)")
-    add_number(parser, "--between", float, Range(above=0, below=1), nargs="+", metavar="T",
-        help="times between 1 and 0, falling, in place of equal steps: 0.55 for two")
-    add("--renoise", action="store_true", help="each step to the data and back with fresh noise: consistency sampling")
+    add_steps(parser)
     add_number(parser, "--seed", int, Range(0, LARGEST_WHOLE), default=0)
     add_number(parser, "--batch-size", int, Range(1, 1_000_000), default=256,
         help="images held at once; changes no image")
@@ -116,14 +112,7 @@ def _check(request: SampleRequest) -> None:
         raise UserError(
             f"--num {request.num}, --batch-size {request.batch_size} and --steps {request.steps} must all be at least 1"
         )
-    between = request.between or ()
-    if sorted(set(between), reverse=True) != list(between):
-        raise UserError(f"--between {' '.join(map(str, between))} must fall from step to step")
-    if between and request.steps not in (None, len(between) + 1):
-        raise UserError(
-            f"--between says {len(between)} time(s), which are {len(between) + 1} steps, and --steps {request.steps}; "
-            "leave --steps out"
-        )
+    check_steps(request.steps, request.between)
     if request.latents and (request.vae is not None or request.npz is not None):
         other = "--vae" if request.vae is not None else "--npz"
         raise UserError(f"--latents shows latents in false colour, which does not go with {other}; leave one out")

@@ -72,6 +72,28 @@ def add_number(
     parser.add_argument(option, type=Number(option, kind, allowed), **details)
 
 
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """Gives the command what says how samples are drawn: --steps, --between and --renoise, as `check_steps` checks."""
+    add_number(parser, "--steps", int, Range(1, 100_000), metavar="K",
+        help="network evaluations (default: the recipe's)")
+    add_number(parser, "--between", float, Range(above=0, below=1), nargs="+", metavar="T",
+        help="times between 1 and 0, falling, in place of equal steps: 0.55 for two")
+    parser.add_argument("--renoise", action="store_true",
+        help="each step to the data and back with fresh noise: consistency sampling")
+
+
+def check_steps(steps: int | None, between: Sequence[float] | None) -> None:
+    """Raises UserError for times that do not fall, or another number of steps than they make."""
+    between = between or ()
+    if sorted(set(between), reverse=True) != list(between):
+        raise UserError(f"--between {' '.join(map(str, between))} must fall from step to step")
+    if between and steps not in (None, len(between) + 1):
+        raise UserError(
+            f"--between says {len(between)} time(s), which are {len(between) + 1} steps, and --steps {steps}; leave "
+            "--steps out"
+        )
+
+
 def labels(text: str) -> str | tuple[int, ...]:
     """The value of an option --labels: 'balanced', 'random', or class numbers."""
     if text in ("balanced", "random"):

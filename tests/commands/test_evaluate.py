@@ -114,7 +114,7 @@ def test_a_checkpoint_measured_directly_is_its_pngs_and_its_npz_measured(
     evaluated: Evaluated, trained: Path, tmp_path: Path
 ) -> None:
     reference = write_npz(tmp_path / "reference.npz", size=8)
-    drawing = ("--seed", 3, "--labels", "random")
+    drawing = ("--seed", 3, "--labels", "random", "--between", 0.7, "--renoise")
     words = ("sample", trained, "--out", tmp_path / "images", "--num", 70, *drawing, "--npz", tmp_path / "all.npz")
     assert main([*map(str, words)]) == EXIT_DONE
     settings = ("--reference", reference, "--members", 40)  # of 70, so that it matters which
@@ -125,6 +125,7 @@ def test_a_checkpoint_measured_directly_is_its_pngs_and_its_npz_measured(
     other = evaluated(trained, *settings, "--num", 70)
     assert other["figures"]["frechet_distance"] != direct["figures"]["frechet_distance"]
     assert direct["samples"]["labels"] == "random, by (seed, number)" and direct["samples"]["seed"] == 3
+    assert (direct["samples"]["between"], direct["samples"]["renoised"]) == ([0.7], True)
     assert "class-balanced (worth about 0.1 FID" in other["samples"]["labels"]
     assert (other["samples"]["num_steps"], other["samples"]["step"]) == (2, 2)
 
@@ -259,6 +260,9 @@ def test_mistakes_are_told_in_one_line(told: Callable[..., str], trained: Path, 
         ((small, "--reference", tmp_path / "absent.npz", *PIXELS), ["absent.npz"]),
         ((trained, "--labels", "3,10", *to_large), ["class 10", "0 to 9"]),
         ((small, "--steps", 3, *to_small), ["--steps", "small.npz"]),
+        ((small, "--renoise", *to_small), ["--renoise", "small.npz"]),
+        ((trained, "--between", 0.3, 0.7, *to_large), ["0.3 0.7", "must fall"]),
+        ((trained, "--between", 0.7, "--steps", 3, *to_large), ["2 steps", "--steps 3"]),
         ((small, "--neighbours", 0, *to_small), ["--neighbours: found 0"]),
         ((small, "--num", 3, *to_small), ["at least 4", "found 3"]),
         ((small, "--num", 0, *to_small), ["--num: found 0"]),
