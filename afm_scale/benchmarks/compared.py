@@ -28,9 +28,18 @@ class Outcome:
     summaries: Mapping[Job, Mapping[str, Any]] = field(repr=False)  # of those that have ended
     failures: Mapping[Job, str]  # last words of those that stopped with an error
     operations: Mapping[tuple[str, str], float]  # by (way, data)
+    # of the first updates, by (way, data, how many); kept from picture to picture, since counting takes seconds
+    costs: dict[tuple[str, str, int], float] = field(default_factory=dict, repr=False)
 
     def of(self, way: str, data: str) -> list[Job]:
         return [job for job in self.jobs if (job.way, job.data) == (way, data)]
+
+    def cost(self, job: Job, step: int) -> float:
+        """Operations of a run up to an update: those of any seed."""
+        key = job.way, job.data, step
+        if key not in self.costs:
+            self.costs[key] = operations(job.config, step)
+        return self.costs[key]
 
     def values(self, way: str, data: str, figure: str) -> list[float]:
         """One for each run that has ended and has it."""
@@ -135,12 +144,10 @@ def _draw_curves(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
     everything: list[float] = []
     by_operations = config.equal is not None or config.budget is not None
     for number, way in enumerate(config.ways):
-        cost: dict[int, float] = {}  # of the steps of all seeds
         for job in outcome.of(way, data):
             steps, values = job.curve(name)
-            for step in set(steps) - set(cost) if by_operations else ():
-                cost[step] = operations(job.config, step)
-            axis.plot([cost.get(step, step) for step in steps], values, color=_colour(number), linewidth=0.9, alpha=0.8)
+            places = [outcome.cost(job, step) for step in steps] if by_operations else steps
+            axis.plot(places, values, color=_colour(number), linewidth=0.9, alpha=0.8)
             everything += values
     finite = np.array([value for value in everything if np.isfinite(value)])
     if len(finite):

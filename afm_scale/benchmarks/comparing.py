@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import stopping
@@ -68,7 +68,7 @@ def compare_command(request: Compare) -> int:
     for warning in unequal(outcome):
         note(f"warning: {warning}")
     summaries = {job: summary for job in jobs if (summary := job.summary()) is not None}
-    outcome = Outcome(config, jobs, summaries, {}, counted)
+    outcome = replace(outcome, summaries=summaries)
     todo = [] if request.only else [job for job in jobs if job not in summaries]
     failures: dict[Job, str] = {}
     asked: list[int] = []
@@ -80,7 +80,7 @@ def compare_command(request: Compare) -> int:
             else:
                 summaries[job] = summary
             note(f"{len(summaries)} of {len(jobs)}: {job.name} {'ended' if summary else failures[job]}")
-            outcome = Outcome(config, jobs, summaries, failures, counted)
+            outcome = replace(outcome, summaries=summaries, failures=failures)
             _write(request, outcome)
     _write(request, outcome)
     say(table(outcome))
