@@ -197,8 +197,8 @@ def _target(
     )
     about = {
         "source": str(checkpoint.path), "step": checkpoint.step, "seed": stream.seed,
-        "num_steps": stream.num_steps, "between": stream.between, "renoised": stream.renoises, "labels": describe_labels(labels),
-        "decoded_by": None if decoder is None else decoder.name,
+        "num_steps": stream.num_steps, "between": stream.between, "renoised": stream.renoises,
+        "labels": describe_labels(labels), "decoded_by": None if decoder is None else decoder.name,
     }
     return DrawnImages(subject.drawing(stream, decoder), request.num or NUM_DRAWN, extractor.reads, about)
 

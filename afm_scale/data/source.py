@@ -84,6 +84,11 @@ class SourceConfig:
         return False
 
     @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of all sizes of its samples; `shape`, in which samples are drawn, is the first. As of `shape`."""
+        return (self.shape,)
+
+    @property
     def prompt_shape(self) -> ConditionShape | None:
         """Of the prompts that its batches have as `conditions`; None if they have labels alone. As of `shape`."""
         return None

@@ -17,6 +17,7 @@ from .images_to_latents import Encode, ImagesToLatents, ImagesToLatentsConfig
 from .latents import LatentsConfig, LatentsSource
 from .prompts_alone import PromptsConfig, PromptsSource
 from .source import DataSource, SourceConfig
+from .text_buckets import TextBucketsConfig, text_buckets
 from .text_latents import TextLatentsConfig, TextLatentsSource
 from .toys.captioned_mnist import CaptionedMnistConfig, CaptionedMnistSource
 from .toys.digits import DigitsConfig, DigitsSource
@@ -51,6 +52,7 @@ SOURCES: dict[type[SourceConfig], Callable[..., DataSource]] = {
     DaliConfig: _dali,
     LatentsConfig: LatentsSource,
     TextLatentsConfig: TextLatentsSource,
+    TextBucketsConfig: text_buckets,
     PromptsConfig: PromptsSource,
     ImagesToLatentsConfig: _images_to_latents,
 }

@@ -20,12 +20,16 @@ class NetworkConfig:
 
     prompt_width: ClassVar[int | None] = None  # numbers for each token of a prompt that it is told
     pooled_width: ClassVar[int | None] = None  # numbers for a whole prompt; where both are None, it is told classes
+    any_size: ClassVar[bool] = False  # takes samples of any height and width; else of those that it was built for
     no_forward_derivative: ClassVar[str | None] = None  # why derivatives in forward mode cannot go through it
 
     @property
     def block_size(self) -> BlockSize | None:
         """None if it has no blocks."""
         return None
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        """Raises ConfigError if it cannot be told samples of a shape [C, H, W]; asked of those that take any size."""
 
     def resolved(self: T) -> T:
         """The same with what it leaves to files read from them. Raises ConfigError if they are not there."""

@@ -22,6 +22,7 @@ def check(config: RunConfig, world_size: int) -> None:
     )
     check_measured(config)
     check_told(config.data, config.model)
+    check_sizes(config)
     if config.pilot is not None:
         check_phases(config.pilot, config)
         check_reloads(config.pilot, config)
@@ -63,6 +64,21 @@ def check_measured(config: RunConfig) -> None:
             chosen.check(config.data, setting)
     if config.hooks.samples is not None and config.objective.prediction is None:
         raise ConfigError(f"hooks.samples draws images, which a {learner.value} has none of; set hooks.samples=null")
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Of data of several sizes: every network takes all of them."""
+    first, *others = config.data.shapes
+    for name in ("generator", "discriminator", "classifier"):
+        network = getattr(config.model, name)
+        for shape in others if network is not None else ():
+            if not network.any_size:
+                raise ConfigError(
+                    f"model.{name} of kind {network.kind!r} is built for samples of one size, and data of kind "
+                    f"{config.data.kind!r} have {list(first)} and {list(shape)}; choose data of one size, or a "
+                    "generator of kind 'diffusers'"
+                )
+            network.check_shape(shape)
 
 
 def check_steps(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ class DiffusersConfig(NetworkConfig):
 
     no_class_setting: ClassVar[str] = "kind"  # never asked for: it always takes samples without a class
     takes_no_class: ClassVar[bool] = True
+    any_size: ClassVar[bool] = True
     no_forward_derivative: ClassVar[str | None] = (
         "attention of model.generator.kind 'diffusers' has none"
     )
@@ -89,6 +90,15 @@ class DiffusersConfig(NetworkConfig):
             return self.adapter.sizes(self.settings)
         except TypeError as error:
             raise ConfigError(f"config: {self.class_name} cannot be built so: {error}") from error
+
+    def check_shape(self, shape: tuple[int, int, int]) -> None:
+        channels, height, width = shape
+        sizes = self.sizes
+        if channels != sizes.channels or height % sizes.patch or width % sizes.patch:
+            raise ConfigError(
+                f"model.generator takes latents of {sizes.channels} channels in patches of {sizes.patch} x "
+                f"{sizes.patch}, samples are {channels} x {height} x {width}; use data that were encoded for it"
+            )
 
     def num_tokens(self, shape: tuple[int, int, int]) -> int:
         """Of a sample [C, H, W], without those of its prompt."""

@@ -32,13 +32,8 @@ class DiffusersGenerator(nn.Module):
     def __init__(self, config: DiffusersConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         """Raises ConfigError for a class that cannot be trained here, or settings that do not fit it or the samples."""
         super().__init__()
-        self._adapter, sizes = config.adapter, config.sizes
-        channels, height, width = shape
-        if channels != sizes.channels or height % sizes.patch or width % sizes.patch:
-            raise ConfigError(
-                f"model.generator takes latents of {sizes.channels} channels in patches of {sizes.patch} x "
-                f"{sizes.patch}, samples are {channels} x {height} x {width}; use data that were encoded for it"
-            )
+        self._adapter = config.adapter
+        config.check_shape(shape)
         with parameters_on_meta():
             transformer = without_values(build_transformer(config.class_name, config.settings))
         self.transformer = transformer
