@@ -31,6 +31,8 @@ def test_every_recipe_s_step_is_counted(name: str) -> None:
         network = getattr(config.model, part)
         if network is not None and network.kind == "dit":
             overrides += [f"model.{part}.{size}" for size in ("depth=1", "hidden_size=32", "num_heads=2")]
+        elif network is not None and network.kind == "diffusers":
+            overrides.append(f"model.{part}.config.num_layers=1")
     assert step_flops(load(RunConfig, name, overrides)) > 0
 
 
