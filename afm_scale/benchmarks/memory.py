@@ -4,16 +4,20 @@
     python tools/benchmark.py memory RECIPE a.b=c ... --ranks N
 
 Real steps run on processes of this machine, over gloo. Nothing of the estimator is in the measurement: the profiler
-notes every block that the CPU's allocator gives and takes back.
+notes every block that the CPU's allocator gives and takes back, with the sum of all that is out. Blocks are not added
+up here: those that a thread of gloo's frees (it has the last hand on copies that a reduction made) have no event.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +37,7 @@ from .spawned import on_ranks
 
 MEMORY = 80 * 10**9  # of the device that both are told of, by which a plan may choose
 _WATCHED = "the watched step"
+_ALLOCATION = torch._C._profiler._EventType.Allocation
 _SMALL = (
     "data.shape=[4,16,16]", "model.generator.hidden_size=192", "model.generator.num_heads=3",
     "model.discriminator.hidden_size=192", "model.discriminator.num_heads=3", "hooks.samples=null",
@@ -99,23 +104,36 @@ def measured_memory(recipe: str, overrides: Sequence[str], num_ranks: int, rank:
     config = hollow_config(load(RunConfig, recipe, overrides).resolved())
     ranks = Ranks(rank=rank, local_rank=rank, world_size=num_ranks, device=torch.device("cpu"), memory=MEMORY)
     plan = build_plan(config, ranks)
+    _count_in_all_threads()
+    gc.collect()  # what an earlier call in this process has left is not to be freed while this one looks
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as watched:
         state = build_state(config, ranks, plan)
         with closing(state.data):
             train(state, plan, replace(config.loop, steps=1), HookList([]))
             with torch.profiler.record_function(_WATCHED):
                 train(state, plan, replace(config.loop, steps=2), HookList([]))
-    events = watched.profiler.kineto_results.events()
-    step = next(event for event in events if event.name() == _WATCHED)
-    begin, end = step.start_ns(), step.start_ns() + step.duration_ns()
-    held = rest = peak = 0
-    for at, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
-        held += size
-        if at < begin:
-            rest = held
-        elif at <= end:
-            peak = max(peak, held)
-    return {"rest": rest, "peak": peak}
+    events = sorted(_events(watched.profiler.kineto_results.experimental_event_tree()), key=lambda one: one.start_time_ns)
+    step = next(event for event in events if event.name == _WATCHED)
+    begin, end = step.start_time_ns, step.start_time_ns + step.duration_time_ns
+    held = [(one.start_time_ns, one.extra_fields) for one in events if one.tag == _ALLOCATION]
+    before = held[0][1].total_allocated - held[0][1].alloc_size
+    rest = [fields.total_allocated for at, fields in held if at < begin][-1]
+    peak = max(fields.total_allocated for at, fields in held if begin <= at <= end)
+    return {"rest": rest - before, "peak": peak - before}
+
+
+def _count_in_all_threads() -> None:
+    """Else the sum that comes with an event is of this thread's blocks: torch has a switch for it, but no way to it."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
+
+
+def _events(roots: Iterable[Any]) -> Iterator[Any]:
+    left = list(roots)
+    while left:
+        event = left.pop()
+        yield event
+        left.extend(event.children)
 
 
 def _lines(found: Sequence[dict[str, Any]]) -> list[str]:

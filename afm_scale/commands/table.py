@@ -195,6 +195,13 @@ def _benchmark_memory() -> Command:
     return memory
 
 
+def _benchmark_seconds() -> Command:
+    """the estimate of `plan` beside the time of real steps"""
+    from ..benchmarks import seconds
+
+    return seconds
+
+
 def _benchmark_evaluation() -> Command:
     """statistics, Frechet distance, precision and recall"""
     from ..benchmarks import evaluation
@@ -235,6 +242,7 @@ BENCHMARKS = {
     "step": _benchmark_step,
     "traffic": _benchmark_traffic,
     "memory": _benchmark_memory,
+    "seconds": _benchmark_seconds,
     "evaluation": _benchmark_evaluation,
     "checkpoint": _benchmark_checkpoint,
     "convert": _benchmark_convert,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from .ledger import Ledger, _tensors
+from .ledger import Ledger, tensors_in
 
 _ATEN = torch.ops.aten
 _NAMESPACES_SENT = ("c10d", "_c10d_functional", "c10d_functional")
@@ -28,9 +28,9 @@ class Costs:
     def __init__(self, ledger: Ledger) -> None:
         self.found: dict[tuple[str, str], Counter[Cost]] = defaultdict(Counter)
         self._ledger = ledger
-        self._known: dict[Any, Cost] = {}
+        self._known: dict[int, Cost] = {}
 
-    def __call__(self, func: Any, args: tuple, kwargs: dict, out: Any, key: Any) -> None:
+    def __call__(self, func: Any, args: tuple, kwargs: dict, out: Any, key: int | None) -> None:
         if func.namespace in _NAMESPACES_SENT:
             return
         cost = None if key is None else self._known.get(key)
@@ -42,10 +42,10 @@ class Costs:
 
 
 def _cost(func: Any, args: tuple, kwargs: dict, out: Any) -> Cost:
-    moved = sum(tensor.numel() * tensor.element_size() for tensor in _tensors((*args, *kwargs.values(), out)))
+    moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in((*args, *kwargs.values(), out)))
     if func in _EMPTY:
         moved = 0
-    first = next((tensor for tensor in _tensors(args) if tensor.is_floating_point()), None)
+    first = next((tensor for tensor in tensors_in(args) if tensor.is_floating_point()), None)
     return Cost(_flops(func, args, kwargs, out), moved, torch.float32 if first is None else first.dtype)
 
 

@@ -25,12 +25,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Operation = torch._ops.OpOverload
-Observer = Callable[[Operation, tuple, dict, Any, Any], None]
-"""Told of every operation that is not a view: what was asked of what, the output, and a key that equal ones share."""
+Observer = Callable[[Operation, tuple, dict, Any, int | None], None]
+"""Told of every operation that is not a view: what was asked of what, the output, and a number that equal ones share,
+None for those that have none."""
 
 _ATEN = torch.ops.aten
 _COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_COPYING = {torch.ops.c10d._allgather_base_.default, torch.ops.c10d._reduce_scatter_base_.default}
 # They change what a tensor is of, not what it holds.
 _METADATA = {
     _ATEN.set_.source_Tensor, _ATEN.set_.source_Storage, _ATEN.set_.source_Storage_storage_offset,
@@ -60,20 +62,28 @@ class Hollow(TorchDispatchMode):
     def __init__(self, *observers: Observer) -> None:
         super().__init__()
         self._observers = observers
-        self._known: dict[Any, Any] = {}
+        self._known: dict[Any, tuple[int, Any]] = {}  # by what was asked: a number, and the shapes that come out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would wrap what is called for each operation, and nothing is compiled here."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if any(kind not in _PLAIN for kind in types):
+        if not _PLAIN.issuperset(types):
             if any(issubclass(kind, FakeTensor) for kind in types):  # by which DTensor finds out how to shard
                 return func(*args, **kwargs)
             return NotImplemented  # a DTensor asks again, for each of its parts
         kind = _kind_of(func)
-        if kind in ("as it is", "view") or _is_meta(args, kwargs) or (kind in ("result", "read") and _is_given(args)):
+        if kind == "view" or kind == "as it is":
+            return func(*args, **kwargs)
+        first = _first_tensor(args)
+        if _is_meta(first, kwargs) or (kind in ("result", "read") and _is_given(first)):
             return func(*args, **kwargs)
         key = None
         if kind == "collective":
-            out = func(*args, **kwargs)
+            out = _sent(func, args, kwargs)
         elif kind == "read":
             out = _made_up(args[0])
         elif kind == "write":
@@ -84,11 +94,13 @@ class Hollow(TorchDispatchMode):
         elif func is _ATEN.add.Tensor and _is_of_the_engine(args):
             out = args[0]
         else:
-            key = (func, _frozen(args), _frozen(kwargs))
-            known = self._known.get(key)
+            described = (func, _frozen(args), _frozen(kwargs))
+            known = self._known.get(described)
             if known is None:
-                known = self._known[key] = _shapes_of(func(*_on_meta(args), **_on_meta(kwargs) | _device(kwargs)))
-            out = _allocated(known)
+                shapes = _shapes_of(func(*_on_meta(args), **_on_meta(kwargs) | _device(kwargs)))
+                known = self._known[described] = len(self._known), shapes
+            key, shapes = known
+            out = _allocated(shapes)
         for observer in self._observers:
             observer(func, args, kwargs, out, key)
         return out
@@ -130,17 +142,15 @@ def _storages_holders(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
-def _is_given(args: tuple) -> bool:
+def _is_given(first: Tensor | None) -> bool:
     """Whether an operation is on whole numbers that the program gave, ranks of a mesh for one: it needs the answer."""
-    first = _first_tensor(args)
     return first is not None and not first.is_floating_point() and _HOLLOW not in vars(first.untyped_storage())
 
 
-def _is_meta(args: tuple, kwargs: dict) -> bool:
+def _is_meta(first: Tensor | None, kwargs: dict) -> bool:
     device = kwargs.get("device")
     if device is not None:
         return torch.device(device).type == "meta"
-    first = _first_tensor(args)
     return first is not None and first.is_meta
 
 
@@ -154,13 +164,14 @@ def _first_tensor(values: Any) -> Tensor | None:
 
 
 def _frozen(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Shape(tuple(value.shape), value.stride(), value.dtype)
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_frozen, value))
-    if isinstance(value, dict):
-        return tuple((name, _frozen(item)) for name, item in value.items())
-    return (type(value), value) if isinstance(value, (bool, int, float)) else value
+    kind = type(value)
+    if kind in _PLAIN:
+        return value.shape, value.stride(), value.dtype
+    if kind is tuple or kind is list:
+        return tuple([_frozen(item) for item in value])
+    if kind is dict:
+        return tuple([(name, _frozen(item)) for name, item in value.items()])
+    return (kind, value) if kind in (bool, int, float) else value
 
 
 def _on_meta(value: Any) -> Any:
@@ -193,6 +204,17 @@ def _allocated(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_allocated, value))
     return value
+
+
+def _sent(func: Operation, args: tuple, kwargs: dict) -> Any:
+    """The fake group copies this rank's part to the place of every other, which takes memory and time: of gathers and
+    reductions into one tensor it is given nothing to copy."""
+    if func not in _COPYING or _HOLLOW not in vars(args[0].untyped_storage()):
+        return func(*args, **kwargs)
+    target, _, *how = args
+    nothing = target.new_empty(0)
+    _, work = func(nothing, nothing, *how, **kwargs)
+    return target, work
 
 
 def _made_up(tensor: Tensor) -> Any:

@@ -39,11 +39,14 @@ class Ledger:
         self.lives: list[Life] = []
         self._living: dict[int, tuple[Life, weakref.ref]] = {}  # by the id of the storage
 
-    def __call__(self, func: Any, args: tuple, kwargs: dict, out: Any, key: Any) -> None:
-        for tensor in _tensors(out):
-            self._note(tensor.untyped_storage())
+    def __call__(self, func: Any, args: tuple, kwargs: dict, out: Any, key: int | None) -> None:
+        if type(out) is Tensor:
+            self._note(out.untyped_storage())
+        else:
+            for tensor in tensors_in(out):
+                self._note(tensor.untyped_storage())
         if func.namespace == "c10d":
-            for tensor in _tensors(args):
+            for tensor in tensors_in(args):
                 if (life := self.of(tensor)) is not None:
                     life.is_sent = True
 
@@ -108,9 +111,10 @@ class Ledger:
             self._living[mark][0].owner = owner
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Those among the arguments or the results of an operation."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

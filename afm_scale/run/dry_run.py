@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -69,6 +70,7 @@ def dry_run(
         tape = _LinkedTape(ledger)
         hollow = Hollow(ledger, costs, lambda func, args, kwargs, out, key: tape.see(func, args, out))
         open_until_the_end.enter_context(ledger.watching_resizes())
+        open_until_the_end.enter_context(_cutting_one_shard())
         open_until_the_end.enter_context(hollow)
         state = build_state(config, ranks, plan, frozen=_guides(config, plan))
         tape.know(state)
@@ -110,6 +112,33 @@ def _alone_of(world_size: int, rank: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class Parts:
+    """What `torch.chunk` gives, and empty ones after it, each cut when it is asked for."""
+
+    def __init__(self, tensor: Tensor, count: int, dim: int) -> None:
+        self._tensor, self._dim = tensor, dim
+        self._length = -(-tensor.size(dim) // count)
+
+    def __getitem__(self, index: int) -> Tensor:
+        whole = self._tensor.size(self._dim)
+        begin = index * self._length
+        if begin >= whole:
+            return self._tensor.new_empty(0)
+        return self._tensor.narrow(self._dim, begin, min(self._length, whole - begin))
+
+
+@contextmanager
+def _cutting_one_shard() -> Iterator[None]:
+    """FSDP2 cuts every tensor into a part for each rank, and takes its own: of 1,024 ranks that takes most of the time
+    of a dry run."""
+    plain = _fsdp_param._chunk_with_empty
+    _fsdp_param._chunk_with_empty = Parts
+    try:
+        yield
+    finally:
+        _fsdp_param._chunk_with_empty = plain
 
 
 def _guides(config: RunConfig, plan: ParallelPlan) -> dict[str, nn.Module]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from afm_scale.estimate.hollow import Hollow
 from afm_scale.estimate.ledger import Ledger
@@ -21,6 +23,20 @@ def test_a_product_has_its_shape_and_takes_no_memory() -> None:
     assert product.shape == (32_768, 16_384) and product.untyped_storage().nbytes() == 2 * GIGABYTE
     # Of 3.5 GB; torch imports its meta kernels.
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GIGABYTE / 2
+
+
+def test_a_gather_from_many_ranks_takes_no_memory() -> None:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1024)
+    try:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with Hollow():
+            whole, part = torch.zeros(2**28), torch.zeros(2**18)
+            group = dist.distributed_c10d._get_default_group()
+            group._allgather_base(whole, part).wait()
+            group._reduce_scatter_base(part, whole).wait()
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GIGABYTE / 8
+    finally:
+        dist.destroy_process_group()
 
 
 def test_whole_numbers_that_were_given_are_computed_with_and_others_are_made_up() -> None:
