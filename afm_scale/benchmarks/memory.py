@@ -112,7 +112,8 @@ def measured_memory(recipe: str, overrides: Sequence[str], num_ranks: int, rank:
             train(state, plan, replace(config.loop, steps=1), HookList([]))
             with torch.profiler.record_function(_WATCHED):
                 train(state, plan, replace(config.loop, steps=2), HookList([]))
-    events = sorted(_events(watched.profiler.kineto_results.experimental_event_tree()), key=lambda one: one.start_time_ns)
+    roots = watched.profiler.kineto_results.experimental_event_tree()
+    events = sorted(_events(roots), key=lambda one: one.start_time_ns)
     step = next(event for event in events if event.name == _WATCHED)
     begin, end = step.start_time_ns, step.start_time_ns + step.duration_time_ns
     held = [(one.start_time_ns, one.extra_fields) for one in events if one.tag == _ALLOCATION]

@@ -27,6 +27,9 @@ class Gpu:
     tflops_fp32: Annotated[float, Range(above=0, high=1e6)] | None = None  # without tensor cores; None: 1/16 of bf16
     link: Annotated[float, Range(above=0, high=1e5)] = 450.0  # GB/s to GPUs of the same node
     network: Annotated[float, Range(above=0, high=1e5)] = 50.0  # GB/s to other nodes: a card of 400 Gbit/s for each GPU
+    # Of a device that the host waits for, as a CPU: microseconds around each kernel, and around each collective.
+    host: Annotated[float, Range(0, 1e6)] = 0.0
+    latency: Annotated[float, Range(0, 1e6)] = 0.0
 
     def peak(self, precision: str) -> float:
         """FLOP/s of products in 'bf16', 'tf32' or 'fp32'."""

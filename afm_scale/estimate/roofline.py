@@ -2,6 +2,7 @@
 
     kernel       max(operations / peak, bytes / bandwidth), each at a share of the data sheet
     collective   bytes (n - 1) / n over the slowest link between its n ranks; a sum of all ranks goes over it twice
+    host         a time for each kernel, of a device that it waits for (a CPU); none for GPUs, which run behind it
 
 The lower end hides collectives behind kernels, the higher end waits for every one of them.
 """
@@ -56,6 +57,7 @@ class Seconds:
     products: float
     others: float
     collectives: float
+    host: float
     total: float
 
 
@@ -63,8 +65,9 @@ def seconds_of(
     costs: Mapping[tuple[str, str], Counter[Cost]], sent: Sequence[Sent], gpu: Gpu, assumed: Assumptions, *, tf32: bool
 ) -> Seconds:
     """`tf32`: whether float32 products are rounded to it."""
-    products = others = 0.0
+    products = others = host = 0.0
     for kernels in costs.values():
+        host += kernels.total() * gpu.host * 1e-6
         for cost, count in kernels.items():
             moved = cost.bytes / (gpu.bandwidth * 1e12 * assumed.memory)
             if cost.flops:
@@ -73,9 +76,9 @@ def seconds_of(
             else:
                 others += count * moved * assumed.elementwise
     collectives = sum(_seconds(row, gpu, assumed) for row in sent)
-    computed = products + others
+    computed = products + others + host
     total = max(computed, collectives) if assumed.hidden else computed + collectives
-    return Seconds(products=products, others=others, collectives=collectives, total=total)
+    return Seconds(products=products, others=others, collectives=collectives, host=host, total=total)
 
 
 def operations(costs: Mapping[tuple[str, str], Counter[Cost]]) -> dict[tuple[str, str], int]:
@@ -100,4 +103,4 @@ def _seconds(row: Sent, gpu: Gpu, assumed: Assumptions) -> float:
         return 0.0
     rate = (gpu.network if row.between_nodes else gpu.link) * 1e9 * assumed.links
     times = 2 if row.kind == "all-reduce" else 1
-    return times * row.bytes * (row.ranks - 1) / row.ranks / rate
+    return row.count * gpu.latency * 1e-6 + times * row.bytes * (row.ranks - 1) / row.ranks / rate

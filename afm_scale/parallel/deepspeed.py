@@ -256,6 +256,9 @@ def _join(ranks: Ranks) -> None:
     import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     # It gathers and reduces by names that torch 2.13 deprecates, and says so in every process.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
+    groups = import_module("deepspeed.utils.groups")
+    if groups._WORLD_GROUP is not None and groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:
+        groups._release_process_group_references()  # a dry run before this one had a process group, which is no more
     deepspeed.init_distributed()
 
 

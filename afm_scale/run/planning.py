@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from ..core.errors import ConfigError
@@ -88,16 +89,10 @@ class Plan:
 def plan_of(config: RunConfig, cluster: Cluster, *, warm_up: int = 1) -> Plan:
     """Takes a step of each phase whose objective is another one. Raises ConfigError as training would."""
     compiled = config.parallel.compiles_on("cuda")
-    known: dict[str, DryRun] = {}
     phases = []
     for phase, during, steps in zip(phases_of(config), configs_of_phases(config), _steps(config), strict=True):
         during = replace(during, pilot=None)
-        key = repr((during.objective, during.model))
-        if key not in known:
-            known[key] = dry_run(
-                during, cluster.ranks, memory=int(cluster.gpu.memory * 1e9), warm_up=warm_up
-            )
-        run = known[key]
+        run = _taken(_Asked(repr(_of_a_step(during)), during), cluster.ranks, int(cluster.gpu.memory * 1e9), warm_up)
         sent = [
             Sent(kind=row.kind, count=row.count, bytes=row.bytes, ranks=len(ranks),
                  between_nodes=len({rank // cluster.per_node for rank in ranks}) > 1)
@@ -109,6 +104,27 @@ def plan_of(config: RunConfig, cluster: Cluster, *, warm_up: int = 1) -> Plan:
         )
         phases.append(PhasePlan(name=phase.name, steps=steps, run=run, sent=sent, low=low, high=high))
     return Plan(cluster=cluster, phases=phases, compiled=compiled, notes=_notes(config, compiled))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A configuration, equal to those whose steps are alike."""
+
+    key: str
+    config: RunConfig = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _taken(asked: _Asked, ranks: int, memory: int, warm_up: int) -> DryRun:
+    """Phases and pieces of advice come back to layouts that have been looked at."""
+    return dry_run(asked.config, ranks, memory=memory, warm_up=warm_up)
+
+
+def _of_a_step(config: RunConfig) -> tuple[Any, ...]:
+    """All that says what a step holds, computes and sends."""
+    chosen = (config.optimizer.generator, config.optimizer.discriminator, config.optimizer.classifier)
+    optimizers = [one and (one.betas, one.optimism) for one in chosen]
+    return config.objective, config.model, config.parallel, config.data, config.loop.accumulation, optimizers
 
 
 def _steps(config: RunConfig) -> list[int | None]:
