@@ -60,7 +60,7 @@ def test_collectives_and_bytes_are_those_of_a_real_first_step() -> None:
         TrafficBenchmark(recipe=SMALL_AFM[0], overrides=(*SMALL_AFM[1:], *LAYOUTS[name]), ranks=2, timeout_seconds=100)
         for name in names
     ]
-    real = run_ranks(2, first_steps, requests, timeout=150)[0]
+    real = run_ranks(2, first_steps, requests, timeout=500)[0]
     for name, request, rows in zip(names, requests, real, strict=True):
         config = config_of((request.recipe, *request.overrides))
         found = dry_run(config, 2, warm_up=0).traffic
@@ -70,7 +70,7 @@ def test_collectives_and_bytes_are_those_of_a_real_first_step() -> None:
 
 def test_memory_is_that_of_real_steps_within_three_percent() -> None:
     layouts = [(*MIDDLING, *LAYOUTS["ddp"]), (*MIDDLING, *LAYOUTS["full"])]
-    real = run_ranks(2, holds, layouts, timeout=150)[0]
+    real = run_ranks(2, holds, layouts, timeout=500)[0]
     for words, measured in zip(layouts, real, strict=True):
         memory = dry_run(config_of(words), 2, memory=MEMORY).memory
         assert memory.peak.total == pytest.approx(measured["peak"], rel=0.03), words

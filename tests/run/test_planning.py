@@ -39,6 +39,16 @@ def test_seconds_follow_the_figures_and_the_calibration() -> None:
     assert hours[0] == pytest.approx(20 * 2 * phase.low.total / 3600) and answer["phases"][0]["cost"][0] == 2 * hours[0]
 
 
+def test_a_device_that_the_host_waits_for_takes_a_time_around_each_kernel_and_collective() -> None:
+    phase = plan_of(loaded(), cluster()).phases[0]
+    waited = plan_of(loaded(), cluster(host=10.0, latency=5.0)).phases[0]
+    assert waited.run is phase.run  # a step that was taken is not taken again
+    around = 1e-5 * sum(kernels.total() for kernels in phase.run.costs.values())
+    sent = 5e-6 * sum(row.count for row in phase.sent if row.ranks > 1)
+    assert phase.high.host == 0 and sent > 0
+    assert waited.high.total == pytest.approx(phase.high.total + around + sent)
+
+
 def test_operations_are_those_that_the_recipe_is_counted_at() -> None:
     from afm_scale.estimate.roofline import operations
     from afm_scale.run.counting import step_flops
