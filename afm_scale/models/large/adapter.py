@@ -28,6 +28,7 @@ class Sizes:
     num_heads: int
     prompt_width: int  # D of a prompt's tokens
     pooled_width: int | None = None  # P of a whole prompt, if it is told that too
+    most_of_a_side: int | None = None  # tokens of a side that its table of positions has; None: it has no end
 
 
 class Adapter(Protocol):
@@ -38,17 +39,21 @@ class Adapter(Protocol):
     time_module: ClassVar[str]
     """Path of the module whose first input is the time, [B] as the class's forward is given it, and whose output is
     what blocks are modulated by, [B, d]."""
-    time_projection: ClassVar[str]
-    """Path of the module in it that makes sinusoids of times."""
+    time_projection: ClassVar[str | None]
+    """Path of the module in it that makes sinusoids of times; None where the embedder takes times."""
     time_embedder: ClassVar[str]
-    """Path of the module in it that makes a vector of width d of the sinusoids."""
+    """Path of the module in it, or itself, that makes a vector of width d of the sinusoids."""
     time_unit: ClassVar[float]
-    """What `time_module` is given for a time of 1 more than 0: 1, or 1000, or -1 where the class counts backwards."""
+    """By how much what `time_module` is given grows from time 0 to 1: 1, or 1000; less than 0 for 1 - time."""
 
     modulations: ClassVar[tuple[str, ...]]
     """Parts of names of linear layers that see one row for each sample, not for each token; from scratch they start at
-    zero. So does what is named in `last`."""
-    last: ClassVar[tuple[str, ...]]
+    zero."""
+    last: ClassVar[str]
+    """Path of the layer that gives its output, which starts at zero too."""
+
+    positions: ClassVar[tuple[str, ...]]
+    """Arguments of its blocks that are tables of rotary positions, which are not lowered with samples and prompts."""
 
     script: ClassVar[str]
     """In `scripts/`: what draws from an export with diffusers alone."""

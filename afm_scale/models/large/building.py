@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,27 +35,30 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def without_values(module: nn.Module) -> nn.Module:
-    """The same with every parameter, and every buffer that checkpoints keep, on the meta device."""
+    """The same with every parameter, and every buffer that checkpoints keep, on the meta device.
+
+    Such a buffer is a table that the module computed, and `starting` begins with it from scratch.
+    """
     for part in module.modules():
+        part.tables = {}
         for name, parameter in list(part.named_parameters(recurse=False)):
             setattr(part, name, nn.Parameter(parameter.to("meta")))
         for name, buffer in list(part.named_buffers(recurse=False)):
             if name not in part._non_persistent_buffers_set:
+                part.tables[name] = buffer
                 setattr(part, name, buffer.to("meta"))
     return module
 
 
-def starting(module: nn.Module, at_zero: Sequence[str], pretrained: Pretrained | None, prefix: str = "") -> None:
+def starting(module: nn.Module, at_zero: Collection[str], pretrained: Pretrained | None, prefix: str = "") -> None:
     """Gives every module that owns tensors an `initial`, as `core/network.TensorOwner` has it.
 
     Args:
-        at_zero: parts of names; layers whose name has one of them start at zero.
+        at_zero: paths of layers that start at zero.
         pretrained: what all tensors begin with, by their names in the module with the prefix; None: from scratch.
     """
     for path, part in module.named_modules():
-        path = f"{prefix}{path}."
-        is_zero = any(one in path for one in at_zero)
-        part.initial = partial(_initial, part, is_zero, pretrained, path)
+        part.initial = partial(_initial, part, path in at_zero, pretrained, f"{prefix}{path}.".removeprefix("."))
 
 
 def _initial(
@@ -64,6 +67,8 @@ def _initial(
     shape = tuple(getattr(owner, name).shape)
     if pretrained is not None:
         return pretrained(path + name)
+    if name in owner.tables:
+        return owner.tables[name].clone()
     if is_zero or name == "bias":
         return torch.zeros(shape)
     if "Norm" in type(owner).__name__:

@@ -99,6 +99,12 @@ class DiffusersConfig(NetworkConfig):
                 f"model.generator takes latents of {sizes.channels} channels in patches of {sizes.patch} x "
                 f"{sizes.patch}, samples are {channels} x {height} x {width}; use data that were encoded for it"
             )
+        most, rows, columns = sizes.most_of_a_side, height // sizes.patch, width // sizes.patch
+        if most is not None and max(rows, columns) > most:
+            raise ConfigError(
+                f"model.generator has positions of {most} tokens a side, samples of {height} x {width} are cut into "
+                f"{rows} x {columns}; use smaller samples"
+            )
 
     def num_tokens(self, shape: tuple[int, int, int]) -> int:
         """Of a sample [C, H, W], without those of its prompt."""

@@ -49,6 +49,8 @@ class DiffusersGenerator(nn.Module):
         self._computed = computed_tensors(self)
         self._begin(config)
         _let_all_outputs_take_part(self._blocks[-1])
+        for block in self._blocks:
+            block.register_forward_hook(_without_views)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, y: Conditions) -> Tensor:
         """x [B, C, H, W], times s and t [B] float32, B conditions of the dtype of x -> [B, C, H, W].
@@ -71,11 +73,16 @@ class DiffusersGenerator(nn.Module):
 
     def compute_blocks_in(self, dtype: torch.dtype) -> None:
         """By autocast, since these blocks do not cast weights to the dtype of their inputs; norms stay in float32."""
+        kept = self._adapter.positions
         for block in self._blocks:
             block.register_forward_pre_hook(
-                lambda _, inputs, options: (_cast(inputs, dtype), _cast(options, dtype)), with_kwargs=True
+                lambda _, inputs, options: (_cast(inputs, dtype), _cast(options, dtype, kept)), with_kwargs=True
             )
             block.forward = _in_autocast(block.forward, dtype)
+            for norm in block.modules():
+                if isinstance(norm, nn.RMSNorm):  # which autocast leaves to the dtype of its input
+                    norm.register_forward_pre_hook(lambda _, inputs: _cast(inputs, torch.float32))
+                    norm.register_forward_hook(lambda _, inputs, out: _cast(out, dtype))
         for linear in self.large_linears():  # whose forward may be replaced by one in fp8, which autocast knows not
             linear.register_forward_pre_hook(lambda _, inputs: _cast(inputs, dtype))
         self._blocks[-1].register_forward_hook(lambda _, inputs, out: _cast(out, torch.float32))
@@ -86,10 +93,12 @@ class DiffusersGenerator(nn.Module):
         if config.weights is not None:
             shapes = {name: tuple(value.shape) for name, value in self.transformer.state_dict().items()}
             read = Pretrained(config.weights, shapes).read
-        starting(self.transformer, (*adapter.modulations, *adapter.last), read)
+        paths = [path for path, _ in self.transformer.named_modules()]
+        modulations = [path for path in paths if any(one in f"{path}." for one in adapter.modulations)]
+        starting(self.transformer, {*modulations, adapter.last}, read)
         if self.second_time is not None:
             *_, last = [name for name, part in self.second_time.named_modules() if isinstance(part, nn.Linear)]
-            starting(self.second_time, (f".{last}.",), read, f"{adapter.time_embedder}.")
+            starting(self.second_time, {last}, read, f"{adapter.time_embedder}.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusersGenerator:
         """As of nn.Module; and what it computed when it was built, and no checkpoint keeps, keeps its values."""
@@ -101,8 +110,10 @@ class DiffusersGenerator(nn.Module):
         return self
 
 
-def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """Real floating numbers to a dtype, wherever they are in the arguments of a call."""
+def _cast(values: Any, dtype: torch.dtype, kept: tuple[str, ...] = ()) -> Any:
+    """Real floating numbers to a dtype, wherever they are in the arguments of a call but those named in `kept`."""
+    if kept:
+        return {name: value if name in kept else _cast(value, dtype) for name, value in values.items()}
     return tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, values)
 
 
@@ -132,6 +143,11 @@ class _TakePart(torch.autograd.Function):
         return gradients  # those that are missing were made zeros
 
 
+def _without_views(_: nn.Module, inputs: Any, out: Any) -> Any:
+    """What a block gives, parts of a larger tensor copied: a view would lose the hooks that FSDP2 adds to it."""
+    return tree_map_only(Tensor, lambda value: value if value._base is None else value.clone(), out)
+
+
 def _let_all_outputs_take_part(block: nn.Module) -> None:
     """The last block's text is thrown away, and DDP waits for the gradient of every weight.
 
@@ -139,6 +155,6 @@ def _let_all_outputs_take_part(block: nn.Module) -> None:
     """
 
     def hook(_: nn.Module, inputs: Any, out: Any) -> Any:
-        return _TakePart.apply(*out) if isinstance(out, tuple) else out
+        return _TakePart.apply(*out) if isinstance(out, tuple) and all(isinstance(one, Tensor) for one in out) else out
 
     block.register_forward_hook(hook)

@@ -28,7 +28,8 @@ class QwenImage:
     time_embedder: ClassVar[str] = "time_text_embed.timestep_embedder"
     time_unit: ClassVar[float] = 1.0
     modulations: ClassVar[tuple[str, ...]] = ("img_mod.", "txt_mod.", "norm_out.linear")
-    last: ClassVar[tuple[str, ...]] = ("proj_out",)
+    last: ClassVar[str] = "proj_out"
+    positions: ClassVar[tuple[str, ...]] = ("image_rotary_emb",)
     script: ClassVar[str] = "qwen_image"
 
     def sizes(self, settings: Settings) -> Sizes:

@@ -5,9 +5,22 @@ from __future__ import annotations
 from ...core.errors import ConfigError
 from ...core.packages import require
 from .adapter import Adapter, wants
+from .flux import Flux
 from .qwen_image import QwenImage
+from .sana import Sana
+from .sd3 import SD3
+from .z_image import ZImage
 
-ADAPTERS: dict[str, Adapter] = {adapter.class_name: adapter for adapter in (QwenImage(),)}
+ADAPTERS: dict[str, Adapter] = {
+    adapter.class_name: adapter
+    for adapter in (
+        QwenImage(),
+        SD3(),
+        Sana(),
+        Flux(),
+        ZImage(),
+    )
+}
 
 
 def adapter_of(class_name: str) -> Adapter:

@@ -30,7 +30,8 @@ def second_embedder(transformer: nn.Module, adapter: Adapter) -> nn.Module:
 def tell_intervals(transformer: nn.Module, adapter: Adapter, second: nn.Module) -> None:
     """From now on the transformer is given times [2 B] for samples [B]."""
     module = transformer.get_submodule(adapter.time_module)
-    sinusoids = transformer.get_submodule(adapter.time_projection)
+    projection = adapter.time_projection
+    sinusoids = nn.Identity() if projection is None else transformer.get_submodule(projection)
     module.forward = partial(_forward, module.forward, sinusoids, second, adapter.time_unit)
 
 
