@@ -27,7 +27,7 @@ from afm_scale.parallel.launch import Ranks
 from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.check import check
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import step_flops
+from afm_scale.run.forecast.counting import step_flops
 from afm_scale.run.load import load
 from afm_scale.run.networks import build_learner
 from afm_scale.train.hooks.hook import HookList

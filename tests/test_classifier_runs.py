@@ -16,7 +16,7 @@ from afm_scale.checkpoint.manifest import read_manifest, resolve_checkpoint
 from afm_scale.checkpoint.tensors import read_tensors
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import demand_of, step_flops
+from afm_scale.run.forecast.counting import demand_of, step_flops
 from afm_scale.run.load import load
 from tests.program import SMALL_AFM
 

@@ -65,7 +65,7 @@ ALLOWED = {
     **{
         (module, "figure.savefig"): "into the file of write_atomically"
         for module in (
-            "evaluation.accuracy", "evaluation.course_picture", "evaluation.toys.mixture2d", "run.plan_picture",
+            "evaluation.accuracy", "evaluation.course_picture", "evaluation.toys.mixture2d", "run.forecast.picture",
             "evaluation.toys.mixture1d", "benchmarks.compared",
         )
     },

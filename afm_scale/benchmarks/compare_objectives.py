@@ -13,7 +13,7 @@ import argparse
 
 from ..core.ranges import Range
 from ..run.arguments import add_number
-from ..run.counting import learner_flops
+from ..run.forecast.counting import learner_flops
 from ..run.load import load
 from .comparing import Compare, add_how, compare_command, kept
 from .comparison import ComparisonConfig, jobs_of

@@ -33,7 +33,7 @@ from ..core.schedules import Constant, schedules_in, updates_in
 from ..core.strict_json import parse_json
 from ..core.typed import to_mapping
 from ..run.config import RunConfig
-from ..run.counting import mean_step_flops
+from ..run.forecast.counting import mean_step_flops
 from ..run.load import load
 from ..run.phases import configs_of_phases, phases_of
 

@@ -16,7 +16,7 @@ from ..core.screen import say
 from ..objectives.flow_matching import FlowMatchingConfig
 from ..run.arguments import add_number
 from ..run.config import RunConfig
-from ..run.counting import step_flops
+from ..run.forecast.counting import step_flops
 from ..run.load import load
 
 _OF_FLOW_MATCHING = 3  # forward passes: one with its backward

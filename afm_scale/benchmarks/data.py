@@ -37,7 +37,7 @@ from ..estimate.demand import Demand
 from ..estimate.devices import GPUS
 from ..run.arguments import add_number, add_recipe, request_of
 from ..run.config import RunConfig
-from ..run.counting import demand_of
+from ..run.forecast.counting import demand_of
 from ..run.load import load
 from .sample_files import NUM_CLASSES, make_jpegs, pack_latents, pack_originals, pack_squares
 

@@ -29,7 +29,7 @@ from ..parallel.launch import Ranks
 from ..run.arguments import add_number, add_recipe
 from ..run.build import build_plan, build_state
 from ..run.config import RunConfig
-from ..run.dry_run import dry_run, hollow_config
+from ..run.forecast.dry_run import dry_run, hollow_config
 from ..run.load import load
 from ..train.hooks.hook import HookList
 from ..train.loop import train

@@ -32,9 +32,9 @@ from ..parallel.launch import Ranks
 from ..run.arguments import add_number
 from ..run.build import build_plan, build_state
 from ..run.config import RunConfig
-from ..run.dry_run import hollow_config
+from ..run.forecast.dry_run import hollow_config
+from ..run.forecast.planning import Cluster, PhasePlan, plan_of
 from ..run.load import load
-from ..run.planning import Cluster, PhasePlan, plan_of
 from ..train.hooks.hook import HookList
 from ..train.loop import train
 from .spawned import on_ranks

@@ -24,7 +24,7 @@ from ..run.arguments import add_number, add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
-from ..run.counting import learner_flops, step_flops, step_parts
+from ..run.forecast.counting import learner_flops, step_flops, step_parts
 from ..run.load import dump_yaml, load
 from .published_step import Calls, build_reference, reference_config
 from .timing import Built, Timing, time_steps

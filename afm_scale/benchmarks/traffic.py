@@ -19,8 +19,8 @@ from ..run.arguments import add_number, add_recipe, request_of
 from ..run.build import build_plan, build_state
 from ..run.check import check
 from ..run.config import RunConfig
+from ..run.forecast.tape import Tape, Traffic, WatchedPlan
 from ..run.load import load
-from ..run.tape import Tape, Traffic, WatchedPlan
 from ..train.hooks.hook import HookList
 from ..train.loop import train
 from .spawned import on_ranks

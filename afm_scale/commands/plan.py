@@ -22,11 +22,11 @@ from ..core.screen import say
 from ..core.strict_json import parse_json
 from ..core.typed import Mistake, build
 from ..estimate.devices import GPUS, Gpu, gpu_of
-from ..run.advice import Checked, search, that_are_faster, that_fit
 from ..run.arguments import add_number, add_recipe, request_of
 from ..run.config import RunConfig
+from ..run.forecast.advice import Checked, search, that_are_faster, that_fit
+from ..run.forecast.planning import Cluster, Plan, answer_of, calibrated, measured_to_estimated, plan_of
 from ..run.load import load
-from ..run.planning import Cluster, Plan, answer_of, calibrated, measured_to_estimated, plan_of
 from .plan_table import table
 
 _GPUS_OF_A_NODE = 8
@@ -101,7 +101,7 @@ def plan_command(request: PlanRequest, *, as_json: bool) -> int:
     if request.search:
         answer["search"] = [*map(_told, search(config, cluster, request.loaded))]
     if request.plot is not None:
-        from ..run.plan_picture import draw_plan
+        from ..run.forecast.picture import draw_plan
 
         draw_plan(request.plot, plan, title=next(table(answer)))
     say(json.dumps(answer, indent=1) if as_json else "\n".join(table(answer)))

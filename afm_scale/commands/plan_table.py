@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..estimate.memory import KINDS
-from ..run.planning import OUTSIDE, SLACK
+from ..run.forecast.planning import OUTSIDE, SLACK
 
 
 def table(answer: dict[str, Any]) -> Iterator[str]:

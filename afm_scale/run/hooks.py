@@ -16,8 +16,8 @@ from ..train.hooks.table import HOOKS
 from ..train.pilot.pilot import NoPilot, Pilot
 from ..train.state import TrainState
 from .config import RunConfig
-from .counting import step_flops_in_force
 from .evaluations import Evaluations
+from .forecast.counting import step_flops_in_force
 from .pilot import build_pilot
 
 

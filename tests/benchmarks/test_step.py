@@ -22,7 +22,7 @@ from afm_scale.parallel import compile as compile_module
 from afm_scale.parallel.launch import Ranks
 from afm_scale.run.build import build_plan, build_state
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import step_flops, step_parts
+from afm_scale.run.forecast.counting import step_flops, step_parts
 from afm_scale.run.load import load
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
 from afm_scale.train.loop import train

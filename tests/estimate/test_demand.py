@@ -13,7 +13,7 @@ from afm_scale.core.errors import EXIT_DONE, ConfigError
 from afm_scale.core.types import Batch, Loss, Networks, Role, Turn
 from afm_scale.estimate.demand import step_flops_per_sample
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import step_flops
+from afm_scale.run.forecast.counting import step_flops
 from afm_scale.run.load import RECIPES, load
 
 NAMES = [

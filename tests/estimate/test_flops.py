@@ -11,7 +11,7 @@ from torch import nn
 from afm_scale.core.types import Role
 from afm_scale.estimate.flops import FlopCounter, count_turn
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import demand_of, step_flops
+from afm_scale.run.forecast.counting import demand_of, step_flops
 from afm_scale.run.load import load
 
 

@@ -11,7 +11,7 @@ import torch
 
 from afm_scale.objectives.objective import ObjectiveConfig
 from afm_scale.run.config import RunConfig
-from afm_scale.run.counting import step_flops, step_flops_in_force
+from afm_scale.run.forecast.counting import step_flops, step_flops_in_force
 from afm_scale.run.load import load
 from afm_scale.run.phases import build_phases
 from afm_scale.train.hooks.console import ConsoleConfig, ConsoleHook

@@ -6,14 +6,14 @@ from functools import cache
 
 import torch
 
-from ..core.types import PUBLISHED, Role
-from ..estimate.demand import Demand, demand, step_flops_per_sample
-from ..estimate.flops import FlopCounter
-from ..objectives.objective import Objective, ObjectiveConfig
-from ..objectives.table import OBJECTIVES
-from .config import RunConfig
-from .guides import frozen_modules
-from .networks import build_learner, build_networks, build_objective, learner_of
+from ...core.types import PUBLISHED, Role
+from ...estimate.demand import Demand, demand, step_flops_per_sample
+from ...estimate.flops import FlopCounter
+from ...objectives.objective import Objective, ObjectiveConfig
+from ...objectives.table import OBJECTIVES
+from ..config import RunConfig
+from ..guides import frozen_modules
+from ..networks import build_learner, build_networks, build_objective, learner_of
 
 META = torch.device("meta")
 _PARTS = 32

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..parallel.plan import Admits, ParallelPlan, Player
+from ...parallel.plan import Admits, ParallelPlan, Player
 
 Phase = Literal["forward", "backward", "step", "between"]
 

@@ -15,9 +15,9 @@ from afm_scale.benchmarks.memory import MEMORY, measured_memory
 from afm_scale.benchmarks.traffic import TrafficBenchmark, count_first_step
 from afm_scale.core.errors import ConfigError
 from afm_scale.run.config import RunConfig
-from afm_scale.run.dry_run import Parts, dry_run
+from afm_scale.run.forecast.dry_run import Parts, dry_run
+from afm_scale.run.forecast.tape import Traffic
 from afm_scale.run.load import load
-from afm_scale.run.tape import Traffic
 from tests.program import SMALL_AFM
 from tests.ranks import run_ranks
 

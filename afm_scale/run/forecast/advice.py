@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..core.errors import UserError
-from .config import RunConfig
+from ...core.errors import UserError
+from ..config import RunConfig
 from .planning import Cluster, Plan, plan_of
 
 _LARGER = 4  # times the ranks, at most, that more of them are proposed

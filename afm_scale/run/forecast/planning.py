@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from ..core.errors import ConfigError
-from ..estimate.devices import Gpu
-from ..estimate.memory import Moment
-from ..estimate.roofline import Seconds, Sent, assumptions, by_link, operations, seconds_of
-from .config import RunConfig
+from ...core.errors import ConfigError
+from ...estimate.devices import Gpu
+from ...estimate.memory import Moment
+from ...estimate.roofline import Seconds, Sent, assumptions, by_link, operations, seconds_of
+from ..config import RunConfig
+from ..phases import configs_of_phases, phases_of
 from .dry_run import DryRun, dry_run
-from .phases import configs_of_phases, phases_of
 
 SLACK = 1.06  # of what tensors hold: blocks of 512 bytes and up, and holes between them
 OUTSIDE = 1.5e9  # bytes: the CUDA context with its kernels and, among several GPUs, NCCL's buffers

@@ -6,10 +6,10 @@ import pytest
 
 from afm_scale.core.errors import ConfigError
 from afm_scale.estimate.devices import GPUS, Gpu, gpu_of
-from afm_scale.run.advice import search, that_fit
 from afm_scale.run.config import RunConfig
+from afm_scale.run.forecast.advice import search, that_fit
+from afm_scale.run.forecast.planning import OUTSIDE, SLACK, Cluster, answer_of, calibrated, plan_of
 from afm_scale.run.load import load
-from afm_scale.run.planning import OUTSIDE, SLACK, Cluster, answer_of, calibrated, plan_of
 
 DEEP = (
     "data.shape=[4,16,16]", "data.global_batch=32", "hooks.samples=null", "model.generator.repetitions=4",
@@ -51,7 +51,7 @@ def test_a_device_that_the_host_waits_for_takes_a_time_around_each_kernel_and_co
 
 def test_operations_are_those_that_the_recipe_is_counted_at() -> None:
     from afm_scale.estimate.roofline import operations
-    from afm_scale.run.counting import step_flops
+    from afm_scale.run.forecast.counting import step_flops
 
     config = loaded(["parallel.plan=ddp", "parallel.precision=fp32"])
     found = sum(operations(plan_of(config, cluster()).phases[0].run.costs).values())

@@ -20,22 +20,22 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ..core.types import PUBLISHED
-from ..data.toys.synthetic import like
-from ..estimate.costs import Cost, Costs
-from ..estimate.hollow import Hollow
-from ..estimate.ledger import Ledger
-from ..estimate.memory import StepMemory, step_memory
-from ..models.layers import initial_weights
-from ..parallel.launch import Ranks
-from ..parallel.plan import ParallelPlan
-from ..train.hooks.hook import HookList
-from ..train.loop import train
-from ..train.state import TrainState
-from .build import build_plan, build_state
-from .check import check
-from .config import RunConfig
-from .guides import frozen_modules
+from ...core.types import PUBLISHED
+from ...data.toys.synthetic import like
+from ...estimate.costs import Cost, Costs
+from ...estimate.hollow import Hollow
+from ...estimate.ledger import Ledger
+from ...estimate.memory import StepMemory, step_memory
+from ...models.layers import initial_weights
+from ...parallel.launch import Ranks
+from ...parallel.plan import ParallelPlan
+from ...train.hooks.hook import HookList
+from ...train.loop import train
+from ...train.state import TrainState
+from ..build import build_plan, build_state
+from ..check import check
+from ..config import RunConfig
+from ..guides import frozen_modules
 from .tape import Tape, Traffic, WatchedPlan
 
 

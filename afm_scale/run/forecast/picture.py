@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..core.files import write_atomically
-from ..estimate.memory import KINDS
+from ...core.files import write_atomically
+from ...estimate.memory import KINDS
 from .planning import Plan
 
 _COLOURS = (
