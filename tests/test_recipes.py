@@ -203,14 +203,12 @@ def test_a_guided_recipe_takes_the_weights_of_the_unguided_one(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(CHEAP))
-def test_a_cheap_recipe_is_the_published_one_but_for_the_update_and_the_depth_of_d(name: str) -> None:
+def test_a_cheap_recipe_is_the_published_one_but_for_the_update_and_the_tokens_of_d(name: str) -> None:
     config, published = recipe(name), recipe(name.removesuffix("_cheap"))
-    assert (config.objective.update, config.model.discriminator.depth) == ("one_pass", 14)
-    assert published.objective.update == "alternating" and published.model.discriminator.depth == 28
-    discriminator = replace(config.model.discriminator, depth=28)
+    assert (config.objective.update, config.objective.token_share) == ("one_pass", 0.5)
+    assert (published.objective.update, published.objective.token_share) == ("alternating", 1.0)
     assert published == replace(
-        config, run=published.run, model=replace(config.model, discriminator=discriminator),
-        objective=replace(config.objective, update="alternating"),
+        config, run=published.run, objective=replace(config.objective, update="alternating", token_share=1.0)
     )
 
 
