@@ -18,7 +18,7 @@ from .equivalence import Games, Layout, Outcome, too_large, train_game
 from .models.large.classes import CLASSES, LENGTH, WIDTH, network, plain
 from .ranks import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each process imports diffusers
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each process imports diffusers
 
 ALONE, SHARDED = Layout("ddp", 1, 1), Layout("fsdp2", 2, 1, "full", recompute="full")
 # The last block of SD3 has no text to ask for, and adding to all keys alike changes nothing.
@@ -52,8 +52,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("weights")
     for name in CLASSES:
         plain(name, network(name)).save_pretrained(folder / name)
-    (alone,) = run_ranks(1, _train, ALONE, folder, timeout=250)
-    return Found(alone, run_ranks(2, _train, SHARDED, folder, timeout=250))
+    (alone,) = run_ranks(1, _train, ALONE, folder, timeout=500)
+    return Found(alone, run_ranks(2, _train, SHARDED, folder, timeout=500))
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -172,7 +172,7 @@ def test_the_extras_that_the_scripts_ask_for_are_those_of_the_package(monkeypatc
         (line,) = [line for line in (ROOT / script).read_text().splitlines() if line.startswith("source ")]
         assert set(line.split()[-1].split(",")) <= extras.keys()
     assert sorted(extras["data"]) == sorted(
-        requirement for name in ("dali", "latents", "parquet", "webdataset") for requirement in extras[name]
+        requirement for name in ("dali", "latents", "parquet", "text", "webdataset") for requirement in extras[name]
     )
 
 

@@ -156,6 +156,8 @@ def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
 
     for function, lost in ((hold_on, 0), (wait_outside, 1)):
         codes, said = found[function]
+        if codes[lost] != -signal.SIGKILL:  # on a full machine another may be late first: once more, alone
+            codes, said = ends(start(function))
         assert codes[lost] == -signal.SIGKILL and codes[1 - lost] == 1, (codes, said)
         (line,) = errors_in(said[1 - lost])
         assert line.startswith(f"error: rank {lost} of 2 is stopped (SIGSTOP) and does not answer (process "), line
