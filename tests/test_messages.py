@@ -15,9 +15,9 @@ from afm_scale.run.settings import settings_of
 ROOT = Path(__file__).parents[1]
 FOREIGN = {
     "--help", "--no-deps", "--cpp", "--cuda", "--nproc-per-node", "--nnodes", "--gpus-per-node", "--ntasks-per-node",
-    "--gpus", "--shm-size", "--ipc",
+    "--gpus", "--shm-size", "--ipc", "--prompt",
 }
-"""Options of argparse, pip, builds, torchrun, Slurm and Docker."""
+"""Options of argparse, pip, builds, torchrun, Slurm and Docker; of an export's sample.py."""
 NO_SETTINGS = {"model.safetensors", "model.sample"}  # a file, and a line of Python
 OF_TRAINING = ("run", "train", "checkpoint", "core/holding.py")  # where a run.folder is there to be chosen
 RIGHTS = re.compile(r"permission|right to|readable|writable")
