@@ -11,8 +11,9 @@ import argparse
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..core.errors import DataError, UserError
 from ..core.packages import require
@@ -35,12 +35,10 @@ from ..data.shards import PackedShards, SampleError
 from ..data.transforms import ImageError, to_pixels
 from ..models.autoencoder import Autoencoder
 from ..packing.writer import Packing
-from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
-from ..parallel.config import ParallelConfig
+from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
 from ..run.arguments import add_number, name_or_path, request_of
-
-_TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
+from .encoding import WriteShard, encode_all, encoding_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +96,21 @@ class _Job:
         rows, step = self.rows(shard), self.request.batch_size
         return [rows[start:start + step] for start in range(0, len(rows), step)]
 
+    @property
+    def num_shards(self) -> int:
+        return len(self.images.description.shards)
+
+    def num_samples(self, shard: int) -> int:
+        return self.images.description.shards[shard].num_samples
+
+    def writer(self, shards: Sequence[int]) -> WriteShard:
+        """Images are decoded ahead, in the order of these shards."""
+        decoded = _decoded(self, [batch for shard in shards for batch in self.batches(shard)])
+        return partial(_encode_shard, self, decoded)
+
+    def finish(self) -> None:
+        self.packing.finish(self.num_shards, self.images.description.class_names)
+
 
 def encode_command(request: EncodeRequest) -> int:
     """Writes OUT, one shard of latents for each shard of images. A job that was killed goes on where it was.
@@ -111,20 +124,10 @@ def encode_command(request: EncodeRequest) -> int:
     if request.scale is not None and not (math.isfinite(request.scale) and request.scale > 0):
         raise UserError(f"--scale {request.scale} must be a number above 0")
     require("diffusers", "encoding latents", "latents")
-    # Deterministic kernels: a shard that is encoded again, or on another rank, must come out the same.
-    parallel = ParallelConfig(
-        plan="ddp", device=request.device, deterministic=True, timeout_seconds=_TIMEOUT_SECONDS
-    )
-    with launch(parallel) as ranks:
+    with launch(encoding_plan(request.device)) as ranks:
         with agreed():
             job = _prepare(request, ranks)
-        check_same_on_all_ranks(job.about, "what is encoded")
-        left = from_rank_0(ranks.rank, lambda: _begin(job))
-        if left is not None:
-            _encode(job, left, ranks)
-            with agreed():
-                if ranks.rank == 0:
-                    _finish(job)
+        encode_all(job, ranks, what="what is encoded", unit="image", doing="encoding")
         if ranks.rank == 0:
             say(f"{job.images.num_samples} samples and their mirror images encoded in {request.out}")
     return 0
@@ -164,38 +167,8 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
     )
 
 
-def _begin(job: _Job) -> list[int] | None:
-    """The shards that are still to be written; None if the data set is finished."""
-    if job.packing.begin() is not None:
-        return None
-    return [n for n in range(len(job.images.description.shards)) if not job.packing.is_written(n)]
-
-
-def _finish(job: _Job) -> None:
-    description = job.images.description
-    job.packing.finish(len(description.shards), description.class_names)
-
-
-def _encode(job: _Job, left: list[int], ranks: Ranks) -> None:
-    """Collective. In rounds of a shard for each rank, so that an error on one ends all of them soon."""
-    mine = left[ranks.rank::ranks.world_size]
-    decoded = _decoded(job, [batch for shard in mine for batch in job.batches(shard)])
-    shards = job.images.description.shards
-    with tqdm(
-        total=sum(shards[shard].num_samples for shard in left), unit="image", desc="encoding",
-        disable=ranks.rank != 0, dynamic_ncols=True,
-    ) as bar:
-        for first in range(0, len(left), ranks.world_size):
-            shared = left[first:first + ranks.world_size]
-            own = shared[ranks.rank] if ranks.rank < len(shared) else None
-            with agreed():
-                if own is not None:
-                    _encode_shard(job, own, decoded, bar.update)
-            bar.update(sum(shards[shard].num_samples for shard in shared if shard != own))
-
-
 def _encode_shard(
-    job: _Job, shard: int, decoded: Iterator[Tensor | DataError], advance: Callable[[int], object]
+    job: _Job, decoded: Iterator[Tensor | DataError], shard: int, advance: Callable[[int], object]
 ) -> None:
     index = job.images.index
     with job.packing.shard(shard) as writer:

@@ -11,12 +11,12 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from safetensors.torch import save
-from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_atomically
@@ -29,15 +29,14 @@ from ..data.members import TEXT
 from ..data.prompts import CLASS_NAMES, ROWS_NAME
 from ..packing.texts import read_texts
 from ..packing.writer import Packing
-from ..parallel.agreement import agreed, check_same_on_all_ranks, from_rank_0
-from ..parallel.config import ParallelConfig
+from ..parallel.agreement import agreed
 from ..parallel.launch import Ranks, launch
 from ..run.arguments import add_number, request_of
+from .encoding import WriteShard, encode_all, encoding_plan
 
 if TYPE_CHECKING:
     from ..models.text_pipelines import TextPipeline  # which needs optional packages
 
-_TIMEOUT_SECONDS = 7 * 24 * 3600  # ranks wait for each other after every shard, and a shard may take a CPU hours
 _DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -98,6 +97,16 @@ class _Job:
         first = shard * self.request.per_shard
         return range(first, min(first + self.request.per_shard, len(self.prompts)))
 
+    def num_samples(self, shard: int) -> int:
+        return len(self.numbers(shard))
+
+    def writer(self, shards: Sequence[int]) -> WriteShard:
+        return partial(_encode_shard, self)
+
+    def finish(self) -> None:
+        write_atomically(self.request.out / ROWS_NAME, lambda file: file.write(self.rows))
+        self.packing.finish(self.num_shards, CLASS_NAMES)
+
 
 def encode_command(request: EncodeRequest) -> int:
     """Writes OUT. A job that was killed goes on where it was.
@@ -107,18 +116,10 @@ def encode_command(request: EncodeRequest) -> int:
     """
     for package in ("diffusers", "transformers"):
         require(package, "embedding prompts", "text")
-    # Deterministic kernels: a shard that is embedded again, or on another rank, must come out the same.
-    parallel = ParallelConfig(plan="ddp", device=request.device, deterministic=True, timeout_seconds=_TIMEOUT_SECONDS)
-    with launch(parallel) as ranks:
+    with launch(encoding_plan(request.device)) as ranks:
         with agreed():
             job = _prepare(request, ranks)
-        check_same_on_all_ranks(job.about, "what is embedded")
-        left = from_rank_0(ranks.rank, lambda: _begin(job))
-        if left is not None:
-            _encode(job, left, ranks)
-            with agreed():
-                if ranks.rank == 0:
-                    _finish(job)
+        encode_all(job, ranks, what="what is embedded", unit="prompt", doing="embedding")
         if ranks.rank == 0:
             _tell(job)
     return 0
@@ -166,33 +167,6 @@ def _sum_of(files: Sequence[Path]) -> str:
     except OSError as error:
         raise DataError(f"{files[0].parent} cannot be read: {error.strerror or error}; restore it") from None
     return sha256("".join(lines).encode()).hexdigest()
-
-
-def _begin(job: _Job) -> list[int] | None:
-    """The shards that are still to be written; None if the set is finished."""
-    if job.packing.begin() is not None:
-        return None
-    return [number for number in range(job.num_shards) if not job.packing.is_written(number)]
-
-
-def _finish(job: _Job) -> None:
-    write_atomically(job.request.out / ROWS_NAME, lambda file: file.write(job.rows))
-    job.packing.finish(job.num_shards, CLASS_NAMES)
-
-
-def _encode(job: _Job, left: list[int], ranks: Ranks) -> None:
-    """Collective. In rounds of a shard for each rank, so that an error on one ends all of them soon."""
-    with tqdm(
-        total=sum(len(job.numbers(shard)) for shard in left), unit="prompt", desc="embedding",
-        disable=ranks.rank != 0, dynamic_ncols=True,
-    ) as bar:
-        for first in range(0, len(left), ranks.world_size):
-            shared = left[first:first + ranks.world_size]
-            own = shared[ranks.rank] if ranks.rank < len(shared) else None
-            with agreed():
-                if own is not None:
-                    _encode_shard(job, own, bar.update)
-            bar.update(sum(len(job.numbers(shard)) for shard in shared if shard != own))
 
 
 def _encode_shard(job: _Job, shard: int, advance: Callable[[int], object]) -> None:

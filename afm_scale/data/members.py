@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from .description import RECORD_HEADER, TEXT_BYTES, Content, ImageContent, LatentContent
 from .embeddings import EmbeddingRecords
+from .index import NPY_HEADERS
 from .latents import MEMBERS, Records
 
 TEXT = "txt"
 _ENCODINGS = {"png": "png", "jpeg": "jpg"}
-_NPY_HEADER = 2**16 + 10  # bytes, at most
 
 
 class Member(NamedTuple):
@@ -30,7 +30,7 @@ def members_of(content: Content) -> tuple[Member, ...]:
         return (Member(_ENCODINGS.get(content.encoding)), *[text] * content.texts)
     if isinstance(content, LatentContent):
         records = Records((2, *content.shape))
-        latents = [Member(f"{name}.npy", records.values, records.num_bytes + _NPY_HEADER) for name in MEMBERS]
+        latents = [Member(f"{name}.npy", records.values, records.num_bytes + NPY_HEADERS[1]) for name in MEMBERS]
         return (*latents, *[text] * content.texts)
     records = EmbeddingRecords(content)
     return Member("safetensors", records.read, content.num_bytes + RECORD_HEADER), text

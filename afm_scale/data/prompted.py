@@ -68,7 +68,6 @@ class PromptedConfig(SourceConfig):
             "text_encoder": content.encoder.sha256(),
         }
 
-    @property
     def named_embeddings(self) -> Path:
         """Raises ConfigError if a recipe leaves it to its user, who has not named one."""
         if self.embeddings is None:
@@ -81,13 +80,11 @@ class PromptedConfig(SourceConfig):
     @property
     def prompt_shape(self) -> ConditionShape | None:
         if None in (self.length, self.width):
-            self.named_embeddings  # noqa: B018  (says so if they are not named; else they come with `resolved`)
+            self.named_embeddings()  # says so if they are not; else lengths come with `resolved`
         return ConditionShape(self.length or 1, self.width or 1, self.pooled or 0)
 
     def prompts(self) -> Conditions | None:
-        if self.embeddings is None and self.shown is None:
-            self.named_embeddings  # noqa: B018
-        shown = Prompts(self.shown or self.named_embeddings)
+        shown = Prompts(self.shown or self.named_embeddings())
         try:
             return _padded(self.checked(shown).conditions(range(self.num_classes)), self.prompt_shape.length)
         finally:
@@ -95,7 +92,7 @@ class PromptedConfig(SourceConfig):
 
     def texts(self) -> tuple[str, ...]:
         """The prompts of `prompts`, in words, without the empty one. Raises DataError as it does."""
-        shown = Prompts(self.shown or self.named_embeddings)
+        shown = Prompts(self.shown or self.named_embeddings())
         try:
             return self.checked(shown).texts(self.num_classes)
         finally:
@@ -141,7 +138,7 @@ class PromptReader:
     def __init__(self, config: PromptedConfig, *, check: bool, device: torch.device | str) -> None:
         """`check`: whether this rank compares files. Raises ConfigError or DataError for prompts that do not fit."""
         self._length = config.prompt_shape.length
-        self.prompts = config.checked(Prompts(config.named_embeddings, check=check))
+        self.prompts = config.checked(Prompts(config.named_embeddings(), check=check))
         self._device = torch.device(device)
         if check and config.shown is not None:
             config.texts()

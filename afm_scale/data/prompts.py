@@ -53,10 +53,6 @@ def described_prompts(folder: Path) -> tuple[DatasetDescription, PromptContent]:
     return description, content
 
 
-def shape_of_prompts(content: PromptContent) -> ConditionShape:
-    return ConditionShape(content.length, content.width, content.pooled)
-
-
 class Prompts:
     """A packed set of prompts, to be read by their numbers. The last one is the empty prompt."""
 
@@ -72,18 +68,18 @@ class Prompts:
         )
         self.num_prompts = description.class_counts[0]  # without the empty one
         self._records = EmbeddingRecords(self.content)
-        self._held: list[Conditions] | None = None
+        self._held: Conditions | None = None
         if description.num_samples * self.content.num_bytes <= _HELD_BYTES:
-            self._held = [self._read(range(description.num_samples))]
+            self._held = self._read(range(description.num_samples))
 
     @property
     def shape(self) -> ConditionShape:
-        return shape_of_prompts(self.content)
+        return ConditionShape(self.content.length, self.content.width, self.content.pooled)
 
     def conditions(self, rows: Sequence[int]) -> Conditions:
         """These prompts, and the empty one last: [R + 1, L, D], on the CPU as they are stored. Raises SampleError."""
         chosen = [*rows, self.num_prompts]
-        return self._read(chosen) if self._held is None else self._held[0].rows(torch.tensor(chosen))
+        return self._read(chosen) if self._held is None else self._held.rows(torch.tensor(chosen))
 
     def texts(self, count: int | None = None) -> tuple[str, ...]:
         """The first `count` prompts, or all but the empty one. Raises SampleError."""

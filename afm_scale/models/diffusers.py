@@ -21,11 +21,8 @@ from ..core.ranges import Range
 from ..core.strict_json import parse_json
 from ..core.typed import build, nearest
 from ..core.weights import first_misfit
-from .weights_file import read_safetensors
+from .weights_file import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_safetensors
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-_INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # would lead diffusers to other files
 _IMPOSSIBLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -129,8 +126,8 @@ def pipeline_of(name: str, **components: Any) -> Any:
 
 def _settings(folder: Path) -> AutoencoderSettings:
     path = folder / CONFIG_NAME
-    if (folder / _INDEX_NAME).exists():
-        raise ConfigError(f"{folder} has a {_INDEX_NAME}; wanted weights in one file, as save_pretrained writes them")
+    if (folder / INDEX_NAME).exists():  # would lead diffusers to other files
+        raise ConfigError(f"{folder} has a {INDEX_NAME}; wanted weights in one file, as save_pretrained writes them")
     try:
         plain: Any = parse_json(read_regular(path, 2**20))
         if not isinstance(plain, dict) or plain.get("_class_name", "AutoencoderKL") != "AutoencoderKL":

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from ..core.files import require_regular
 
+CONFIG_NAME = "config.json"  # this and the next are what diffusers' save_pretrained writes
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"  # of weights in several files
+
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file on the CPU, by name. Raises ValueError, whose words go into a message, if it is none."""

@@ -16,10 +16,8 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...core.files import read_regular, require_regular
 from ...core.strict_json import parse_json
+from ..weights_file import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _SETTING = "model.generator.weights"
 
