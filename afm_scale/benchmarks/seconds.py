@@ -37,10 +37,10 @@ from ..run.forecast.planning import Cluster, PhasePlan, plan_of
 from ..run.load import load
 from ..train.hooks.hook import HookList
 from ..train.loop import train
-from .memory import MEMORY
 from .spawned import on_ranks
 from .timing import HeldBatch
 
+_MEMORY = 80 * 10**9  # that plans choose by
 _SMALL = (
     "data.shape=[4,16,16]", "model.generator.hidden_size=192", "model.generator.num_heads=3",
     "model.generator.depth=4", "hooks.samples=null", "parallel.precision=fp32",
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [(row[0], tuple(row[1:])) for row in ROWS]
     load_before = os.getloadavg()[0]
     measured = on_ranks(options.ranks, options.timeout, timed, rows, options.ranks, options.repeats)[0]
-    gpu = Gpu(name="this machine", memory=MEMORY / 1e9, **measured["figures"])
+    gpu = Gpu(name="this machine", memory=_MEMORY / 1e9, **measured["figures"])
     cluster, found, factor = Cluster(ranks=options.ranks, nodes=1, gpu=gpu), [], None
     for (recipe, overrides), row in zip(rows, measured["rows"], strict=True):
         phase = plan_of(hollow_config(load(RunConfig, recipe, overrides).resolved()), cluster).phases[0]
@@ -106,7 +106,7 @@ def timed(
     """Of this rank: CPU and wall seconds of steps of each row, shares of what they are made of, and figures of the
     machine; the process group is there already."""
     torch.set_num_threads(1)
-    ranks = Ranks(rank=rank, local_rank=rank, world_size=num_ranks, device=torch.device("cpu"), memory=MEMORY)
+    ranks = Ranks(rank=rank, local_rank=rank, world_size=num_ranks, device=torch.device("cpu"), memory=_MEMORY)
     with ExitStack() as open_until_the_end:
         steps = [_stepping(open_until_the_end, ranks, recipe, overrides) for recipe, overrides in rows]
         for step in steps:

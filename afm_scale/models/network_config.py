@@ -21,6 +21,7 @@ class NetworkConfig:
     prompt_width: ClassVar[int | None] = None  # numbers for each token of a prompt that it is told
     pooled_width: ClassVar[int | None] = None  # numbers for a whole prompt; where both are None, it is told classes
     any_size: ClassVar[bool] = False  # takes samples of any height and width; else of those that it was built for
+    has_own_names: ClassVar[bool] = True  # of its tensors; else another program's, which building it imports
     no_forward_derivative: ClassVar[str | None] = None  # why derivatives in forward mode cannot go through it
 
     @property

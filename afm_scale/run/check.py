@@ -37,8 +37,7 @@ def described_for_plans(config: RunConfig) -> parallel.Described:
         parallel.DescribedNetwork(
             f"model.{name}", network.kind, *(() if (size := network.block_size) is None else size)
         )
-        for name in ("generator", "discriminator", "classifier")
-        if (network := getattr(config.model, name)) is not None
+        for name, network in config.model.networks.items()
     ]
     return parallel.Described(networks=networks, compile_guides=config.model.compile_guides)
 
@@ -69,9 +68,8 @@ def check_measured(config: RunConfig) -> None:
 def check_sizes(config: RunConfig) -> None:
     """Of data of several sizes: every network takes all of them."""
     first, *others = config.data.shapes
-    for name in ("generator", "discriminator", "classifier"):
-        network = getattr(config.model, name)
-        for shape in others if network is not None else ():
+    for name, network in config.model.networks.items():
+        for shape in others:
             if not network.any_size:
                 raise ConfigError(
                     f"model.{name} of kind {network.kind!r} is built for samples of one size, and data of kind "

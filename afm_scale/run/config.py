@@ -57,9 +57,14 @@ class ModelConfig:
         """The same as far as sizes are concerned, its networks beginning without files."""
         return self._each(lambda network: network.without_files())
 
+    @property
+    def networks(self) -> dict[str, Any]:
+        """Those that are described here, by name; `flow` is described by its own run."""
+        found = {"generator": self.generator, "discriminator": self.discriminator, "classifier": self.classifier}
+        return {name: network for name, network in found.items() if network is not None}
+
     def _each(self, change: Callable[[Any], Any]) -> ModelConfig:
-        names = [name for name in ("generator", "discriminator", "classifier") if getattr(self, name) is not None]
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        return replace(self, **{name: change(network) for name, network in self.networks.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ _OTHERS = {DiffusersConfig: (write_for_diffusers, USE, None)}
 
 
 def _picture(readable: Path, folder: Path, vae: str | None) -> bool:
-    """A sheet with a column for each class, drawn from what was written. None where prompts are not there any more."""
+    """A sheet with a column for each class, drawn from what was written. False where prompts are not there any more."""
     try:
         model = load_model(readable, vae=vae, device="auto")
     except DataError as error:

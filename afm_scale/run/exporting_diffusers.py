@@ -18,11 +18,12 @@ from ..core.files import read_regular, write_atomically
 from ..core.typed import build
 from ..core.types import Role
 from ..models.large.config import DiffusersConfig
+from ..models.weights_file import CONFIG_NAME, WEIGHTS_NAME
 
 SECOND_TIME, SCRIPT = "second_time.safetensors", "sample.py"
-_WEIGHTS = "diffusion_pytorch_model"
 _MOST_BYTES = 10**10  # of a file, as diffusers has it
 _HEAD = {"format": "pt"}
+_STEM = WEIGHTS_NAME.removesuffix(".safetensors")
 _SCRIPTS = Path(__file__).parent.parent / "models" / "large" / "scripts"
 
 
@@ -37,8 +38,8 @@ def write_for_diffusers(source: Source, folder: Path) -> list[str]:
     if sum(map(len, parts.values())) != len(tensors) or not parts["transformer"]:
         raise CheckpointError(f"{source.path} holds other tensors than those of {config.class_name}; use another copy")
     (folder / "transformer").mkdir()
-    write_shards(folder / "transformer", parts["transformer"], _HEAD, _MOST_BYTES, stem=_WEIGHTS)
-    write_json(folder / "transformer" / "config.json", {"_class_name": config.class_name, **config.settings})
+    write_shards(folder / "transformer", parts["transformer"], _HEAD, _MOST_BYTES, stem=_STEM)
+    write_json(folder / "transformer" / CONFIG_NAME, {"_class_name": config.class_name, **config.settings})
     written = ["transformer"]
     if parts["second_time"]:
         with new_file(folder / SECOND_TIME) as file:

@@ -11,8 +11,6 @@ from .load import load
 from .networks import build_network
 from .shipped import RECIPES
 
-_NAMED_ELSEWHERE = ("diffusers",)  # whose tensors have another program's names, and whose building imports it
-
 
 def recipes_that_fit(role: Role, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Names of the shipped recipes whose network of this role has exactly these tensors, by name and shape."""
@@ -21,8 +19,7 @@ def recipes_that_fit(role: Role, shapes: Mapping[str, tuple[int, ...]]) -> list[
         try:
             config = load(RunConfig, file.stem)
             described = getattr(config.model, role.value) if role in config.objective.roles else None
-            is_ours = described is not None and described.kind not in _NAMED_ELSEWHERE
-            network = build_network(config, role) if is_ours else None
+            network = build_network(config, role) if described is not None and described.has_own_names else None
         except UserError:  # one that leaves something open
             continue
         tensors = {} if network is None else network.state_dict()

@@ -25,6 +25,7 @@ class DiffusersConfig(NetworkConfig):
     no_class_setting: ClassVar[str] = "kind"  # never asked for: it always takes samples without a class
     takes_no_class: ClassVar[bool] = True
     any_size: ClassVar[bool] = True
+    has_own_names: ClassVar[bool] = False
     no_forward_derivative: ClassVar[str | None] = (
         "attention of model.generator.kind 'diffusers' has none"
     )

@@ -94,13 +94,13 @@ class Pretrained:
                 )
             return [self._folder / WEIGHTS_NAME]
         listed = _json(self._folder, INDEX_NAME).get("weight_map")
-        names = set(listed.values()) if isinstance(listed, dict) else {None}
+        names = list(listed.values()) if isinstance(listed, dict) else [None]
         wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
         if wrong:
             raise ConfigError(
                 f"{self._folder / INDEX_NAME} names {wrong[0]!r}, which is no file beside it; restore the folder"
             )
-        return [self._folder / name for name in sorted(names)]
+        return [self._folder / name for name in sorted(set(names))]
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
