@@ -32,16 +32,20 @@ class RankFailure(AssertionError):
     """A rank raised, died or was too slow; the message carries its traceback."""
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60, imported: bool = True,
+) -> list[Any]:
     """Calls `function(*args)` in `world_size` fresh processes that share a gloo group; returns what each rank returned.
 
     The function must be at the top level of an importable module; arguments and results are pickled. Processes are
-    forked from a server that has imported torch once. Each has one thread, the caller's environment with RANK,
-    LOCAL_RANK and WORLD_SIZE set, and the caller's warning filters (under pytest: warnings are errors). Raises
-    RankFailure, with every process killed, after `timeout` seconds or as soon as one rank fails.
+    forked from a server that has imported torch once (and with it Triton), or start with nothing `imported`. Each has
+    one thread, the caller's environment with RANK, LOCAL_RANK and WORLD_SIZE set, and the caller's warning filters
+    (under pytest: warnings are errors). Raises RankFailure, with every process killed, after `timeout` seconds or as
+    soon as one rank fails.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
+    server: Any = multiprocessing.get_context("forkserver" if imported else "spawn")
+    if imported:
+        server.set_forkserver_preload(PRELOADED)  # of no effect where the server runs already
     with tempfile.TemporaryDirectory(prefix="ranks_") as name:
         folder = Path(name)
         # Unpickled inside the rank's try block, so that an import error there is reported like any other failure.

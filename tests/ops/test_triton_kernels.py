@@ -78,7 +78,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 def pieces() -> dict[tuple, Outcome]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        (found,) = run_ranks(1, interpreted_pieces, timeout=200)
+        (found,) = run_ranks(1, interpreted_pieces, timeout=200, imported=False)
     return found
 
 
@@ -119,7 +119,7 @@ def gradients_that_are_wanted() -> None:
 
 
 def test_only_wanted_gradients_are_computed_and_once(interpreter: None) -> None:
-    run_ranks(1, gradients_that_are_wanted, timeout=100)
+    run_ranks(1, gradients_that_are_wanted, timeout=100, imported=False)
 
 
 SIZE = {"patch_size": 2, "hidden_size": 12, "num_heads": 3}
@@ -179,7 +179,7 @@ def networks_by_triton() -> None:
 
 @pytest.mark.slow
 def test_networks_train_by_it_under_recompute_and_sharded(interpreter: None) -> None:
-    run_ranks(1, networks_by_triton, timeout=250)
+    run_ranks(1, networks_by_triton, timeout=250, imported=False)
 
 
 def compiled_for_hopper() -> dict[tuple[str, str], tuple[bool, set[str]]]:
@@ -223,6 +223,6 @@ def test_every_kernel_compiles_for_a_gpu_and_moves_sixteen_bytes_at_a_time(tmp_p
     """Compiling needs no GPU; what the interpreter runs need not compile."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    (found,) = run_ranks(1, compiled_for_hopper, timeout=100)
+    (found,) = run_ranks(1, compiled_for_hopper, timeout=100, imported=False)
     assert len(found) == 8
     assert all(outcome == (True, {".v4.b32"}) for outcome in found.values()), found
