@@ -4,7 +4,8 @@
 
 All rows are built in one process group and take their steps in turns, so that a machine that is slower for a while is
 so for all. What is compared are a rank's CPU seconds, of one thread for products: other work of the machine adds to the
-time on the wall, which is given too. The figures of the machine that a data sheet would have are measured in between.
+time on the wall, which is given too. The figures of the machine that a data sheet would have are measured in between,
+and what its host takes by steps of networks that have next to nothing to compute.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.functional import gelu, layer_norm
 
 from ..core.ranges import Range
 from ..core.screen import say
 from ..estimate.devices import Gpu
-from ..estimate.hollow import Hollow
 from ..parallel.launch import Ranks
 from ..run.arguments import add_number
 from ..run.build import build_plan, build_state
@@ -60,6 +59,16 @@ ROWS: Sequence[Sequence[str]] = (  # the first one puts the others right
     (*_FLOW, "parallel.plan=ddp"),
     (*_MEAN, "parallel.plan=fsdp2", "parallel.fsdp2.policy=zero2"),
 )
+_TINY = tuple(
+    f"model.{network}.{size}" for network in ("generator", "discriminator")
+    for size in ("hidden_size=48", "num_heads=1")
+)
+# What their steps take beside all that is known of them is the host's, for each of so many of these.
+HOST_ROWS: Mapping[str, Sequence[str]] = {
+    "host": (*_AFM, *_TINY, "data.global_batch=4", "parallel.plan=ddp"),
+    "hook": (*_AFM, *_TINY, "data.global_batch=4", "parallel.plan=fsdp2", "parallel.fsdp2.policy=full"),
+    "again": (*_AFM, *_TINY, "data.global_batch=4", "parallel.plan=ddp", "parallel.recompute=full"),
+}
 _PRODUCTS = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution",
     "aten::convolution_backward", "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -77,13 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    rows = [(row[0], tuple(row[1:])) for row in ROWS]
+    rows = [(row[0], tuple(row[1:])) for row in (*HOST_ROWS.values(), *ROWS)]
     load_before = os.getloadavg()[0]
     measured = on_ranks(options.ranks, options.timeout, timed, rows, options.ranks, options.repeats)[0]
-    gpu = Gpu(name="this machine", memory=_MEMORY / 1e9, **measured["figures"])
-    cluster, found, factor = Cluster(ranks=options.ranks, nodes=1, gpu=gpu), [], None
-    for (recipe, overrides), row in zip(rows, measured["rows"], strict=True):
-        phase = plan_of(hollow_config(load(RunConfig, recipe, overrides).resolved()), cluster).phases[0]
+    of_host, timings = measured["rows"][:len(HOST_ROWS)], measured["rows"][len(HOST_ROWS):]
+    gpu = with_host(
+        Gpu(name="this machine", measured=True, memory=_MEMORY / 1e9, **measured["figures"]), options.ranks,
+        [statistics.median(row["cpu"]) for row in of_host],
+    )
+    found, factor = [], None
+    for (recipe, overrides), row in zip(rows[len(HOST_ROWS):], timings, strict=True):
+        phase = _planned(recipe, overrides, gpu, options.ranks)
         seconds = statistics.median(row["cpu"])
         factor = seconds / phase.middle if factor is None else factor
         found.append({
@@ -93,11 +106,27 @@ def run(options: argparse.Namespace) -> int:
             "measured_terms": {term: share * seconds for term, share in row["shares"].items()},
         })
     answer = {
-        "ranks": options.ranks, "figures": measured["figures"], "factor": factor, "rows": found,
+        "ranks": options.ranks, "factor": factor, "rows": found,
+        "figures": measured["figures"] | {name: getattr(gpu, name) for name in HOST_ROWS},
         "load": [load_before, os.getloadavg()[0]],
     }
     say(json.dumps(answer, indent=1) if options.json else "\n".join(_lines(answer)))
     return 0
+
+
+def with_host(gpu: Gpu, num_ranks: int, seconds: Sequence[float]) -> Gpu:
+    """With what its host takes around each of the things of HOST_ROWS, whose steps took so many CPU seconds."""
+    for (name, row), taken in zip(HOST_ROWS.items(), seconds, strict=True):
+        phase = _planned(row[0], row[1:], gpu, num_ranks)
+        counts = {"host": sum(found.total() for found in phase.run.costs.values()), **phase.run.around._asdict()}
+        count = counts["hooks" if name == "hook" else name]
+        gpu = replace(gpu, **{name: max(0.0, taken - phase.middle) / count * 1e6})
+    return gpu
+
+
+def _planned(recipe: str, overrides: Sequence[str], gpu: Gpu, num_ranks: int) -> PhasePlan:
+    config = hollow_config(load(RunConfig, recipe, overrides).resolved())
+    return plan_of(config, Cluster(ranks=num_ranks, nodes=1, gpu=gpu)).phases[0]
 
 
 def timed(
@@ -147,25 +176,15 @@ def _clocked(step: Callable[[], Any]) -> tuple[float, float]:
 
 
 def _figures(num_ranks: int) -> dict[str, float]:
-    """What a data sheet would have, by CPU seconds, and what torch and gloo take around a kernel and a collective."""
+    """What a data sheet would have, by CPU seconds, and what gloo takes around a collective."""
     times, wide = 10, torch.randn(512, 768)
     x, weight = torch.randn(1024, 384), torch.randn(384, 1536)
-    small = nn.Sequential(*(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU()) for _ in range(times)))
-
-    def learn() -> None:
-        small(torch.zeros(4, 8)).sum().backward()
-
-    kernels: list[Any] = []
-    with Hollow(lambda func, *_: kernels.append(func)):
-        learn()
     product, _ = _clocked(lambda: [x @ weight for _ in range(times)])
     moved, _ = _clocked(lambda: [layer_norm(gelu(wide) + wide, (768,)) for _ in range(2 * times)])
-    around, _ = _clocked(learn)
     tflops = times * 2 * x.numel() * 1536 / product / 1e12
     figures = {
         "tflops": tflops, "tflops_fp32": tflops, "tflops_tf32": tflops,
         "bandwidth": 2 * times * 7 * wide.nbytes / moved / 1e12,  # read and written: 2, 3 and 2
-        "host": around / len(kernels) * 1e6,
     }
     if num_ranks > 1:
         said, _ = _clocked(lambda: [dist.all_reduce(torch.zeros(8)) for _ in range(times)])

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 from .ledger import Ledger, tensors_in
 
 _ATEN = torch.ops.aten
+_NAMED = torch.ops.profiler._record_function_enter_new.default
 _NAMESPACES_SENT = ("c10d", "_c10d_functional", "c10d_functional")
 
 
@@ -22,23 +23,42 @@ class Cost(NamedTuple):
     dtype: torch.dtype  # of its products
 
 
+class Around(NamedTuple):
+    """What a step's host does beside calling kernels."""
+
+    hooks: int = 0  # of FSDP2's, around blocks: all that it names for a profiler
+    again: int = 0  # kernels whose results a recomputation hands to autograd, one by one
+
+
 class Costs:
-    """Observes `Hollow`, and counts kernels by turn, occasion and cost."""
+    """Observes `Hollow`, and counts kernels by turn, occasion and cost, and what is around them."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.found: dict[tuple[str, str], Counter[Cost]] = defaultdict(Counter)
+        self.clear()
         self._ledger = ledger
         self._known: dict[int, Cost] = {}
 
     def __call__(self, func: Any, args: tuple, kwargs: dict, out: Any, key: int | None) -> None:
         if func.namespace in _NAMESPACES_SENT:
             return
+        if func.namespace == "profiler":
+            self._hooks += func is _NAMED and args[0].startswith("FSDP::")
+            return
+        self._again += torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
         cost = None if key is None else self._known.get(key)
         if cost is None:
             cost = _cost(func, args, kwargs, out)
             if key is not None:
                 self._known[key] = cost
         self.found[self._ledger.mover, self._ledger.occasion][cost] += 1
+
+    @property
+    def around(self) -> Around:
+        return Around(hooks=self._hooks, again=self._again)
+
+    def clear(self) -> None:
+        self.found: dict[tuple[str, str], Counter[Cost]] = defaultdict(Counter)
+        self._hooks = self._again = 0
 
 
 def _cost(func: Any, args: tuple, kwargs: dict, out: Any) -> Cost:

@@ -27,9 +27,12 @@ class Gpu:
     tflops_fp32: Annotated[float, Range(above=0, high=1e6)] | None = None  # without tensor cores; None: 1/16 of bf16
     link: Annotated[float, Range(above=0, high=1e5)] = 450.0  # GB/s to GPUs of the same node
     network: Annotated[float, Range(above=0, high=1e5)] = 50.0  # GB/s to other nodes: a card of 400 Gbit/s for each GPU
-    # Of a device that the host waits for, as a CPU: microseconds around each kernel, and around each collective.
-    host: Annotated[float, Range(0, 1e6)] = 0.0
-    latency: Annotated[float, Range(0, 1e6)] = 0.0
+    measured: bool = False  # rates that were reached, of which nothing is taken off, and not a data sheet's
+    # Of a device that the host waits for, as a CPU, in microseconds:
+    host: Annotated[float, Range(0, 1e6)] = 0.0  # around a kernel
+    latency: Annotated[float, Range(0, 1e6)] = 0.0  # around a collective
+    hook: Annotated[float, Range(0, 1e6)] = 0.0  # in one of FSDP2's hooks
+    again: Annotated[float, Range(0, 1e6)] = 0.0  # more around a kernel that a recomputation computes again
 
     def peak(self, precision: str) -> float:
         """FLOP/s of products in 'bf16', 'tf32' or 'fp32'."""

@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Operation = torch._ops.OpOverload
 Observer = Callable[[Operation, tuple, dict, Any, int | None], None]
-"""Told of every operation that is not a view: what was asked of what, the output, and a number that equal ones share,
-None for those that have none."""
+"""Told of every operation that is not a view, and of the names that code gives to its parts for a profiler: what was
+asked of what, the output, and a number that equal ones share, None for those that have none."""
 
 _ATEN = torch.ops.aten
 _COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
@@ -78,6 +78,11 @@ class Hollow(TorchDispatchMode):
         kind = _kind_of(func)
         if kind == "view" or kind == "as it is":
             return func(*args, **kwargs)
+        if kind == "name":
+            out = func(*args, **kwargs)
+            for observer in self._observers:
+                observer(func, args, kwargs, out, None)
+            return out
         first = _first_tensor(args)
         if _is_meta(first, kwargs) or (kind in ("result", "read") and _is_given(first)):
             return func(*args, **kwargs)
@@ -110,8 +115,10 @@ class Hollow(TorchDispatchMode):
 def _kind_of(func: Operation) -> str:
     if func.namespace in _COLLECTIVES:
         return "collective"
-    if func in _METADATA or func.namespace == "profiler":
+    if func in _METADATA:
         return "as it is"
+    if func.namespace == "profiler":
+        return "name"
     if func is _ATEN._local_scalar_dense.default or func is _ATEN.is_nonzero.default or func is _ATEN.equal.default:
         return "read"
     if func.name().startswith("fsdp::all_gather_copy_in"):

@@ -2,9 +2,11 @@
 
     kernel       max(operations / peak, bytes / bandwidth), each at a share of the data sheet
     collective   bytes (n - 1) / n over the slowest link between its n ranks; a sum of all ranks goes over it twice
-    host         a time for each kernel, of a device that it waits for (a CPU); none for GPUs, which run behind it
+    host         a time for each kernel, each of FSDP2's hooks and each kernel computed again, of a device that the host
+                 waits for (a CPU); none for GPUs, which run behind it
 
-The lower end hides collectives behind kernels, the higher end waits for every one of them.
+The lower end hides collectives behind kernels, the higher end waits for every one of them. Where the figures are not a
+data sheet's but rates that were reached, both ends are one: all of each rate, and waiting.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .costs import Cost
+from .costs import Around, Cost
 from .devices import Gpu
 
 
@@ -30,9 +32,12 @@ class Assumptions:
     hidden: bool  # whether collectives run behind kernels
 
 
-def assumptions(*, compiled: bool) -> tuple[Assumptions, Assumptions]:
-    """Of the lower and the higher end."""
+def assumptions(*, compiled: bool, measured: bool = False) -> tuple[Assumptions, Assumptions]:
+    """Of the lower and the higher end; `measured`: of a device whose figures are."""
     fused = 0.35 if compiled else 0.8
+    if measured:
+        reached = Assumptions(products=1, memory=1, links=1, elementwise=fused if compiled else 1, hidden=False)
+        return reached, reached
     return (
         Assumptions(products=0.75, memory=0.9, links=0.85, elementwise=fused, hidden=True),
         Assumptions(products=0.4, memory=0.65, links=0.5, elementwise=min(1.0, 2 * fused), hidden=False),
@@ -62,10 +67,12 @@ class Seconds:
 
 
 def seconds_of(
-    costs: Mapping[tuple[str, str], Counter[Cost]], sent: Sequence[Sent], gpu: Gpu, assumed: Assumptions, *, tf32: bool
+    costs: Mapping[tuple[str, str], Counter[Cost]], sent: Sequence[Sent], gpu: Gpu, assumed: Assumptions, *, tf32: bool,
+    around: Around,
 ) -> Seconds:
     """`tf32`: whether float32 products are rounded to it."""
-    products = others = host = 0.0
+    products = others = 0.0
+    host = (around.hooks * gpu.hook + around.again * gpu.again) * 1e-6
     for kernels in costs.values():
         host += kernels.total() * gpu.host * 1e-6
         for cost, count in kernels.items():

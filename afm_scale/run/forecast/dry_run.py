@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ...core.types import PUBLISHED
 from ...data.toys.synthetic import like
-from ...estimate.costs import Cost, Costs
+from ...estimate.costs import Around, Cost, Costs
 from ...estimate.hollow import Hollow
 from ...estimate.ledger import Ledger
 from ...estimate.memory import StepMemory, step_memory
@@ -46,6 +46,7 @@ class DryRun:
     memory: StepMemory
     traffic: Sequence[tuple[Traffic, tuple[int, ...]]]  # with the ranks that take part
     costs: Mapping[tuple[str, str], Counter[Cost]]  # by mover and occasion
+    around: Around
     described: Mapping[str, Any]  # the plan, as a run's start event has it
 
 
@@ -83,13 +84,13 @@ def dry_run(
                 _say_whose(ledger, plan, state)
                 since = ledger.now
                 tape.clear()
-                costs.found.clear()
+                costs.clear()
                 train(state, watched, config_of(warm_up + 1), HookList([]))
         described = plan.describe({role.value: player.module for role, player in state.players.items()})
         lives = list(ledger.lives)
         found = DryRun(
             memory=step_memory(lives, since), traffic=list(tape.by_ranks()), costs=dict(costs.found),
-            described=described,
+            around=costs.around, described=described,
         )
     return found
 

@@ -99,8 +99,10 @@ def plan_of(config: RunConfig, cluster: Cluster, *, warm_up: int = 1) -> Plan:
             for row, ranks in run.traffic
         ]
         low, high = (
-            seconds_of(run.costs, sent, cluster.gpu, assumed, tf32=config.parallel.precision not in ("fp32", "fp64"))
-            for assumed in assumptions(compiled=compiled)
+            seconds_of(
+                run.costs, sent, cluster.gpu, assumed, tf32=config.parallel.precision not in ("fp32", "fp64"),
+                around=run.around,
+            ) for assumed in assumptions(compiled=compiled, measured=cluster.gpu.measured)
         )
         phases.append(PhasePlan(name=phase.name, steps=steps, run=run, sent=sent, low=low, high=high))
     return Plan(cluster=cluster, phases=phases, compiled=compiled, notes=_notes(config, compiled))
