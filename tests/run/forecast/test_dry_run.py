@@ -55,9 +55,15 @@ def holds(layouts: list[tuple[str, ...]]) -> list[dict[str, int]]:
 
 
 def test_collectives_and_bytes_are_those_of_a_real_first_step() -> None:
-    names = [name for name in LAYOUTS if name != "megatron" or find_spec("megatron") is not None]
+    layouts = LAYOUTS | {
+        f"zero{stage}": ("parallel.plan=deepspeed", f"parallel.deepspeed.stage={stage}") for stage in (2, 3)
+    }
+    names = [
+        name for name, (plan, *_) in layouts.items() for package in [plan.partition("=")[2]]
+        if package not in ("megatron", "deepspeed") or find_spec(package) is not None
+    ]
     requests = [
-        TrafficBenchmark(recipe=SMALL_AFM[0], overrides=(*SMALL_AFM[1:], *LAYOUTS[name]), ranks=2, timeout_seconds=100)
+        TrafficBenchmark(recipe=SMALL_AFM[0], overrides=(*SMALL_AFM[1:], *layouts[name]), ranks=2, timeout_seconds=100)
         for name in names
     ]
     real = run_ranks(2, first_steps, requests, timeout=500)[0]
