@@ -8,8 +8,8 @@ The command line is torchrun's, and so are the agent, the rendezvous and the res
   on, and the workers then have the time of --shutdown-timeout or TORCH_ELASTIC_SHUTDOWN_TIMEOUT (seconds, here 300 by
   default) to save before they are killed. A second signal is passed on too: workers exit at once. One that was ignored
   when this began (nohup) is ignored by all. --signals-to-handle has no effect.
-- Workers that ended with 2, or were stopped by a signal, are not restarted. Those that lost another rank are, while
-  --max-restarts allows; afterwards the job ends with 75 if a checkpoint is there to go on from.
+- Workers that ended with 2, or were stopped by a signal, are not restarted. Those that lost another rank are, or waited
+  for it before all had met, while --max-restarts allows; afterwards the job ends with 75 if a checkpoint is there to go on from.
 - Workers that are stopped (SIGSTOP) for longer than STOPPED_SECONDS are killed: others have ended by then.
 - Nodes that do not find each other, a port in use and options that make no sense are one message and exit code 2.
 - The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py); a name for
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a signal may come in them: see `main`
     from argparse import Namespace
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch.distributed.elastic.agent.server import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -58,6 +58,7 @@ class Workers:
         self._pids: list[int] = []
         self._handlers: Mapping[int, SubprocessHandler] = {}
         self._first_signal_at = self._first_death_at = 0.0
+        self._lost_one = False  # a worker died of a signal before any other had failed
         self._stopped: dict[int, float] = {}  # workers, and since when
         self._looked = time.monotonic()
         self._waited_since = 0.0  # nodes, to be taken in
@@ -65,7 +66,7 @@ class Workers:
 
     def started(self, pids: list[int], handlers: Mapping[int, SubprocessHandler]) -> None:
         with self._lock:
-            self._pids, self._handlers, self._first_death_at = pids, handlers, 0.0
+            self._pids, self._handlers, self._first_death_at, self._lost_one = pids, handlers, 0.0, False
             for signum in self.signals:  # those that came while the workers were being started
                 self._send(signum)
 
@@ -78,16 +79,21 @@ class Workers:
     def stopped(self) -> None:
         """By the agent, because another node has come or begins anew: how they ended says whether that goes on."""
         ended = [handler.proc.poll() for handler in self._handlers.values()]
-        self.codes = self.codes or [code for code in ended if code not in (None, DONE)]
+        self.codes = self.codes or self.counted(code for code in ended if code not in (None, DONE))
 
     def are_left_to_say(self) -> bool:
         """Whether one is gone without a word and others have still time: torch would end them at once."""
         codes = [handler.proc.poll() for handler in self._handlers.values()]
         failed = [code for code in codes if code not in (None, DONE)]
+        self._lost_one = self._lost_one or bool(failed) and not self.signals and all(code < 0 for code in failed)
         if self.signals or None not in codes or not any(code < 0 or code == LOST_RANK for code in failed):
             return False
         self._first_death_at = self._first_death_at or time.monotonic()
         return time.monotonic() - self._first_death_at < SECONDS_TO_SAY
+
+    def counted(self, codes: Iterable[int]) -> list[int]:
+        """Exit codes, where a rank that waited for one that is lost did not end by a user's mistake."""
+        return [FAILURE if code == USER_ERROR and self._lost_one else code for code in codes]
 
     def forward(self, signum: int, frame: FrameType | None) -> None:
         with self._lock:
@@ -221,7 +227,7 @@ def agent_class(workers: Workers, *, hold: bool) -> type[LocalElasticAgent]:
             if workers.are_left_to_say():
                 return RunResult(state=WorkerState.HEALTHY)
             result = super()._monitor_workers(worker_group)
-            workers.codes = [failure.exitcode for failure in result.failures.values()]
+            workers.codes = workers.counted(failure.exitcode for failure in result.failures.values())
             may_go_on = LOST_RANK in workers.codes and not workers.signals
             if workers.codes and exit_code(workers.codes, workers.signals) != FAILURE and not may_go_on:
                 self._remaining_restarts = 0
@@ -280,7 +286,7 @@ def main(arguments: list[str]) -> int:
     if not isinstance(failures[0], ChildFailedError):
         return end_of_launcher(failures[0], workers, args)
     codes = {rank: failure.exitcode for rank, failure in sorted(failures[0].failures.items())}
-    code = exit_code(list(codes.values()), workers.signals)
+    code = exit_code(workers.counted(codes.values()), workers.signals)
     if code not in (USER_ERROR, GO_ON) and (code == FAILURE or min(codes.values()) < 0):
         tell(describe(codes))  # of workers that ended in order one has said why
     return code

@@ -28,6 +28,18 @@ while not other.exists() or len(other.read_text()) < len(mine.read_text()):
 sys.exit(int(sys.argv[2]))
 """
 
+LOST_BEFORE_THE_OTHER_GIVES_UP = """
+import os, signal, sys, time
+from pathlib import Path
+mine = Path(sys.argv[1], os.environ["RANK"])
+mine.open("a").write("started ")
+if os.environ["RANK"] == "1" and len(mine.read_text().split()) <= int(sys.argv[2]):
+    os.kill(os.getpid(), signal.SIGKILL)
+if len(mine.read_text().split()) <= int(sys.argv[2]):
+    time.sleep(1)
+    sys.exit(2)  # not all ranks came
+"""
+
 WAITS_FOR_A_SIGNAL = """
 import os, signal, sys, time
 from pathlib import Path
@@ -199,6 +211,13 @@ def test_only_a_failure_is_restarted(tmp_path, code, starts):
     process = start(tmp_path, RESTARTED, tmp_path, code, options=("--max-restarts", "1"))
     assert process.wait(timeout=100) == {2: 2, 75: 75, 3: 1, 76: 75}[code]
     assert (tmp_path / "0").read_text() == "started " * starts
+
+
+@pytest.mark.parametrize("times, wanted", [(1, 0), (2, 1)])
+def test_a_rank_that_gives_up_waiting_for_a_killed_one_made_no_mistake_and_both_start_again(tmp_path, times, wanted):
+    process = start(tmp_path, LOST_BEFORE_THE_OTHER_GIVES_UP, tmp_path, times, options=("--max-restarts", "1"))
+    assert process.wait(timeout=100) == wanted
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["started " * 2] * 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
