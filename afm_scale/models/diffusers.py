@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
@@ -22,6 +23,24 @@ from ..core.strict_json import parse_json
 from ..core.typed import build, nearest
 from ..core.weights import first_misfit
 from .weights_file import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_safetensors
+
+
+@contextmanager
+def _only_errors(*names: str) -> Iterator[None]:
+    """Of these loggers."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+with _only_errors("diffusers", "torchao", "torch.utils._pytree"):  # a torchao made for other machines is told at length
+    from diffusers import AutoencoderKL
 
 _IMPOSSIBLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
