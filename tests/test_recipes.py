@@ -319,6 +319,12 @@ def shrunk(name: str, tmp_path: Path) -> list[str]:
     overrides = [f"data.global_batch={samples}", "loop.steps=1", f"run.folder={tmp_path / name}"]
     if config.data.kind == "mnist":
         overrides.append(f"data.file={mnist_file(tmp_path / 'digits.npz')}")
+    if config.data.kind == "captioned_mnist":  # which would need a text encoder
+        overrides += [
+            f"data={{kind: synthetic, global_batch: {samples}, shape: [1, 8, 8], num_classes: 3, "
+            "text: {length: 4, width: 64}}", "report=null", "model.generator.config.num_layers=1",
+        ]
+        parts = {}
     for part, network in parts.items():
         if network is not None and network.kind == "mlp":
             overrides.append(f"model.{part}.width=8")
