@@ -9,7 +9,8 @@ The command line is torchrun's, and so are the agent, the rendezvous and the res
   default) to save before they are killed. A second signal is passed on too: workers exit at once. One that was ignored
   when this began (nohup) is ignored by all. --signals-to-handle has no effect.
 - Workers that ended with 2, or were stopped by a signal, are not restarted. Those that lost another rank are, or waited
-  for it before all had met, while --max-restarts allows; afterwards the job ends with 75 if a checkpoint is there to go on from.
+  for it before all had met, while --max-restarts allows; afterwards the job ends with 75 if a checkpoint is there to go
+  on from.
 - Workers that are stopped (SIGSTOP) for longer than STOPPED_SECONDS are killed: others have ended by then.
 - Nodes that do not find each other, a port in use and options that make no sense are one message and exit code 2.
 - The workers learn the launcher's process id, so that they can end when it is killed (parallel/launch.py); a name for
