@@ -37,9 +37,23 @@ from afm_scale.train.state import TrainState
 from tests.data.small import mnist_file
 from tests.ranks import run_ranks
 
-SMALL_TRANSFORMER = (
-    "num_layers=1", "num_attention_heads=2", "attention_head_dim=16", "joint_attention_dim=12", "axes_dims_rope=[4,6,6]"
-)
+SMALL_TRANSFORMER = {  # settings of each class, and the data's
+    "QwenImageTransformer2DModel": (
+        ("num_layers=1", "num_attention_heads=2", "attention_head_dim=16", "joint_attention_dim=12",
+         "axes_dims_rope=[4,6,6]"),
+        ("data.shape=[16,8,8]", "data.text={length: 4, width: 12}"),
+    ),
+    "SanaTransformer2DModel": (
+        ("num_layers=1", "num_attention_heads=2", "attention_head_dim=16", "num_cross_attention_heads=2",
+         "cross_attention_head_dim=16", "cross_attention_dim=32", "caption_channels=12"),
+        ("data.shape=[32,4,4]", "data.text={length: 4, width: 12}"),
+    ),
+    "SD3Transformer2DModel": (
+        ("num_layers=1", "num_attention_heads=2", "attention_head_dim=16", "joint_attention_dim=12",
+         "caption_projection_dim=32", "pooled_projection_dim=6", "pos_embed_max_size=8"),
+        ("data.shape=[16,8,8]", "data.text={length: 4, width: 12, pooled: 6}"),
+    ),
+}
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
@@ -329,8 +343,9 @@ def shrunk(name: str, tmp_path: Path) -> list[str]:
         if network is not None and network.kind == "mlp":
             overrides.append(f"model.{part}.width=8")
         elif network is not None and network.kind == "diffusers":
-            overrides += [f"model.{part}.config.{size}" for size in SMALL_TRANSFORMER]
-            overrides += ["data.shape=[16,8,8]", "data.text={length: 4, width: 12}", "data.num_classes=3"]
+            settings, of_data = SMALL_TRANSFORMER[network.class_name]
+            overrides += [f"model.{part}.config.{size}" for size in settings]
+            overrides += [*of_data, "data.num_classes=3"]
         elif network is not None:
             overrides += [f"model.{part}.{size}" for size in ("depth=1", "hidden_size=16", "num_heads=2")]
     classifier = frozen_modules(recipe(name, *overrides)).get("classifier")

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import flop_registry
 
+from .formulas import formula_of
 from .ledger import Ledger, tensors_in
 
 _ATEN = torch.ops.aten
@@ -69,15 +69,9 @@ def _cost(func: Any, args: tuple, kwargs: dict, out: Any) -> Cost:
     return Cost(_flops(func, args, kwargs, out), moved, torch.float32 if first is None else first.dtype)
 
 
-_AS_ON_A_GPU = {
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _ATEN._scaled_dot_product_flash_attention_backward,
-}
 _EMPTY = {_ATEN.empty.memory_format, _ATEN.empty_strided.default, _ATEN.empty_like.default, _ATEN.new_empty.default}
 
 
 def _flops(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
-    """By torch's own formulas, two operations to a multiplication and addition; the CPU's attention has none there."""
-    packet = func._overloadpacket
-    formula = flop_registry.get(_AS_ON_A_GPU.get(packet, packet))
+    formula = formula_of(func)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ..core.types import Role, Turn
+from .formulas import formula_of
 
 
 class FlopCounter(TorchDispatchMode):
@@ -41,7 +41,7 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = formula_of(func)
         if formula is not None:
             self.parts[self._part] += formula(*args, **(kwargs or {}), out_val=out)
         return out

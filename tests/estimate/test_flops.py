@@ -30,6 +30,15 @@ def test_a_linear_layer_costs_two_operations_a_weight_and_twice_that_backward() 
     assert turn_flops(networks, Role.DISCRIMINATOR, lambda: layer(inputs).sum()) == 2 * product  # frozen
 
 
+def test_a_convolution_costs_twice_as_much_backward_whatever_its_groups() -> None:
+    for groups in (1, 4, 16):
+        layer = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False, device="meta")
+        inputs = torch.empty(2, 16, 8, 8, device="meta", requires_grad=True)
+        product = 2 * 2 * 8 * 8 * 3 * 3 * 16 * 16 // groups
+        found = turn_flops({Role.GENERATOR: layer}, Role.GENERATOR, lambda: layer(inputs).sum())  # noqa: B023
+        assert found == 3 * product
+
+
 def test_attention_is_counted() -> None:
     batch, heads, tokens, channels = 2, 4, 64, 16
     q = torch.empty(batch, heads, tokens, channels, device="meta")

@@ -58,7 +58,8 @@ class DiffusersGenerator(nn.Module):
         Both times may be negative: -1 <= s <= t <= 0 stands for the times -s and -t of another path.
         """
         times = s if self.second_time is None else both(s, t)
-        return self._adapter.velocity(self.transformer, x, times, y)
+        out = self._adapter.velocity(self.transformer, x, times, y)
+        return out if out._base is None else out.clone()  # a view would lose the hooks that FSDP2 adds to it
 
     def shardable_blocks(self) -> list[nn.Module]:
         """What the class says are its blocks, in forward order; those of one class are alike."""
