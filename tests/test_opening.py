@@ -42,7 +42,7 @@ ALLOWED = {
     ("models.text_pipelines", "adapter.encoder.from_pretrained"): "after require_regular of all its files",
     ("models.text_pipelines", "adapter.tokenizer.from_pretrained"): "after require_regular of all its files",
     ("models.large.pretrained", "safe_open"): "safetensors maps the file itself, after require_regular",
-    ("models.diffusers", "AutoencoderKL.from_pretrained"): "after its two files were read here",
+    ("models.diffusers", "_of_diffusers('AutoencoderKL').from_pretrained"): "after its two files were read here",
     ("evaluation.features.torchscript", "torch.jit.load"): "bytes in memory, whose SHA-256 was named",
     ("evaluation.features.inception", "torch.load"): "bytes in memory, as weights alone",
     ("evaluation.features.inception", "torch.save"): "into memory",

@@ -39,8 +39,11 @@ def _only_errors(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-with _only_errors("diffusers", "torchao", "torch.utils._pytree"):  # a torchao made for other machines is told at length
-    from diffusers import AutoencoderKL
+def _of_diffusers(name: str) -> Any:
+    """A class, whose module diffusers imports now; None if there is none."""
+    with _only_errors("diffusers", "torchao", "torch.utils._pytree"):  # which tell of a torchao for other machines
+        return getattr(diffusers, name, None)
+
 
 _IMPOSSIBLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
@@ -117,7 +120,7 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
     settings = _settings(folder)
     _check_weights(folder, settings)
     try:
-        network, loading = AutoencoderKL.from_pretrained(
+        network, loading = _of_diffusers("AutoencoderKL").from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
             low_cpu_mem_usage=False,  # the other way asks for a further package
         )
@@ -138,7 +141,7 @@ def read_autoencoder(path_or_name: str) -> ReadAutoencoder:
 
 def pipeline_of(name: str, **components: Any) -> Any:
     """A pipeline of diffusers by its class, with these components and none in the place of the others."""
-    kind = getattr(diffusers, name)
+    kind = _of_diffusers(name)
     missing = kind._get_signature_keys(kind)[0] - components.keys()
     return kind(**dict.fromkeys(missing), **components)
 
@@ -164,7 +167,7 @@ def _check_weights(folder: Path, settings: AutoencoderSettings) -> None:
     try:
         given = read_safetensors(path)
         with torch.device("meta"):
-            wanted = AutoencoderKL(**asdict(settings)).state_dict()
+            wanted = _of_diffusers("AutoencoderKL")(**asdict(settings)).state_dict()
     except _IMPOSSIBLE as error:
         raise ConfigError(f"{folder} cannot be read as an AutoencoderKL: {error}; restore it") from error
     misfit = first_misfit(given, None)  # names are diffusers' matter, which knows older ones
@@ -188,14 +191,14 @@ def _from_hub(name: str) -> Path:
 
 def transformer_class(name: str) -> type[nn.Module]:
     """The transformer of this name. Raises ConfigError if diffusers has none, or if it is something else."""
-    found = getattr(diffusers, name, None) if name.isidentifier() and not name.startswith("_") else None
+    found = _of_diffusers(name) if name.isidentifier() and not name.startswith("_") else None
     if found is None:
         known = [known for known in dir(diffusers) if "Transformer" in known and "Model" in known]
         raise ConfigError(
             f"class_name {name!r} is no class of diffusers {diffusers.__version__}{nearest(name, known)}; give one "
             "such as QwenImageTransformer2DModel"
         )
-    is_model = isinstance(found, type) and issubclass(found, diffusers.ModelMixin)
+    is_model = isinstance(found, type) and issubclass(found, _of_diffusers("ModelMixin"))
     if not is_model or not found.__module__.startswith("diffusers.models.transformers."):
         raise ConfigError(
             f"class_name {name!r} is something else than a transformer in diffusers; give one such as "

@@ -11,6 +11,7 @@ from ...core.errors import ConfigError
 from ..network_config import BlockSize, NetworkConfig
 from .adapter import Adapter, Sizes
 from .pretrained import read_settings
+from .scheduler import check_scheduler
 from .table import adapter_of
 
 
@@ -63,6 +64,9 @@ class DiffusersConfig(NetworkConfig):
         return BlockSize(self.sizes.hidden_size, self.sizes.num_heads, can_be_shared=False)
 
     def resolved(self) -> DiffusersConfig:
+        """Raises ConfigError for weights of another class, or of a pipeline whose times are not those of a flow."""
+        if self.weights is not None:
+            check_scheduler(self.weights)
         if self.config is not None or self.weights is None:
             return self
         return replace(self, config=read_settings(self.weights, self.class_name))
