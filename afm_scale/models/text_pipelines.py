@@ -6,8 +6,10 @@ how it is called. Another pipeline is a function like `_of_qwen_image` and a lin
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,7 +70,64 @@ def _of_qwen_image() -> Adapter:
     )
 
 
-PIPELINES: Mapping[str, Callable[[], Adapter]] = {"QwenImagePipeline": _of_qwen_image}
+def _of_sana() -> Adapter:
+    """Before a prompt stands the pipeline's own instruction, whose tokens are dropped but for the first; before the
+    empty one nothing does, as before what the pipeline guides away from."""
+    longest = 300
+
+    def instruction(pipeline: Any) -> list[str]:
+        return inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+
+    def count(pipeline: Any, prompt: str) -> int:
+        text, before = prompt.lower().strip(), "\n".join(instruction(pipeline)) if prompt else ""
+        return len(pipeline.tokenizer(before + text).input_ids) - max(len(pipeline.tokenizer(before).input_ids) - 2, 0)
+
+    def encode(pipeline: Any, prompts: Sequence[str], device: torch.device) -> Encoded:
+        found = [
+            pipeline.encode_prompt(
+                list(alike), do_classifier_free_guidance=False, device=device, max_sequence_length=longest,
+                complex_human_instruction=instruction(pipeline) if told else None,
+            )[:2] for told, alike in groupby(prompts, key=bool)
+        ]
+        embeddings, mask = (torch.cat(one) for one in zip(*found, strict=True))
+        return Encoded(embeddings, mask.bool(), embeddings.new_empty(len(prompts), 0))
+
+    return Adapter(
+        transformers.Gemma2Model, transformers.GemmaTokenizer,
+        template=lambda pipeline: "\n".join(instruction(pipeline)) + "{}", longest=lambda _: longest, count=count,
+        encode=encode,
+    )
+
+
+def _of_z_image() -> Adapter:
+    longest = 512
+
+    def template(pipeline: Any) -> str:
+        return pipeline.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "{}"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+
+    def count(pipeline: Any, prompt: str) -> int:
+        return len(pipeline.tokenizer(template(pipeline).replace("{}", prompt)).input_ids)
+
+    def encode(pipeline: Any, prompts: Sequence[str], device: torch.device) -> Encoded:
+        found, _ = pipeline.encode_prompt(
+            list(prompts), device=device, do_classifier_free_guidance=False, max_sequence_length=longest
+        )
+        embeddings = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        counts = torch.tensor([len(one) for one in found], device=embeddings.device)
+        mask = torch.arange(embeddings.shape[1], device=embeddings.device) < counts[:, None]
+        return Encoded(embeddings, mask, embeddings.new_empty(len(prompts), 0))
+
+    return Adapter(
+        transformers.Qwen3Model, transformers.Qwen2Tokenizer, template=template, longest=lambda _: longest, count=count,
+        encode=encode,
+    )
+
+
+PIPELINES: Mapping[str, Callable[[], Adapter]] = {
+    "QwenImagePipeline": _of_qwen_image, "SanaPipeline": _of_sana, "ZImagePipeline": _of_z_image,
+}
 
 
 @dataclass(frozen=True)
