@@ -161,11 +161,13 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
 
 
 def _sum_of(files: Sequence[Path]) -> str:
-    """SHA-256 of what `sha256sum` prints of the files, which are in one folder."""
+    """SHA-256 of what `sha256sum` prints of the files, in the first one's folder; others are named with theirs."""
+    first = files[0].parent
     try:
-        lines = [f"{file_sha256(path)}  {path.name}\n" for path in files]
+        names = [path.name if path.parent == first else f"{path.parent.name}/{path.name}" for path in files]
+        lines = [f"{file_sha256(path)}  {name}\n" for path, name in zip(files, names, strict=True)]
     except OSError as error:
-        raise DataError(f"{files[0].parent} cannot be read: {error.strerror or error}; restore it") from None
+        raise DataError(f"{first} cannot be read: {error.strerror or error}; restore it") from None
     return sha256("".join(lines).encode()).hexdigest()
 
 
