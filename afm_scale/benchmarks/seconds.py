@@ -118,8 +118,8 @@ def with_host(gpu: Gpu, num_ranks: int, seconds: Sequence[float]) -> Gpu:
     """With what its host takes around each of the things of HOST_ROWS, whose steps took so many CPU seconds."""
     for (name, row), taken in zip(HOST_ROWS.items(), seconds, strict=True):
         phase = _planned(row[0], row[1:], gpu, num_ranks)
-        counts = {"host": sum(found.total() for found in phase.run.costs.values()), **phase.run.around._asdict()}
-        count = counts["hooks" if name == "hook" else name]
+        kernels, around = sum(found.total() for found in phase.run.costs.values()), phase.run.around
+        count = {"host": kernels, "hook": around.hooks, "again": around.again}[name]
         gpu = replace(gpu, **{name: max(0.0, taken - phase.middle) / count * 1e6})
     return gpu
 
