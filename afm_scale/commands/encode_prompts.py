@@ -23,6 +23,7 @@ from ..core.files import write_atomically
 from ..core.packages import require
 from ..core.ranges import Range
 from ..core.screen import say
+from ..core.typed import build
 from ..data.description import PromptContent, PromptEncoder, file_sha256
 from ..data.embeddings import DTYPES, Embedding, EmbeddingRecords
 from ..data.members import TEXT
@@ -137,6 +138,11 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
             f"--length {request.length} is more than the {pipeline.longest} tokens that a {pipeline.name} looks at; "
             f"give --length {pipeline.longest} or less"
         )
+    if pipeline.all_seen and request.length not in (None, pipeline.longest):
+        raise ConfigError(
+            f"--length {request.length} is less than the {pipeline.longest} tokens of every prompt of a "
+            f"{pipeline.name}, whose transformer sees those that pad it too; leave --length out"
+        )
     counts = [pipeline.count(prompt) for prompt in prompts]
     length = request.length or min(max(counts), pipeline.longest)
     rows_file = save({"row": rows})
@@ -145,11 +151,12 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
         encoder=PromptEncoder(
             pipeline=pipeline.name, text_encoder_sha256=_sum_of(pipeline.files),
             tokenizer_sha256=_sum_of(pipeline.tokenizer_files), template=pipeline.template,
-            precision=request.precision,
+            precision=request.precision, padded=length if pipeline.all_seen else None,
         ),
         empty=request.empty, num_texts=len(texts.texts), texts_sha256=texts.sha256,
         rows_sha256=sha256(rows_file).hexdigest(),
     )
+    _check_readable(content)
     num_cut = sum(count > length for count in counts)
     settings = {
         "batch_size": request.batch_size, "per_shard": request.per_shard, "device": ranks.device.type,
@@ -158,6 +165,14 @@ def _prepare(request: EncodeRequest, ranks: Ranks) -> _Job:
     about = json.dumps({**asdict(content), **settings}, indent=1)
     packing = Packing(request.out, settings, content)
     return _Job(request, pipeline, prompts, rows_file, packing, content, about, num_cut)
+
+
+def _check_readable(content: PromptContent) -> None:
+    """Raises ConfigError for what dataset.json cannot say, such as a template from a tokenizer's folder."""
+    try:
+        build(PromptContent, asdict(content))
+    except ConfigError as error:
+        raise ConfigError(f"these prompts could not be described: {error}; give another pipeline or --empty") from None
 
 
 def _sum_of(files: Sequence[Path]) -> str:

@@ -95,10 +95,15 @@ class PromptEncoder:
     tokenizer_sha256: _Sha256  # likewise
     template: _Line  # in which {} is the prompt; "{}": none
     precision: Literal["fp32", "bf16"]  # of the computation
+    # to which all prompts were padded, where the transformer sees what pads them; null: it does not
+    padded: Annotated[int, Range(1, 65_536)] | None = None
 
     def sha256(self) -> str:
-        """The same for equal encoders alone."""
-        return sha256(json.dumps(asdict(self)).encode()).hexdigest()
+        """The same for equal encoders alone; what older sets do not say counts where it says something."""
+        told = asdict(self)
+        if self.padded is None:
+            del told["padded"]
+        return sha256(json.dumps(told).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,11 @@ class PromptedConfig(SourceConfig):
                 f"{folder} holds prompts of {content.length} tokens, data.length is {self.length}; set data.length="
                 f"{content.length}, or embed them with --length {self.length}"
             )
+        if content.encoder.padded is not None and self.length not in (None, content.length):
+            raise DataError(
+                f"{folder} holds prompts padded to {content.length} tokens, all of which a transformer of "
+                f"{content.encoder.pipeline} sees, data.length is {self.length}; set data.length={content.length}"
+            )
         if prompts.folder == (self.shown or self.embeddings) and prompts.num_prompts < (self.num_classes or 0):
             raise DataError(
                 f"{folder} holds {prompts.num_prompts} prompts, data.num_classes is {self.num_classes}; set it to "

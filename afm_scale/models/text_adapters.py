@@ -34,6 +34,7 @@ class Adapter(NamedTuple):
     longest: Callable[[Any], int]  # tokens of a prompt that the pipeline looks at, at most
     count: Callable[[Any, str], int]  # tokens that the pipeline would look at if it took any number
     encode: Callable[[Any, Sequence[str], torch.device], Encoded]
+    all_seen: bool = False  # whether its transformer looks at what pads a prompt too
 
 
 def _of_qwen_image() -> Adapter:
@@ -159,7 +160,7 @@ def _of_clip_and_t5(
     return Adapter(
         {ENCODER + end: encoder for end, encoder in zip(ends, encoders, strict=True)},
         {TOKENIZER + end: tokenizer for end, tokenizer in zip(ends, tokenizers, strict=True)},
-        template=lambda _: "{}", longest=seen, count=count, encode=encode,
+        template=lambda _: "{}", longest=seen, count=count, encode=encode, all_seen=True,
     )
 
 

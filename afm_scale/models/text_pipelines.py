@@ -50,6 +50,11 @@ class TextPipeline:
         """Tokens of a prompt that the pipeline looks at, at most."""
         return self._adapter.longest(self._pipeline)
 
+    @property
+    def all_seen(self) -> bool:
+        """Whether its transformer looks at what pads a prompt: then all have `longest` tokens."""
+        return self._adapter.all_seen
+
     def count(self, prompt: str) -> int:
         """Tokens of a prompt, those included that the pipeline would cut off."""
         return self._adapter.count(self._pipeline, prompt)
