@@ -22,6 +22,7 @@ from ..evaluation.features.extractor import Extractor, FeaturesConfig
 from ..evaluation.figures import Figures, reference_from
 from ..evaluation.images.sets import ImageSet, open_images
 from ..evaluation.measure import AsSamples, check_shapes, compare_on_rank_0, measure, read_reference_on_all, rehearse
+from ..evaluation.measurement import Report
 from ..evaluation.reference import Reference, holds_statistics, write_reference
 from ..parallel.agreement import agreed
 from ..parallel.config import ParallelConfig
@@ -34,6 +35,7 @@ from ..run.features import build_extractor
 from ..run.load import parse_yaml
 from ..run.tables import show_table
 from ..sampling.drawing import DrawnImages, LabelChoice, classes_of, describe_labels
+from .evaluate_report import ByReport, given_beside, report_of
 
 NUM_MEMBERS = 50_000  # of samples, for precision and recall: ADM's evaluator takes all
 NUM_REFERENCE_MEMBERS = 10_000  # as ADM's reference has
@@ -55,6 +57,8 @@ class EvaluateRequest:
     reference: Path | None
     features: FeaturesConfig
     write_reference: Path | None
+    report: Report | None
+    picture: Path | None
     num: int | None
     labels: LabelChoice | None
     steps: int | None
@@ -77,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="or all settings, as {kind: torchscript, file: ..., size: 224}")
     add("--weights", type=Path, metavar="PATH", help="the features' file, or a classifier's run")
     add("--write-reference", type=Path, metavar="FILE.npz", help="store the target's statistics")
+    add("--report", metavar="KIND|{...}", help="what a recipe's report measures: captioned_mnist, mnist, ...")
+    add("--picture", type=Path, metavar="FILE.png", help="what the report draws")
     add_number(parser, "--num", int, Range(1, MANY), metavar="N",
         help=f"default: {NUM_DRAWN:,} drawn, or all there are")
     add("--labels", type=labels_of, metavar="balanced|random|0,1,2", help=LABELS_HELP)
@@ -94,7 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     features = features_of(options.features, options.weights)
-    return evaluate_command(request_of(EvaluateRequest, options, features=features))
+    report = None if options.report is None else report_of(options.report)
+    return evaluate_command(request_of(EvaluateRequest, options, features=features, report=report))
 
 
 def features_of(text: str, weights: Path | None) -> FeaturesConfig:
@@ -120,8 +127,12 @@ def evaluate_command(request: EvaluateRequest) -> int:
     """
     began = time.monotonic()
     checkpoint = _checkpoint(request.target)
-    _check(request, checkpoint)
     parallel = on_device(ParallelConfig(plan="ddp") if checkpoint is None else checkpoint.parallel, request.device)
+    if request.report is not None:
+        ByReport(target=request.target, checkpoint=checkpoint, report=request.report, picture=request.picture,
+                 num_steps=request.steps, others=given_beside(request), as_json=request.as_json).show(parallel)
+        return 0
+    _check(request, checkpoint)
     with launch(parallel) as ranks:
         with agreed():
             if request.write_reference is not None:
@@ -161,8 +172,11 @@ def _check(request: EvaluateRequest, checkpoint: Checkpoint | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
     if request.reference is None and request.write_reference is None:
         raise UserError(
-            "nothing to compare with: give --reference, or --write-reference FILE.npz to store the statistics alone"
+            "nothing to compare with: give --reference, --report KIND for what a recipe's report measures, or "
+            "--write-reference FILE.npz to store the statistics alone"
         )
+    if request.picture is not None:
+        raise UserError(f"--picture {request.picture} is what --report draws; give that too, or leave it out")
     check_steps(request.steps, request.between)
     given = [name for name in ("labels", "steps", "between", "seed") if getattr(request, name) is not None]
     given += ["renoise"] if request.renoise else []

@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its samples are nearly noise: pictures with something in every pixel."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = ["train", *SMALL_FLOW_MATCHING, "loop.steps=2", "sampling.num_steps=2", "parallel.device=cpu"]
-    assert main([*words, f"run.folder={folder}"]) == EXIT_DONE
+    assert main([*words, "report={kind: digits}", f"run.folder={folder}"]) == EXIT_DONE
     return folder
 
 
@@ -137,6 +137,35 @@ def test_a_table_says_what_was_measured(trained: Path, tmp_path: Path, capfd: py
     for words in ("Frechet distance", "precision", "recall", "class-balanced (worth about 0.1 FID", "2 step(s)",
                   "pixels in [-1, 1]", "60 images", "seconds", "40 samples are too few for 64 features"):
         assert words in out, words
+
+
+def test_a_report_of_a_recipe_measures_a_checkpoint_as_its_run_did(
+    trained: Path, told: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def figures(*words: str) -> Mapping[str, Any]:
+        code = main(["evaluate", str(trained), "--device", "cpu", "--json", "--report", "digits", *words])
+        out, err = capfd.readouterr()
+        assert code == EXIT_DONE, err
+        return json.loads(out)
+
+    picture = tmp_path / "new" / "digits.png"
+    found = figures("--picture", str(picture))
+    assert found["figures"] == json.loads((trained / "summary.json").read_text())["quality"]
+    assert picture.read_bytes().startswith(b"\x89PNG") and (found["num_steps"], found["step"]) == (2, 2)
+    other = figures("--picture", str(picture), "--steps", "1")
+    assert other["num_steps"] == 1 and other["figures"] != found["figures"]
+    images = write_npz(tmp_path / "images.npz")
+    for words, wanted in [
+        ((trained, "--report", "digits"), "--picture FILE.png"),
+        ((trained, "--report", "digits", "--picture", picture, "--seed", 0), "--seed does not go with it"),
+        ((trained, "--report", "digits", "--picture", picture, "--write-reference", "a.npz"), "--write-reference"),
+        ((trained, "--report", "mnist", "--picture", picture), "--report.kind 'mnist'"),
+        ((trained, "--report", "classifier", "--picture", picture), "holds a generator"),
+        ((images, "--report", "digits", "--picture", picture), "name a run's folder"),
+        ((images, "--reference", images, "--picture", picture), "--report draws"),
+        ((trained, "--report", "digit"), "'digits'"),
+    ]:
+        assert wanted in told(*words), words
 
 
 @pytest.mark.slow
