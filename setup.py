@@ -9,6 +9,7 @@ from setuptools.command.build_py import build_py
 DATA = {
     "dali": ["nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"],  # data.kind dali
     "latents": ["diffusers>=0.31"],  # encoding images into latents
+    "lora": ["diffusers>=0.35", "peft>=0.18", "accelerate>=1"],  # model.generator.lora
     "parquet": ["pyarrow>=15"],  # packing parquet files
     "text": ["diffusers>=0.35", "transformers>=5"],  # embedding prompts
     "webdataset": ["webdataset>=1.0"],  # only what the data benchmark compares with; data.kind webdataset needs none

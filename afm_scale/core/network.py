@@ -47,6 +47,14 @@ class Network(Protocol):
         ...
 
 
+def learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a network was built to learn, by name; the others never move: those of a pretrained base.
+
+    Asked before a plan lays the network out, which takes gradients away and gives them back.
+    """
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
 class TensorOwner(Protocol):
     """A module that owns parameters or buffers directly, and knows how they start.
 

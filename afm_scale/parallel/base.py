@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..core.network import Network
+from ..core.network import Network, learning
 from ..core.place import Place
 from ..core.types import Role
 from .compile import compile_blocks
@@ -25,7 +25,7 @@ from .kinds.kind import ONE_MICROBATCH, Turn
 from .launch import Ranks
 from .optim import OptimizerConfig, build_optimizer
 from .plan import Admits, Player, Weights
-from .precision import set_precision
+from .precision import lower_frozen, set_precision
 from .recompute import recompute
 
 
@@ -40,7 +40,7 @@ class WhileLearning:
         self.wrapper = wrapper
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        learns = torch.is_grad_enabled() and next(self.module.parameters()).requires_grad
+        learns = torch.is_grad_enabled() and any(one.requires_grad for one in self.module.parameters())
         return (self.wrapper if learns else self.module)(*inputs, **options)
 
 
@@ -146,10 +146,10 @@ class BasePlan:
     def optimizer_state_dict(self, player: Player) -> dict[str, Tensor]:
         self.reshard(player.module)
         (group,) = player.optimizer.param_groups
-        named = zip(player.module.named_parameters(), group["params"], strict=True)
+        parameters = dict(player.module.named_parameters())
         return {
-            f"{name}.{key}": self._like(parameter, value)
-            for (name, parameter), shard in named
+            f"{name}.{key}": self._like(parameters[name], value)
+            for name, shard in zip(player.names, group["params"], strict=True)
             for key, value in player.optimizer.state[shard].items()
         }
 
@@ -165,6 +165,7 @@ class BasePlan:
 
     def _laid_out(self, module: Network, weights: Weights) -> nn.Module:
         module = module.to(self.dtype)
+        lower_frozen(module, self._config.precision)
         self._lay_out_blocks(module)
         module = self._lay_out_root(module)
         return self._materialise(module, weights)
@@ -184,10 +185,10 @@ class BasePlan:
 
     def _with_optimizer(self, role: Role, module: nn.Module, config: OptimizerConfig) -> Player:
         """Step 7: over this rank's shards as plain tensors."""
-        parameters = tuple(module.parameters())
+        names, parameters = zip(*learning(module), strict=True)
         shards = [nn.Parameter(_local(parameter)) for parameter in parameters]
         return Player(
-            role=role, module=module, parameters=parameters, network=self._network(module),
+            role=role, module=module, parameters=parameters, names=names, network=self._network(module),
             optimizer=build_optimizer(shards, config),
             max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate,
         )

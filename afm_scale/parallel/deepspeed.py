@@ -35,7 +35,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ..core.errors import ConfigError
-from ..core.network import Network
+from ..core.network import Network, learning
 from ..core.types import Role
 from .base import BasePlan, WhileLearning
 from .config import ParallelConfig
@@ -84,13 +84,16 @@ class DeepSpeedPlan(BasePlan):
     def _with_optimizer(self, role: Role, module: nn.Module, config: OptimizerConfig) -> Player:
         # ZeRO wants an optimizer of whole parameters, and then puts flat partitions in their place. Ours is built over
         # these: no state of whole parameters is ever allocated, and what there is exists from the start.
+        if len(learning(module)) < len(list(module.parameters())):
+            raise ConfigError("parallel.plan deepspeed trains all weights of a network; use ddp or fsdp2 for adapters")
         placeholder = torch.optim.AdamW(module.parameters(), lr=0.0)
         json = self._json | {"gradient_clipping": config.max_grad_norm}
         engine, zero, _, _ = deepspeed.initialize(model=module, optimizer=placeholder, config=json)
         zero.optimizer = engine.basic_optimizer = build_optimizer(self._partitions(zero), config)
         self._engines[module] = engine
         return Player(
-            role=role, module=module, parameters=tuple(module.parameters()), network=WhileLearning(module, engine),
+            role=role, module=module, parameters=tuple(module.parameters()),
+            names=tuple(name for name, _ in module.named_parameters()), network=WhileLearning(module, engine),
             optimizer=zero.optimizer, max_grad_norm=config.max_grad_norm, learning_rate=config.learning_rate,
         )
 

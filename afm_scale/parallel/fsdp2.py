@@ -144,8 +144,8 @@ def _reduce_after_last_use(module: Network) -> list[RemovableHandle]:
     """
     hooks = []
     for block in module.shardable_blocks():
-        parameter = next(block.parameters())
-        if isinstance(block, FSDPModule) and not isinstance(parameter, DTensor):
+        parameter = next((one for one in block.parameters() if one.requires_grad), None)
+        if isinstance(block, FSDPModule) and parameter is not None and not isinstance(parameter, DTensor):
             block.set_requires_gradient_sync(False)
             hooks.append(parameter.register_post_accumulate_grad_hook(partial(_reduce_now, block)))
     return hooks

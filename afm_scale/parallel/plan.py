@@ -33,11 +33,17 @@ class Player:
 
     role: Role
     module: nn.Module  # what is saved; may be sharded
-    parameters: tuple[nn.Parameter, ...]  # of the module, as they lie at rest
+    parameters: tuple[nn.Parameter, ...]  # those of the module that learn, as they lie at rest
+    names: tuple[str, ...]  # theirs, in the module
     network: Callable[..., Tensor]  # what objectives call
     optimizer: torch.optim.Optimizer  # over this rank's shards
     max_grad_norm: float
     learning_rate: Schedule
+
+    def moving(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by their names in the module, without those that never move: they begin as they ended."""
+        frozen = {name for name, _ in self.module.named_parameters()} - set(self.names)
+        return {name: value for name, value in tensors.items() if name not in frozen}
 
 
 class ParallelPlan(Protocol):

@@ -25,12 +25,14 @@ from ..checkpoint.tensors import first_mismatch, read_tensors
 from ..core.conditions import Conditions
 from ..core.errors import CheckpointError, ConfigError, TornError
 from ..core.files import read_regular
+from ..core.network import learning
 from ..core.place import rank_of
 from ..core.screen import note
 from ..core.typed import build, to_mapping
 from ..core.types import Role
 from ..data.table import AnySource
 from ..flow.path import Prediction
+from ..models.layers import initial_weights
 from ..parallel.config import ParallelConfig
 from ..parallel.ddp import DDPPlan
 from ..parallel.launch import Ranks
@@ -97,6 +99,9 @@ class Checkpoint:
         """
         network = self.network()
         weights = under(AVERAGE, self._read.pop() if self._read else _average_at(self.path))
+        learnt = {name for name, _ in learning(network)}
+        if unkept := {name for name, _ in network.named_parameters()} - learnt - weights.keys():
+            weights |= {name: value for name, value in initial_weights(network, 0) if name in unkept}
         mismatch = first_mismatch(weights, network.state_dict())
         if mismatch is not None:
             raise CheckpointError(

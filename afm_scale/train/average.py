@@ -25,4 +25,6 @@ class Average:
         self._plan.reshard(self.network)  # samples may have been drawn since
         weights = self._plan.local_tensors(learner.module)
         weight = 1 - self._config.decay_at(step)
-        average_(list(self._shards.values()), [weights[name] for name in self._shards], weight)
+        never_moves = {name for name, _ in learner.module.named_parameters()} - set(learner.names)
+        names = [name for name in self._shards if name not in never_moves]
+        average_([self._shards[name] for name in names], [weights[name] for name in names], weight)

@@ -82,7 +82,7 @@ class TrainState:
         """All tensors by a name that does not depend on the plan; loading a checkpoint fills them in place."""
         named = {}
         for average, kept in self.averages.items():
-            named |= with_prefix(of_average(average), plan.state_dict(kept.network))
+            named |= with_prefix(of_average(average), self._moving(plan.state_dict(kept.network)))
         for role in self.players:
             named |= self.player_tensors(plan, role)
         return named | with_prefix(OBJECTIVE, self.objective.state_dict())
@@ -90,8 +90,11 @@ class TrainState:
     def player_tensors(self, plan: ParallelPlan, role: Role, *, optimizer: bool = True) -> dict[str, Tensor]:
         """Those of `tensors` that are a player's: its weights and, if wanted, its optimizer's state."""
         player = self.players[role]
-        named = with_prefix(of_role(role), plan.state_dict(player.module))
+        named = with_prefix(of_role(role), player.moving(plan.state_dict(player.module)))
         return named | (with_prefix(of_optimizer(role), plan.optimizer_state_dict(player)) if optimizer else {})
+
+    def _moving(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.players[self.objective.learner].moving(tensors)
 
     def take(self, plan: ParallelPlan, tensors: Mapping[str, Tensor]) -> None:
         """Makes the values of `tensors(plan)`, into which a checkpoint was loaded, those of the run. Collective."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...core.errors import ConfigError
+from ...core.packages import require
 from ..network_config import BlockSize, NetworkConfig
 from .adapter import Adapter, Sizes
+from .lora_config import LoraSettings
 from .pretrained import read_settings
 from .scheduler import check_scheduler
 from .table import adapter_of
@@ -38,6 +40,8 @@ class DiffusersConfig(NetworkConfig):
     # a folder that save_pretrained wrote (a pipeline's 'transformer'), whose weights it begins with; null: from scratch
     weights: Path | None = None
     times: Literal["source", "gated"] = "gated"  # what it is told of times
+    # low-rank adapters on `weights`, which then stay as they are; null: all weights learn
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         if self.config is None and self.weights is None:
@@ -45,6 +49,8 @@ class DiffusersConfig(NetworkConfig):
                 "config and weights are both null; describe the network by config={...}, or give weights=FOLDER of a "
                 "pretrained one"
             )
+        if self.lora is not None:
+            require("peft", "model.generator.lora", "lora")
 
     @property
     def negative_times(self) -> bool:

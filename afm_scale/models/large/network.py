@@ -48,6 +48,10 @@ class DiffusersGenerator(nn.Module):
             )
         self._computed = computed_tensors(self)
         self._begin(config)
+        if config.lora is not None:  # after: tensors of the folder begin by the names that they had
+            from .lora import add_adapters
+
+            add_adapters(transformer, config.lora)
         _let_all_outputs_take_part(self._blocks[-1])
         for block in self._blocks:
             block.register_forward_hook(_without_views)
