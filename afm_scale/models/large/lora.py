@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -40,6 +41,12 @@ def peft_config(settings: LoraSettings) -> LoraConfig:
         r=settings.rank, lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
         target_modules=list(settings.targets), lora_dropout=0.0, bias="none",
     )
+
+
+def saved_settings(settings: LoraSettings) -> dict[str, Any]:
+    """As peft keeps them beside the weights, in plain JSON values."""
+    plain = peft_config(settings).to_dict()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in plain.items()}
 
 
 def _initial(owner: nn.Linear, is_zero: bool, name: str, generator: torch.Generator) -> Tensor:
