@@ -49,6 +49,11 @@ def saved(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(max(path for path in RunFolder(run).checkpoints.iterdir() if path.is_dir()), "")
 
 
+def alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """But for the last bits: a product with few columns takes another kernel where its weights lie elsewhere."""
+    return torch.allclose(found, wanted, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_adapters_alone_are_saved_and_a_run_goes_on_from_them_bit_for_bit(precision, tmp_path) -> None:
     at_once = saved(trained("sana", tmp_path, "once", 2, f"parallel.precision={precision}"))
@@ -77,8 +82,8 @@ def test_diffusers_puts_an_export_on_its_base_and_the_script_draws_what_this_pro
         before = CLASSES[name].velocity(loaded, noise, t, told)
         loaded.load_lora_adapter(out / "lora", prefix="transformer", use_safetensors=True)
         theirs = CLASSES[name].velocity(loaded, noise, t, told)
-        assert torch.equal(subject.told(noise, t, t, labels), theirs) and (theirs - before).abs().max() > 1e-3
+        assert alike(subject.told(noise, t, t, labels), theirs) and (theirs - before).abs().max() > 1e-3
     transformer = script.load_transformer(out, tmp_path / "base")
     for steps in (1, 2):
         ours = sample(subject.told, noise, labels, num_steps=steps, prediction=Prediction.V)
-        assert torch.equal(ours, script.sample(transformer, noise, *CLASSES[name].given(told), steps))
+        assert alike(ours, script.sample(transformer, noise, *CLASSES[name].given(told), steps))
