@@ -360,5 +360,6 @@ def test_every_recipe_takes_a_step_with_narrow_networks(tmp_path: Path) -> None:
     (results,) = run_ranks(1, take_a_step, {name: shrunk(name, tmp_path) for name in NAMES}, timeout=240)
     assert results.keys() == set(NAMES)
     for name, (moved, numbers) in results.items():
-        assert moved and numbers and all(map(math.isfinite, numbers.values())), f"{name}: {numbers}"
+        has_base = name != "twinflow_qwen_image_lora"  # from scratch its output is zero whatever its adapters are
+        assert (moved or not has_base) and numbers and all(map(math.isfinite, numbers.values())), f"{name}: {numbers}"
         assert ("generator/guidance" in numbers) == (name in OTHERS_GUIDED.union(GUIDED)), name

@@ -36,6 +36,9 @@ class NetworkConfig:
         """The same with what it leaves to files read from them. Raises ConfigError if they are not there."""
         return self
 
+    def check_named(self) -> None:
+        """Raises ConfigError if what a recipe leaves to its user is not named."""
+
     def without_files(self: T) -> T:
         """The same as far as sizes are concerned, beginning without files."""
         return self

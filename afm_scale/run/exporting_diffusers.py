@@ -76,6 +76,7 @@ def _write_adapters(config: DiffusersConfig, tensors: Mapping[str, Lazy], folder
 USE = (
     "```sh", 'python sample.py --pipeline PIPELINE --prompt "a red cube" --steps 1', "```", "",
     "PIPELINE is the one whose text encoder and autoencoder the training data were made with; `sample.py` says more. "
-    "Without it, `transformer/` is the flow model, for a pipeline of many steps.",
+    "Without it, `transformer/` is the flow model, for a pipeline of many steps; of adapters there is `lora/` in its "
+    "place, for `load_lora_weights` of a pipeline of their base.",
 )
 """A page's words on how it is used, for those who have no afm_scale."""

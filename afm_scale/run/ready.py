@@ -37,6 +37,8 @@ def check_ready(config: RunConfig, *, may_be_open: bool = False) -> None:
     for measurement in (config.report, config.hooks.evaluation):
         if measurement is not None:
             measurement.check_ready(check_extractor, may_be_open=may_be_open)
+    for network in () if may_be_open else config.model.networks.values():
+        network.check_named()
     build_networks(config)
     check_frozen(config, may_be_open=may_be_open)
     _check_beginning(config, may_be_open=may_be_open)

@@ -77,6 +77,13 @@ class DiffusersConfig(NetworkConfig):
             return self
         return replace(self, config=read_settings(self.weights, self.class_name))
 
+    def check_named(self) -> None:
+        if self.lora is not None and self.weights is None:
+            raise ConfigError(
+                "model.generator.weights is null: model.generator.lora puts adapters on a pretrained transformer, "
+                "which no checkpoint keeps; give its folder with model.generator.weights=FOLDER"
+            )
+
     def without_files(self) -> DiffusersConfig:
         return replace(self, weights=None)
 

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("peft")
 
+from afm_scale.__main__ import main
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.network import learning
 from afm_scale.models.large.lora_config import LoraSettings
@@ -47,6 +48,11 @@ def test_adapters_and_the_second_time_learn_and_nothing_else_does(name, tmp_path
     assert names and all(".lora_" in one or one.startswith("second_time.") for one in names)
     ours(x, torch.tensor([0.9, 0.5, 0.7]), torch.zeros(3), told).square().mean().backward()
     assert {one for one, parameter in ours.named_parameters() if parameter.grad is not None} == names
+
+
+def test_a_base_has_to_be_named_to_train(capfd) -> None:
+    assert main(["train", "twinflow_qwen_image_lora", "parallel.device=cpu"]) == 2
+    assert "give its folder with model.generator.weights=FOLDER" in capfd.readouterr().err
 
 
 def test_a_target_that_no_layer_answers_to_is_refused_with_the_names_that_there_are(tmp_path) -> None:
