@@ -106,7 +106,7 @@ class FSDP2Plan(BasePlan):
     def _reducing(self, player: Player, last: bool) -> Iterator[None]:
         player.module.set_requires_gradient_sync(last)
         player.module.set_is_last_backward(last)
-        hooks = _reduce_after_last_use(player.module) if last else []
+        hooks = _reduce_after_last_use(player) if last else []
         try:
             yield
         finally:
@@ -135,7 +135,7 @@ def _smallest_memory(device: torch.device, world_size: int) -> int:
     return int(smallest)
 
 
-def _reduce_after_last_use(module: Network) -> list[RemovableHandle]:
+def _reduce_after_last_use(player: Player) -> list[RemovableHandle]:
     """Lets each block that holds the gradients of earlier microbatches reduce once in the coming backward.
 
     A block's gradients are complete when autograd has added up those of all its uses, but FSDP2 reduces after every use
@@ -143,8 +143,10 @@ def _reduce_after_last_use(module: Network) -> list[RemovableHandle]:
     gathered are looked at: under zero2 those that earlier microbatches of the turn used.
     """
     hooks = []
-    for block in module.shardable_blocks():
-        parameter = next((one for one in block.parameters() if one.requires_grad), None)
+    learnt = set(player.names)
+    learning = {id(parameter) for name, parameter in player.module.named_parameters() if name in learnt}
+    for block in player.module.shardable_blocks():
+        parameter = next((one for one in block.parameters() if id(one) in learning), None)
         if isinstance(block, FSDPModule) and parameter is not None and not isinstance(parameter, DTensor):
             block.set_requires_gradient_sync(False)
             hooks.append(parameter.register_post_accumulate_grad_hook(partial(_reduce_now, block)))

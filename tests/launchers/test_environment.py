@@ -171,9 +171,8 @@ def test_the_extras_that_the_scripts_ask_for_are_those_of_the_package(monkeypatc
     for script in SCRIPTS[1:3]:
         (line,) = [line for line in (ROOT / script).read_text().splitlines() if line.startswith("source ")]
         assert set(line.split()[-1].split(",")) <= extras.keys()
-    assert sorted(extras["data"]) == sorted(
-        requirement for name in ("dali", "latents", "parquet", "text", "webdataset") for requirement in extras[name]
-    )
+    of_data = ("dali", "latents", "lora", "parquet", "text", "webdataset")
+    assert sorted(extras["data"]) == sorted(requirement for name in of_data for requirement in extras[name])
 
 
 @pytest.mark.parametrize(("hosts", "told"), [
