@@ -78,16 +78,13 @@ class Hollow(TorchDispatchMode):
         kind = _kind_of(func)
         if kind == "view" or kind == "as it is":
             return func(*args, **kwargs)
-        if kind == "name":
-            out = func(*args, **kwargs)
-            for observer in self._observers:
-                observer(func, args, kwargs, out, None)
-            return out
         first = _first_tensor(args)
         if _is_meta(first, kwargs) or (kind in ("result", "read") and _is_given(first)):
             return func(*args, **kwargs)
         key = None
-        if kind == "collective":
+        if kind == "name":
+            out = func(*args, **kwargs)
+        elif kind == "collective":
             out = _sent(func, args, kwargs)
         elif kind == "read":
             out = _made_up(args[0])

@@ -124,8 +124,8 @@ def _of_sd3() -> Adapter:
 
     clip, t5 = transformers.CLIPTextModelWithProjection, transformers.T5EncoderModel
     return _of_clip_and_t5(
-        [clip, clip, t5], lambda pipeline: pipeline.tokenizer_max_length, lambda pipeline: pipeline.tokenizer_3, of_t5,
-        encode, seen=lambda pipeline: pipeline.tokenizer_max_length + of_t5,
+        [clip, clip, t5], lambda pipeline: pipeline.tokenizer_3, of_t5, encode,
+        seen=lambda pipeline: pipeline.tokenizer_max_length + of_t5,
     )
 
 
@@ -138,21 +138,20 @@ def _of_flux() -> Adapter:
         return _all_seen(embeddings, pooled)
 
     return _of_clip_and_t5(
-        [transformers.CLIPTextModel, transformers.T5EncoderModel], lambda pipeline: pipeline.tokenizer_max_length,
-        lambda pipeline: pipeline.tokenizer_2, of_t5, encode, seen=lambda _: of_t5,
+        [transformers.CLIPTextModel, transformers.T5EncoderModel], lambda pipeline: pipeline.tokenizer_2, of_t5, encode,
+        seen=lambda _: of_t5,
     )
 
 
 def _of_clip_and_t5(
-    encoders: Sequence[type], of_clip: Callable[[Any], int], t5: Callable[[Any], Any], of_t5: int,
+    encoders: Sequence[type], t5: Callable[[Any], Any], of_t5: int,
     encode: Callable[[Any, Sequence[str], torch.device], Encoded], *, seen: Callable[[Any], int],
 ) -> Adapter:
     """Of a pipeline whose last text encoder is T5 and others CLIP. Every prompt is of as many tokens, `seen`."""
 
     def count(pipeline: Any, prompt: str) -> int:
-        over = max(
-            len(pipeline.tokenizer(prompt).input_ids) - of_clip(pipeline), len(t5(pipeline)(prompt).input_ids) - of_t5
-        )
+        of_clip = pipeline.tokenizer_max_length
+        over = max(len(pipeline.tokenizer(prompt).input_ids) - of_clip, len(t5(pipeline)(prompt).input_ids) - of_t5)
         return seen(pipeline) + max(over, 0)
 
     ends = ["", *(f"_{number}" for number in range(2, len(encoders) + 1))]

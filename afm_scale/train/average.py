@@ -23,8 +23,6 @@ class Average:
     def update(self, learner: Player, step: int) -> None:
         """Moves the average after the learner's update number `step` (counted from 0)."""
         self._plan.reshard(self.network)  # samples may have been drawn since
-        weights = self._plan.local_tensors(learner.module)
+        weights = learner.moving(self._plan.local_tensors(learner.module))
         weight = 1 - self._config.decay_at(step)
-        never_moves = {name for name, _ in learner.module.named_parameters()} - set(learner.names)
-        names = [name for name in self._shards if name not in never_moves]
-        average_([self._shards[name] for name in names], [weights[name] for name in names], weight)
+        average_([self._shards[name] for name in weights], list(weights.values()), weight)
