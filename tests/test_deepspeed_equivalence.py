@@ -31,6 +31,7 @@ pytestmark = [
 LEARNING_RATE = 1e-2
 OF_LEARNING_RATE = 3e-4  # weights
 RELATIVE = 1e-5  # losses and norms: of the largest value
+ROUNDING = 1e-7  # of what is a difference of numbers as large as the largest that is reported
 OF_SQUARES = 1e-4  # second moments, in which errors of gradients count twice
 FLOAT32 = (
     "parallel.precision=fp32", "loop.steps=3", "objective.penalty.epsilon=10", "optimizer.generator.eps=1e-4",
@@ -45,14 +46,29 @@ GATHERED_AT_USE = (  # nothing stays gathered, which so small weights would; and
 OFFLOADED = "parallel.deepspeed.offload_optimizer={device: cpu}"
 ONCE, FOUR_TIMES = "any step, augmented", "deeper"  # how often blocks are used
 BOTH = "one pass, deep"  # two engines move at once
+# One player alone. A derivative in forward mode goes through no engine of stage 3, so alpha-Flow ends at its floor; a
+# central difference divides rounding by 2 h, which the widest h that is allowed makes least of.
+FLOW32 = (
+    "parallel.precision=fp32", "loop.steps=4", "optimizer.generator.eps=1e-4",
+    f"optimizer.generator.learning_rate={LEARNING_RATE}", "optimizer.generator.max_grad_norm=0.1",
+)
+FLOWS = {
+    "flow matching": FLOW32, "twin flow": FLOW32, "alpha flow": (*FLOW32, "objective.alpha.ends_in=floor"),
+    "mean flow by differences": FLOW32,
+}
 
 
-def zero(stage: int, accumulation: int, recompute: str = "none", *settings: str, ranks: int = 2) -> Layout:
-    settings = (*FLOAT32, f"parallel.deepspeed.stage={stage}", *settings)
+def zero(
+    stage: int, accumulation: int, recompute: str = "none", *more: str, ranks: int = 2, base: Sequence[str] = FLOAT32
+) -> Layout:
+    settings = (*base, f"parallel.deepspeed.stage={stage}", *more)
     return Layout("deepspeed", ranks, accumulation, recompute=recompute, settings=settings)
 
 
-REFERENCE = Layout("ddp", 1, 1, settings=FLOAT32)
+def alone(game: str) -> Layout:
+    return Layout("ddp", 1, 1, settings=FLOWS.get(game, FLOAT32))
+
+
 RUNS = [
     (FOUR_TIMES, zero(1, 2, "full")),
     (FOUR_TIMES, zero(2, 1, "selective")),
@@ -68,6 +84,10 @@ RUNS = [
     (BOTH, zero(2, 1, "full")),
     (BOTH, zero(3, 1, "none", GATHERED_AT_USE)),
     (BOTH, zero(3, 2)),
+    *(
+        (game, zero(stage, accumulation, base=base))
+        for game, base in FLOWS.items() for stage, accumulation in ((1, 1), (2, 2), (3, 2))
+    ),
     # In float64 these are compared more sharply elsewhere; here in the precision that ZeRO shares with them.
     *(
         (FOUR_TIMES, Layout(plan, 2, 1, policy, settings=FLOAT32))
@@ -93,14 +113,17 @@ def too_different(outcome: Outcome, reference: Outcome) -> dict[str, float]:
     steps = len(outcome.reported["generator/total"])
     last = {name: values[-steps:] for name, values in reference.reported.items()}
     found |= differences(outcome.reported, last)
-    allowed |= {name: RELATIVE * float(values.abs().max()) for name, values in reference.reported.items()}
+    largest = max(float(values.abs().max()) for values in reference.reported.values())
+    allowed |= {
+        name: RELATIVE * float(values.abs().max()) + ROUNDING * largest for name, values in reference.reported.items()
+    }
     return {name: difference for name, difference in found.items() if not difference <= allowed[name]}
 
 
 def play_all(ranks: int, folder: Path) -> dict[str, Outcome]:
     found = {str(run): train_game(*run) for run in RUNS if run[1].ranks == ranks}
     if ranks == 1:
-        return found | {game: train_game(game, REFERENCE) for game in (ONCE, FOUR_TIMES, BOTH)}
+        return found | {game: train_game(game, alone(game)) for game in (ONCE, FOUR_TIMES, BOTH, *FLOWS)}
     return found | {name: relay(layouts, folder / name) for name, layouts in RELAYS.items()}
 
 
@@ -119,7 +142,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome
 
 
 @pytest.mark.parametrize(("game", "layout"), RUNS, ids=str)
-def test_three_updates_are_those_of_one_rank(outcomes: dict, game: str, layout: Layout) -> None:
+def test_updates_are_those_of_one_rank(outcomes: dict, game: str, layout: Layout) -> None:
     for outcome in outcomes[str((game, layout))]:
         assert outcome.counted == outcomes[game][0].counted
         assert not too_different(outcome, outcomes[game][0])
@@ -132,7 +155,7 @@ def test_any_plan_goes_on_where_another_stopped(outcomes: dict, name: str) -> No
         assert not too_different(outcome, outcomes[FOUR_TIMES][0])
 
 
-@pytest.mark.parametrize("game", [ONCE, FOUR_TIMES])
+@pytest.mark.parametrize("game", [ONCE, FOUR_TIMES, *FLOWS])
 def test_the_updates_compared_moved_every_weight_and_were_clipped(outcomes: dict, game: str) -> None:
     """Else agreeing would say little."""
     reference = outcomes[game][0]
@@ -144,7 +167,7 @@ def test_the_updates_compared_moved_every_weight_and_were_clipped(outcomes: dict
     # Of some, those of times for one, gradients are so small that only their second moments can be compared.
     assert sum(distance > 5 * OF_LEARNING_RATE * LEARNING_RATE for distance in moved) > 0.7 * len(moved)
     assert reference.reported["generator/gradient norm"].max() > 0.1
-    assert reference.reported["discriminator/gradient norm"].max() > 1
+    assert game in FLOWS or reference.reported["discriminator/gradient norm"].max() > 1
 
 
 def train_through_engines() -> Outcome:

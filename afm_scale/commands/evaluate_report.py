@@ -23,7 +23,7 @@ from ..parallel.config import ParallelConfig
 from ..parallel.launch import launch
 from ..run.checkpoints import Checkpoint
 from ..run.load import parse_yaml
-from ..run.tables import show_table
+from ..run.tables import rows_of, show_table
 
 OPTION = "--report"
 _OF_OTHER_MEASURES = (
@@ -101,9 +101,5 @@ class ByReport:
         if self.as_json:
             say(json.dumps({"figures": dict(found), **about}, indent=2))
             return
-        rows = [
-            (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-            for name, value in found.items()
-        ]
         drawn = f"{checkpoint.path}, {num_steps} step(s)"
-        show_table(str(self.target), rows, [("drawn from", drawn), ("picture", str(picture))])
+        show_table(str(self.target), rows_of(found), [("drawn from", drawn), ("picture", str(picture))])

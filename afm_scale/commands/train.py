@@ -38,7 +38,7 @@ from ..run.load import dump_yaml, load
 from ..run.origin import origin_of, write_records
 from ..run.ready import check_ready
 from ..run.start import start
-from ..run.tables import show_table
+from ..run.tables import rows_of, show_table
 from ..run.together import check_seen, check_versions
 from ..train.loop import LoopConfig
 from ..train.state import TrainState
@@ -158,13 +158,9 @@ def _report(
 
 
 def _print_table(summary: dict[str, Any], folder: RunFolder, picture: Path | None) -> None:
-    quality = [
-        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-        for name, value in summary.get("quality", {}).items()
-    ]
     minutes, seconds = divmod(round(summary["training_seconds"]), 60)
     took = ("training time", f"{minutes} min {seconds:02d} s for {summary['steps_in_this_process']} steps")
     places = {"picture": picture, "summary": folder.summary, "metrics": folder.metrics,
               "checkpoints": folder.checkpoints}
     written = [(name, str(place)) for name, place in places.items() if place is not None]
-    show_table(f"{folder.path} at step {summary['step']}", quality, [took], written)
+    show_table(f"{folder.path} at step {summary['step']}", rows_of(summary.get("quality", {})), [took], written)

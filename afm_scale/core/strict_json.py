@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from .files import TEXT_LIMIT, read_regular
 
 MOST_LEVELS = 100  # of values in values: whoever reads them goes through them by recursion
 
@@ -26,6 +29,17 @@ def parse_json(content: bytes | str, *, file_names: bool = False) -> Any:
         raise ValueError(f"byte {error.start} is no text ({error.reason})") from None
     except UnicodeEncodeError as error:
         raise ValueError(f"a text in it is none ({error.reason})") from None
+
+
+def read_mapping(path: Path, limit_bytes: int | None = TEXT_LIMIT) -> dict[str, Any]:
+    """The mapping that the JSON text of a file is.
+
+    Raises OSError as `read_regular` does, and ValueError as `parse_json` does or if it is another value.
+    """
+    value = parse_json(read_regular(path, limit_bytes))
+    if not isinstance(value, dict):
+        raise ValueError("it is no mapping")
+    return value
 
 
 def _within_levels(value: Any, halves: str) -> Any:

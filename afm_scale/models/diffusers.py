@@ -17,9 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..core.files import read_regular
 from ..core.ranges import Range
-from ..core.strict_json import parse_json
+from ..core.strict_json import read_mapping
 from ..core.typed import build, nearest
 from ..core.weights import first_misfit
 from .weights_file import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_safetensors
@@ -151,8 +150,8 @@ def _settings(folder: Path) -> AutoencoderSettings:
     if (folder / INDEX_NAME).exists():  # would lead diffusers to other files
         raise ConfigError(f"{folder} has a {INDEX_NAME}; wanted weights in one file, as save_pretrained writes them")
     try:
-        plain: Any = parse_json(read_regular(path, 2**20))
-        if not isinstance(plain, dict) or plain.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        plain = read_mapping(path, 2**20)
+        if plain.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
             raise ValueError("it does not describe an AutoencoderKL")
         return build(AutoencoderSettings, {key: value for key, value in plain.items() if not key.startswith("_")})
     except OSError as error:

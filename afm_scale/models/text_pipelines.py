@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..core.files import read_regular, require_regular
-from ..core.strict_json import parse_json
+from ..core.files import require_regular
+from ..core.strict_json import read_mapping
 from .autoencoder import PRECISIONS
 from .diffusers import pipeline_of
 from .text_adapters import ENCODER, PIPELINES, TOKENIZER, Adapter, Encoded, show_errors_alone
@@ -131,14 +131,13 @@ def _readable(folder: Path) -> Iterator[None]:
 def _class_of(folder: Path) -> str:
     path = folder / INDEX_NAME
     try:
-        plain = parse_json(read_regular(path, 2**20))
+        name = read_mapping(path, 2**20).get("_class_name")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{path} cannot be read ({reason}); wanted the folder of a pipeline, as diffusers' save_pretrained writes "
             f"it, with {ENCODER}/ and {TOKENIZER}/"
         ) from None
-    name = plain.get("_class_name") if isinstance(plain, dict) else None
     if not isinstance(name, str):
         raise ConfigError(f"{path} names no class of pipelines (_class_name); restore it")
     return name[:200]
@@ -166,8 +165,7 @@ def _check_weights(folder: Path) -> None:
     names = [_WEIGHTS]
     try:
         if index.exists():
-            parts = parse_json(read_regular(index, 2**26))
-            names = sorted(set(parts["weight_map"].values()))
+            names = sorted(set(read_mapping(index, 2**26)["weight_map"].values()))
             if not all(isinstance(name, str) and Path(name).name == name for name in names):
                 raise ValueError("it names files outside of its folder")
         for name in names:

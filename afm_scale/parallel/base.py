@@ -6,7 +6,7 @@ partitions): the same arithmetic under every plan, and no dispatch cost for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -118,11 +118,12 @@ class BasePlan:
         return norm
 
     @torch.no_grad()
-    def initialise(self, module: nn.Module, weights: Weights) -> None:
+    def initialise(self, module: nn.Module, weights: Weights, still: Collection[str] = ()) -> None:
         targets = self.state_dict(module)
         for name, value in weights:
             self._initialise(targets.pop(name), value)
-        assert not targets, f"no weights were given for {sorted(targets)}"
+        missing = targets.keys() - set(still)
+        assert not missing, f"no weights were given for {sorted(missing)}"
 
     def describe(self, networks: Mapping[str, Network]) -> dict[str, Any]:
         return describe(self._config, networks, self.world_size, device=self.device, memory=self._memory)

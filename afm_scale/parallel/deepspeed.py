@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -130,14 +130,15 @@ class DeepSpeedPlan(BasePlan):
         return torch.as_tensor(norm, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
-    def initialise(self, module: nn.Module, weights: Weights) -> None:
+    def initialise(self, module: nn.Module, weights: Weights, still: Collection[str] = ()) -> None:
         self.reshard(module)
         targets = module.state_dict(keep_vars=True)
         for name, value in weights:
             target = targets.pop(name)
             part = _part_of(target) if is_zero_param(target) else None
             (target if part is None else part.kept(target.ds_tensor)).copy_(value if part is None else part.of(value))
-        assert not targets, f"no weights were given for {sorted(targets)}"
+        missing = targets.keys() - set(still)
+        assert not missing, f"no weights were given for {sorted(missing)}"
 
     def local_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         self.reshard(module)

@@ -10,7 +10,7 @@ Megatron's global state (`parallel_state`, its random states) is not used: layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,11 +85,12 @@ class MegatronPlan(DDPPlan):
         return super().step(player, step, admits)
 
     @torch.no_grad()
-    def initialise(self, module: nn.Module, weights: Weights) -> None:
+    def initialise(self, module: nn.Module, weights: Weights, still: Collection[str] = ()) -> None:
         shards, slices = self.local_tensors(module), self._layouts[module].slices
         for name, whole in weights:
             shards.pop(name).copy_(self._part_of(slices.get(name), whole))
-        assert not shards, f"no weights were given for {sorted(shards)}"
+        missing = shards.keys() - set(still)
+        assert not missing, f"no weights were given for {sorted(missing)}"
 
     def local_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         return super().state_dict(module)

@@ -6,7 +6,7 @@ the methods below; the plans differ behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,8 +67,11 @@ class ParallelPlan(Protocol):
         """Lays out a network that no loss trains (the average, a classifier), exactly as that of a player."""
         ...
 
-    def initialise(self, module: nn.Module, weights: Weights) -> None:
-        """Gives a laid-out module its values: every parameter and persistent buffer, of the right shapes."""
+    def initialise(self, module: nn.Module, weights: Weights, still: Collection[str] = ()) -> None:
+        """Gives a laid-out module its values: every parameter and persistent buffer, of the right shapes.
+
+        Those named in `still` keep what they have.
+        """
         ...
 
     def turn_of(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,14 @@ _WIDTH = 10_000  # wider than any: a path that is longer than the screen is not 
 
 Section = Sequence[Sequence[str]]
 """Rows between two lines, each of as many words as the table has columns."""
+
+
+def rows_of(figures: Mapping[str, Any]) -> Section:
+    """What a report found, a row for each figure, in four digits."""
+    return [
+        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        for name, value in figures.items()
+    ]
 
 
 def show_table(title: str | None, *sections: Section, columns: Sequence[str] = ()) -> None:

@@ -28,17 +28,20 @@ def restore_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> 
     Raises, on all ranks alike, TornError if the checkpoint is not whole, CheckpointError if it is of another model.
     """
     compare_on_all(checkpoint)
-    learner = of_role(state.objective.learner)
-    modules = [(of_role(role), player.module) for role, player in state.players.items()]
+    learner = state.players[state.objective.learner]
+    modules = [(of_role(role), player, player.module) for role, player in state.players.items()]
     modules += [
-        (of_average() if name == PUBLISHED else learner, average.network) for name, average in state.averages.items()
+        (of_average() if name == PUBLISHED else of_role(state.objective.learner), learner, average.network)
+        for name, average in state.averages.items()
     ]
-    for prefix, module in modules:
+    for prefix, player, module in modules:
         with agreed():
             given = under(prefix, read_tensors(checkpoint, prefix, is_compared=True))
-        mismatch = first_mismatch(given, plan.state_dict(module))
+        tensors = plan.state_dict(module)
+        kept = player.moving(tensors)
+        mismatch = first_mismatch(given, kept)
         if mismatch is not None:
             raise CheckpointError(
                 f"{checkpoint} is of another model: {prefix}{mismatch}; change run.initialise_from or the model"
             )
-        plan.initialise(module, given.items())
+        plan.initialise(module, given.items(), still=tensors.keys() - kept.keys())

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from afm_scale.core.strict_json import parse_json
+from afm_scale.core.strict_json import parse_json, read_mapping
 
 
 def test_plain_values_are_read() -> None:
@@ -31,3 +32,15 @@ def test_names_of_files_may_hold_bytes_that_are_no_text() -> None:
     assert parse_json(json.dumps([name]), file_names=True) == [name]
     with pytest.raises(ValueError, match="a text in it is none"):
         parse_json(b'["\\ud800"]', file_names=True)
+
+
+def test_a_file_of_another_value_than_a_mapping_is_as_wrong_as_one_of_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": 1}')
+    assert read_mapping(path) == {"a": 1}
+    for content, told in (("[1]", "it is no mapping"), ("null", "it is no mapping"), ("{", "Expecting property")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=told):
+            read_mapping(path)
+    with pytest.raises(OSError, match="more than 0 bytes"):
+        read_mapping(path, 0)

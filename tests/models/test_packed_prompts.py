@@ -23,6 +23,7 @@ from tests.models.small_pipeline import as_diffusers_reads_it, small_pipeline
 TEXTS = ["a thick seven, upright", "a seven, upright", "an eight, slanted to the right"]
 TIMES = torch.tensor([0.25, 0.0, 1.0])
 WIDTHS = {
+    "qwen_image": {"joint_attention_dim": 64},
     "sd3": {"joint_attention_dim": 64, "pooled_projection_dim": 56}, "sana": {"caption_channels": 64},
     "flux": {"joint_attention_dim": 64, "pooled_projection_dim": 24}, "z_image": {"cap_feat_dim": 64},
 }
@@ -41,6 +42,9 @@ def of_diffusers(kind: str, pipeline) -> Conditions:
     if kind == "sana":
         told = signature(pipeline.__call__).parameters["complex_human_instruction"].default
         embeddings, mask, *_ = pipeline.encode_prompt(list(TEXTS), complex_human_instruction=told)
+        return Conditions(embeddings, mask.bool(), embeddings.new_empty(3, 0))
+    if kind == "qwen_image":
+        embeddings, mask = pipeline.encode_prompt(list(TEXTS))
         return Conditions(embeddings, mask.bool(), embeddings.new_empty(3, 0))
     if kind == "z_image":
         found, _ = pipeline.encode_prompt(list(TEXTS))

@@ -186,7 +186,7 @@ class Played(NamedTuple):
 STEPS = 2
 
 
-def play(game: str, layout: Layout, *, compiled: bool) -> Played:
+def play(game: str, layout: Layout, *, compiled: bool, steps: int = STEPS) -> Played:
     """In float64, so that only what differs in the order of sums may differ."""
     counting = Counting()
     module_under_test.BACKEND = counting.eager
@@ -197,7 +197,7 @@ def play(game: str, layout: Layout, *, compiled: bool) -> Played:
     state = build_state(config, ranks, plan)
     compilations, calls = [], 0
     with closing(state.data):
-        for step in range(1, STEPS + 1):
+        for step in range(1, steps + 1):
             before = counting.called
             with profile(activities=[ProfilerActivity.CPU]) as watched:  # compiled code refuses a dispatch mode
                 train(state, plan, replace(config.loop, steps=step), HookList([]))
@@ -239,3 +239,28 @@ def test_games_over_ranks_are_compiled_in_their_first_step_and_play_alike() -> N
             assert found.collectives == plain.collectives and sum(plain.collectives.values()) >= 3
             for name, tensor in plain.tensors.items():
                 torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=1e-11, msg=f"{game} {name}")
+
+
+FLOWS = {  # in forward mode compiled blocks step aside: `alpha flow` ends in derivatives, `mean flow` begins with them
+    "mean flow": ("objective.derivative=forward", "objective.tangent=velocity"), "mean flow by differences": (),
+    "alpha flow": (), "twin flow": (),
+}
+
+
+def play_flows() -> dict[str, tuple[Played, Played]]:
+    found = {}
+    for name, settings in FLOWS.items():
+        game = "mean flow by differences" if name == "mean flow" else name
+        layout = Layout("fsdp2", 2, 1, "zero2", settings=settings)
+        found[name] = tuple(play(game, layout, compiled=compiled, steps=4) for compiled in (False, True))
+    return found
+
+
+@pytest.mark.slow
+def test_flow_maps_play_alike_when_their_blocks_are_compiled() -> None:
+    for rank in run_ranks(2, play_flows, timeout=280):
+        for name, (plain, found) in rank.items():
+            assert plain.compilations == 4 * [0] and found.compilations[0] > 0 and found.calls > 0, name
+            assert found.collectives == plain.collectives, name
+            for key, tensor in plain.tensors.items():
+                torch.testing.assert_close(found.tensors[key], tensor, rtol=0, atol=1e-11, msg=f"{name} {key}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,14 @@ def saved(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(max(path for path in RunFolder(run).checkpoints.iterdir() if path.is_dir()), "")
 
 
+def _pipeline_of(name: str, transformer: torch.nn.Module) -> Any:
+    """With a scheduler and nothing else that its class asks for."""
+    kind = getattr(diffusers, CLASSES[name].class_name.replace("Transformer2DModel", "Pipeline").replace(
+        "SD3", "StableDiffusion3"))
+    given = {"transformer": transformer, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler()}
+    return kind(**dict.fromkeys(inspect.signature(kind).parameters) | given)
+
+
 def alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     """But for the last bits: a product with few columns takes another kernel where its weights lie elsewhere."""
     return torch.allclose(found, wanted, rtol=0, atol=1e-6)
@@ -80,10 +90,23 @@ def test_diffusers_puts_an_export_on_its_base_and_the_script_draws_what_this_pro
     loaded = getattr(diffusers, CLASSES[name].class_name).from_pretrained(tmp_path / "base" / "transformer")
     with torch.no_grad():
         before = CLASSES[name].velocity(loaded, noise, t, told)
-        loaded.load_lora_adapter(out / "lora", prefix="transformer", use_safetensors=True)
+        _pipeline_of(name, loaded).load_lora_weights(out / "lora", use_safetensors=True)
         theirs = CLASSES[name].velocity(loaded, noise, t, told)
         assert alike(subject.told(noise, t, t, labels), theirs) and (theirs - before).abs().max() > 1e-3
     transformer = script.load_transformer(out, tmp_path / "base")
     for steps in (1, 2):
         ours = sample(subject.told, noise, labels, num_steps=steps, prediction=Prediction.V)
         assert alike(ours, script.sample(transformer, noise, *CLASSES[name].given(told), steps))
+
+
+def test_a_run_may_begin_with_the_adapters_of_another_and_not_on_another_base(tmp_path, capfd) -> None:
+    first = trained("sana", tmp_path, "first", 2)
+    again = trained("sana", tmp_path, "again", 1, f"run.initialise_from={first}", "optimizer.generator.learning_rate=0")
+    before, after = saved(first), saved(again)
+    names = [name for name in before if name.startswith("generator.")]
+    assert names and all(torch.equal(before[name], after[name]) for name in names)
+    plain("sana", network("sana", moved=0.06)).save_pretrained(tmp_path / "base" / "transformer")
+    assert main(["export", str(first), str(tmp_path / "exported")]) == 2
+    assert "are other weights than the adapters were trained on" in capfd.readouterr().err
+    assert main(["train", str(RunFolder(first).config), "loop.steps=3"]) == 2
+    assert "are other weights than the adapters were trained on" in capfd.readouterr().err

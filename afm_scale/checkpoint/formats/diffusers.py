@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import CheckpointError
-from ...core.files import read_regular
 from ...core.sinusoids import TimeEmbedding, sincos_positions
-from ...core.strict_json import parse_json
+from ...core.strict_json import read_mapping
 from ...core.types import Role
 from ..card import Card
 from ..manifest import TensorEntry
@@ -69,8 +68,7 @@ class Diffusers:
 
     def recognises(self, path: Path) -> bool:
         try:
-            plain = parse_json(read_regular(path / CONFIG, 2**20))
-            return isinstance(plain, dict) and plain.get("_class_name") in CLASSES
+            return read_mapping(path / CONFIG, 2**20).get("_class_name") in CLASSES
         except (OSError, ValueError):
             return False
 

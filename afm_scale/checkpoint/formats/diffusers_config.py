@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ...core.errors import CheckpointError, ConfigError
-from ...core.files import read_regular
 from ...core.ranges import Range
-from ...core.strict_json import parse_json
+from ...core.strict_json import read_mapping
 from ...core.typed import build
 
 CONFIG = "config.json"
@@ -47,8 +46,8 @@ class Settings:
 def settings_of(path: Path) -> Settings:
     """Of a folder. Raises CheckpointError for what is no DiT of this program's kind."""
     try:
-        plain: Any = parse_json(read_regular(path / CONFIG, _MOST_BYTES))
-        if not isinstance(plain, dict) or plain.get("_class_name") not in CLASSES:
+        plain = read_mapping(path / CONFIG, _MOST_BYTES)
+        if plain.get("_class_name") not in CLASSES:
             raise ValueError(f"it does not describe a {CLASS}")
         said = {name: value for name, value in plain.items() if not name.startswith("_")}
         return build(Settings, {name: value for name, value in said.items() if value or name not in _OF_OTHERS})

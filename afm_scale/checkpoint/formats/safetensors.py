@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import CheckpointError
-from ...core.files import read_regular
-from ...core.strict_json import parse_json
+from ...core.strict_json import parse_json, read_mapping
 from ..names import group_of
 from .about import FORMAT, from_plain_about, plain_of
 from .format import Lazy, Source, Told, Wanted
@@ -35,8 +34,7 @@ class Safetensors:
     def recognises(self, path: Path) -> bool:
         try:
             if path.is_dir():
-                config = parse_json(read_regular(path / CONFIG))
-                return isinstance(config, dict) and config.get("format") == FORMAT
+                return read_mapping(path / CONFIG).get("format") == FORMAT
             with SafetensorsFile(path) as file:
                 return _IN_HEAD in file.metadata
         except (CheckpointError, OSError, ValueError):
@@ -165,11 +163,8 @@ def _in_head(file: SafetensorsFile) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_regular(path))
+        return read_mapping(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; name another folder") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {str(error):.200}; use another copy") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no mapping; use another copy")
-    return content

@@ -70,12 +70,16 @@ class DiffusersConfig(NetworkConfig):
         return BlockSize(self.sizes.hidden_size, self.sizes.num_heads, can_be_shared=False)
 
     def resolved(self) -> DiffusersConfig:
-        """Raises ConfigError for weights of another class, or of a pipeline whose times are not those of a flow."""
-        if self.weights is not None:
-            check_scheduler(self.weights)
-        if self.config is not None or self.weights is None:
+        """With the class's settings and the digest of an adapters' base, as they lie in the folder of weights.
+
+        Raises ConfigError for weights of another class, or of a pipeline whose times are not those of a flow.
+        """
+        if self.weights is None:
             return self
-        return replace(self, config=read_settings(self.weights, self.class_name))
+        check_scheduler(self.weights)
+        config = read_settings(self.weights, self.class_name) if self.config is None else self.config
+        lora = self.lora if self.lora is None else self.lora.on(self.weights)
+        return replace(self, config=config, lora=lora)
 
     def check_named(self) -> None:
         if self.lora is not None and self.weights is None:

@@ -96,6 +96,8 @@ class DiffusersGenerator(nn.Module):
         """How its tensors start: as in the folder of weights, the second time embedding as a copy of the first."""
         adapter, read = self._adapter, None
         if config.weights is not None:
+            if config.lora is not None:
+                config.lora.on(config.weights)
             shapes = {name: tuple(value.shape) for name, value in self.transformer.state_dict().items()}
             read = Pretrained(config.weights, shapes).read
         paths = [path for path, _ in self.transformer.named_modules()]

@@ -5,6 +5,8 @@ Nothing but safetensors is read, in one file or in several with an index; no ran
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.errors import ConfigError
-from ...core.files import read_regular, require_regular
-from ...core.strict_json import parse_json
+from ...core.files import open_regular, require_regular
+from ...core.strict_json import read_mapping
 from ..weights_file import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _SETTING = "model.generator.weights"
+_BLOCKS, _BLOCK = 256, 4096  # of a file, and bytes of each
 
 
 def read_settings(folder: Path, class_name: str) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class Pretrained:
     def _checked(self) -> dict[str, Path]:
         """Which file each tensor is in."""
         found: dict[str, tuple[Path, tuple[int, ...], str]] = {}
-        for path in self._paths():
+        for path in _paths(self._folder):
             try:
                 require_regular(path)
                 with safe_open(path, framework="pt") as file:
@@ -85,29 +88,46 @@ class Pretrained:
                 )
         return {name: path for name, (path, _, _) in found.items()}
 
-    def _paths(self) -> list[Path]:
-        if not (self._folder / INDEX_NAME).exists():
-            if not (self._folder / WEIGHTS_NAME).exists():
-                raise ConfigError(
-                    f"{_SETTING} {self._folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}; wanted a transformer's "
-                    "folder with weights in safetensors, as diffusers' save_pretrained writes it"
-                )
-            return [self._folder / WEIGHTS_NAME]
-        listed = _json(self._folder, INDEX_NAME).get("weight_map")
-        names = list(listed.values()) if isinstance(listed, dict) else [None]
-        wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-        if wrong:
+
+def digest_of(folder: Path) -> str:
+    """What tells the weights of a folder from others, by a read of 1 MiB a file however large it is.
+
+    SHA-256 of the sizes of its files and of 256 blocks of 4 KiB, spread evenly over each. Raises ConfigError if they
+    are not there.
+    """
+    digest = hashlib.sha256()
+    for path in _paths(folder):
+        try:
+            with open_regular(path) as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(size.to_bytes(8, "big"))
+                for index in range(_BLOCKS):
+                    file.seek(index * max(size - _BLOCK, 0) // (_BLOCKS - 1))
+                    digest.update(file.read(_BLOCK))
+        except OSError as error:
+            raise _damaged(path, error) from error
+    return digest.hexdigest()
+
+
+def _paths(folder: Path) -> list[Path]:
+    if not (folder / INDEX_NAME).exists():
+        if not (folder / WEIGHTS_NAME).exists():
             raise ConfigError(
-                f"{self._folder / INDEX_NAME} names {wrong[0]!r}, which is no file beside it; restore the folder"
+                f"{_SETTING} {folder} has no {WEIGHTS_NAME} and no {INDEX_NAME}; wanted a transformer's folder with "
+                "weights in safetensors, as diffusers' save_pretrained writes it"
             )
-        return [self._folder / name for name in sorted(set(names))]
+        return [folder / WEIGHTS_NAME]
+    listed = _json(folder, INDEX_NAME).get("weight_map")
+    names = list(listed.values()) if isinstance(listed, dict) else [None]
+    wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if wrong:
+        raise ConfigError(f"{folder / INDEX_NAME} names {wrong[0]!r}, which is no file beside it; restore the folder")
+    return [folder / name for name in sorted(set(names))]
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        plain: Any = parse_json(read_regular(folder / name))
-        if not isinstance(plain, dict):
-            raise ValueError("it is no mapping")
+        return read_mapping(folder / name)
     except OSError as error:
         raise ConfigError(
             f"{_SETTING} {folder}: {name} cannot be read: {error.strerror}; give a transformer's folder, as diffusers' "
@@ -115,7 +135,6 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ConfigError(f"{_SETTING} {folder}: {name} cannot be used: {error}; restore it") from error
-    return plain
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ConfigError
-from ...core.files import read_regular
-from ...core.strict_json import parse_json
+from ...core.strict_json import read_mapping
 
 _FILE = Path("scheduler", "scheduler_config.json")
 _OF_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
@@ -31,9 +30,7 @@ def check_scheduler(weights: Path) -> None:
     if not path.exists():
         return
     try:
-        plain = parse_json(read_regular(path, 2**20))
-        if not isinstance(plain, dict):
-            raise ValueError("it is no mapping")
+        plain = read_mapping(path, 2**20)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.generator.weights {weights}: {path} cannot be read ({getattr(error, 'strerror', None) or error}); "

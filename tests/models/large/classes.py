@@ -1,4 +1,4 @@
-"""A small network of every other class, and how its pipeline calls it: `from tests.models.large.classes import`."""
+"""A small network of every class, and how its pipeline calls it: `from tests.models.large.classes import`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ class Small(NamedTuple):
     velocity: Callable[[nn.Module, Tensor, Tensor, Conditions], Tensor]  # of the plain class, as its pipeline has it
     masked: bool  # whether what pads a prompt is not seen
     given: Callable[[Conditions], tuple[Any, ...]]  # to an export's script
+
+
+def qwen_image(transformer: nn.Module, x: Tensor, t: Tensor, told: Conditions) -> Tensor:
+    pipeline, (count, _, height, width) = diffusers.QwenImagePipeline, x.shape
+    out = transformer(
+        hidden_states=pipeline._pack_latents(x, *x.shape), timestep=1000 * t / 1000,
+        encoder_hidden_states=told.embeddings, encoder_hidden_states_mask=told.mask,
+        img_shapes=[[(1, height // 2, width // 2)]] * count, return_dict=False,
+    )[0]
+    return pipeline._unpack_latents(out, 8 * height, 8 * width, 8)[:, :, 0]
 
 
 def _sd3(transformer: nn.Module, x: Tensor, t: Tensor, told: Conditions) -> Tensor:
@@ -62,6 +72,9 @@ def _prompts(told: Conditions) -> list[Tensor]:
 
 
 CLASSES = {
+    "qwen_image": Small(
+        small.CLASS, small.SETTINGS, 0, qwen_image, masked=True, given=lambda told: (told.embeddings, told.mask)
+    ),
     "sd3": Small("SD3Transformer2DModel", {
         "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4,
         "joint_attention_dim": WIDTH, "caption_projection_dim": 16, "pooled_projection_dim": POOLED, "sample_size": 8,

@@ -9,23 +9,8 @@ from afm_scale.core.errors import ConfigError
 from afm_scale.models.large.qwen_image import packed, unpacked
 from afm_scale.models.layers import initial_weights
 from afm_scale.parallel.recompute import Recompute, recompute
+from tests.models.large.classes import qwen_image
 from tests.models.large.small import CLASS, SETTINGS, SHAPE, described, network, on_meta, plain, samples
-
-
-def as_the_pipeline_does(transformer: nn.Module, x: Tensor, t: Tensor, told) -> Tensor:
-    out = transformer(
-        hidden_states=diffusers.QwenImagePipeline._pack_latents(x, *x.shape), timestep=1000 * t / 1000,
-        encoder_hidden_states=told.embeddings, encoder_hidden_states_mask=told.mask,
-        img_shapes=[[(1, x.shape[2] // 2, x.shape[3] // 2)]] * len(x), return_dict=False,
-    )[0]
-    return diffusers.QwenImagePipeline._unpack_latents(out, 8 * x.shape[2], 8 * x.shape[3], 8)[:, :, 0]
-
-
-@pytest.mark.parametrize("times", ["gated", "source"])
-def test_where_both_times_are_the_same_it_is_the_plain_class_bit_for_bit(times) -> None:
-    ours, (x, told), t = network(times=times), samples(), torch.tensor([0.0, 0.25, 1.0])
-    theirs = as_the_pipeline_does(plain(ours), x, t, told)
-    assert torch.equal(ours(x, t, t, told), theirs) and theirs.std() > 0.01
 
 
 def test_an_interval_is_told_by_the_second_embedding_times_its_length() -> None:
@@ -39,7 +24,7 @@ def test_an_interval_is_told_by_the_second_embedding_times_its_length() -> None:
         wanted = first.timestep_embedder(first.time_proj(t)) + 0.5 * ours.second_time(sinusoids)
         transformer = plain(ours)
         transformer.time_text_embed.forward = lambda *_: wanted
-        assert torch.equal(found, as_the_pipeline_does(transformer, x, t, told))
+        assert torch.equal(found, qwen_image(transformer, x, t, told))
     assert (found - ours(x, t, t, told)).abs().max() > 1e-4
 
 
