@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -65,9 +66,14 @@ def _of_sana() -> Adapter:
     def instruction(pipeline: Any) -> list[str]:
         return inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
 
+    @cache
+    def dropped(pipeline: Any) -> int:
+        """How many tokens of the instruction the pipeline drops: all but two."""
+        return len(pipeline.tokenizer("\n".join(instruction(pipeline))).input_ids) - 2
+
     def count(pipeline: Any, prompt: str) -> int:
         text, before = prompt.lower().strip(), "\n".join(instruction(pipeline)) if prompt else ""
-        return len(pipeline.tokenizer(before + text).input_ids) - max(len(pipeline.tokenizer(before).input_ids) - 2, 0)
+        return len(pipeline.tokenizer(before + text).input_ids) - (dropped(pipeline) if prompt else 0)
 
     def encode(pipeline: Any, prompts: Sequence[str], device: torch.device) -> Encoded:
         found = [

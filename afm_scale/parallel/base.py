@@ -38,9 +38,10 @@ class WhileLearning:
     def __init__(self, module: nn.Module, wrapper: Callable[..., Tensor]) -> None:
         self.module = module
         self.wrapper = wrapper
+        self._one = learning(module)[0][1]  # of those that learn and are frozen together
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        learns = torch.is_grad_enabled() and any(one.requires_grad for one in self.module.parameters())
+        learns = torch.is_grad_enabled() and self._one.requires_grad
         return (self.wrapper if learns else self.module)(*inputs, **options)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -40,10 +41,14 @@ class Player:
     max_grad_norm: float
     learning_rate: Schedule
 
+    @cached_property
+    def still(self) -> frozenset[str]:
+        """Names of the module's parameters that never move: they end as they began."""
+        return frozenset(name for name, _ in self.module.named_parameters()).difference(self.names)
+
     def moving(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by their names in the module, without those that never move: they begin as they ended."""
-        frozen = {name for name, _ in self.module.named_parameters()} - set(self.names)
-        return {name: value for name, value in tensors.items() if name not in frozen}
+        """Tensors by their names in the module, without those of `still`."""
+        return {name: value for name, value in tensors.items() if name not in self.still}
 
 
 class ParallelPlan(Protocol):

@@ -37,11 +37,9 @@ def restore_weights(state: TrainState, plan: ParallelPlan, checkpoint: Path) -> 
     for prefix, player, module in modules:
         with agreed():
             given = under(prefix, read_tensors(checkpoint, prefix, is_compared=True))
-        tensors = plan.state_dict(module)
-        kept = player.moving(tensors)
-        mismatch = first_mismatch(given, kept)
+        mismatch = first_mismatch(given, player.moving(plan.state_dict(module)))
         if mismatch is not None:
             raise CheckpointError(
                 f"{checkpoint} is of another model: {prefix}{mismatch}; change run.initialise_from or the model"
             )
-        plan.initialise(module, given.items(), still=tensors.keys() - kept.keys())
+        plan.initialise(module, given.items(), still=player.still)
