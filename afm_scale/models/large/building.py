@@ -1,4 +1,4 @@
-"""Builds a module of another program: its parameters on the meta device, whatever it computes as it is."""
+"""Builds a module of another program on the meta device, and keeps what it computes for itself."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def without_values(module: nn.Module) -> nn.Module:
-    """The same with every parameter, and every buffer that checkpoints keep, on the meta device.
+    """The same with every parameter and buffer on the meta device.
 
-    Such a buffer is a table that the module computed, and `starting` begins with it from scratch.
+    A buffer is a table that the module computed: `starting` begins with those that checkpoints keep, from scratch, and
+    `computed_tensors` are the others.
     """
     for part in module.modules():
         part.tables = {}
         for name, parameter in list(part.named_parameters(recurse=False)):
             setattr(part, name, nn.Parameter(parameter.to("meta")))
         for name, buffer in list(part.named_buffers(recurse=False)):
-            if name not in part._non_persistent_buffers_set:
-                part.tables[name] = buffer
-                setattr(part, name, buffer.to("meta"))
+            part.tables[name] = buffer
+            setattr(part, name, buffer.to("meta"))
     return module
 
 
@@ -79,9 +79,10 @@ def _initial(
 
 
 def computed_tensors(module: nn.Module) -> Mapping[str, Tensor]:
-    """Buffers that no checkpoint keeps, by name, with the values that they were built with."""
-    kept = set(module.state_dict())
-    return {name: buffer.clone() for name, buffer in module.named_buffers() if name not in kept}
+    """Of a module `without_values`, buffers that no checkpoint keeps, by name, with the values that it computed."""
+    kept, parts = set(module.state_dict()), dict(module.named_modules())
+    places = {name: name.rpartition(".") for name, _ in module.named_buffers() if name not in kept}
+    return {name: parts[path].tables[last] for name, (path, _, last) in places.items()}
 
 
 def repeated_blocks(module: nn.Module, class_names: Sequence[str]) -> list[nn.Module]:

@@ -83,7 +83,7 @@ CLASSES = {
     "sana": Small("SanaTransformer2DModel", {
         "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4,
         "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16,
-        "caption_channels": WIDTH, "sample_size": 8, "patch_size": 2,
+        "caption_channels": WIDTH, "sample_size": 8, "patch_size": 2, "interpolation_scale": 1,
     }, 0, _sana, masked=True, given=lambda told: (told.embeddings, told.mask)),
     "flux": Small("FluxTransformer2DModel", {
         "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 16,
