@@ -44,6 +44,7 @@ GAMES = {
     )),
     "deep": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=2")),
     "deeper": ("digits_afm", (*_SMALL_GAME, "model.generator.repetitions=4", "loop.steps=3")),
+    "two steps of D": ("digits_afm", (*_SMALL_GAME, "objective.discriminator_steps=2", "loop.steps=3")),
     "one pass": ("digits_afm", (
         *_SMALL_GAME, "model.generator.times=both", "model.discriminator.target_time=true", "objective.prediction=v",
         "objective.times={kind: any}", "objective.augmentation={probability: 0.5}", "objective.update=one_pass",

@@ -103,7 +103,8 @@ def step_flops_per_sample(
         count_turn(counter, players, turn, lambda role, nets=nets, draws=draws: objective.loss(
             role, nets, batch, draws, step
         ).total)
-        found |= {(movers, part): number / _COUNTED_BATCH for part, number in counter.parts.items()}
+        for part, number in counter.parts.items():
+            found[movers, part] = found.get((movers, part), 0.0) + number / _COUNTED_BATCH
     return found
 
 

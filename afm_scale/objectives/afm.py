@@ -54,6 +54,7 @@ class AFMConfig(GameOfOneConfig):
     gradient_scale: GradientScaleConfig | None = GradientScaleConfig()  # null: no gradient normalisation
     # alternating: D's turn, then G's, as published; one_pass: both at once, on the same samples (one_pass.py)
     update: Literal["alternating", "one_pass"] = "alternating"
+    discriminator_steps: Annotated[int, Range(1, 64)] = 1  # turns of D before each of G, alternating alone
     # of D's tokens that it looks at in training, at random; the same for a real sample, its fake and their moved copies
     token_share: Annotated[float, Range(above=0, high=1)] = 1.0
     guidance: Guidance | None = None  # null: none
@@ -67,6 +68,7 @@ class AFMConfig(GameOfOneConfig):
         demands.guides_fit(described.model, self.guidance)
         demands.times_told(described.model, self.times.told, by=f"objective.times {self.times.kind!r}")
         demands.tokens_left(described, self.token_share)
+        demands.turns_apart(self.update == "one_pass", self.discriminator_steps)
 
     def resolved(self, precision: Precision) -> AFMConfig:
         """With blocks in less than float32 the penalties' slopes need a precise call of D."""
@@ -87,7 +89,7 @@ class AdversarialFlow:
         self._critiques: deque[Critique] = deque()  # of this turn's microbatches, between survey and loss
 
     def turns(self, step: int) -> tuple[Turn, ...]:
-        return ((Role.DISCRIMINATOR,), (Role.GENERATOR,))
+        return (*self.config.discriminator_steps * ((Role.DISCRIMINATOR,),), (Role.GENERATOR,))
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return {"gradient_scale.square_avg": self._gradient_scale.square_avg} if self._gradient_scale else {}

@@ -120,6 +120,15 @@ def guides_fit(model: ModelDescription, guidance: Guidance | None) -> None:
         )
 
 
+def turns_apart(one_pass: bool, discriminator_steps: int) -> None:
+    """Only a player with a turn of its own may have several."""
+    if one_pass and discriminator_steps > 1:
+        raise ConfigError(
+            f"objective.discriminator_steps is {discriminator_steps}, and objective.update one_pass moves both players "
+            "at once; set objective.update=alternating, or objective.discriminator_steps=1"
+        )
+
+
 def images_to_begin_with(image_free: bool, warm_up_steps: int, steps: int) -> None:
     """Updates of flow matching before the rest have images to match, and leave some updates to the rest."""
     if image_free and warm_up_steps > 0:

@@ -90,11 +90,13 @@ def train(
         while state.step < config.steps and not hooks.wants_stop() and pilot.steer(state):
             report, nets, learner = ReportBuilder(), state.networks(), state.objective.learner
             # Take turns.
-            for turn in state.objective.turns(state.step):  # AFM: discriminator, then generator, or both at once
+            turns = state.objective.turns(state.step)  # AFM: discriminator, then generator, or both at once
+            for number, turn in enumerate(turns):
                 movers = {role: state.players[role] for role in turn}
                 judges = {role: pilot.before_turn(state, role) for role in turn}
                 batch = report.batch(state.next_batch)
-                micros, told = microbatches(batch, plan, config, state.step, turn), nets.given(batch.conditions)
+                context = (config.seed, state.step, name_of_turn(turns, number))
+                micros, told = microbatches(batch, plan, config.accumulation, context), nets.given(batch.conditions)
                 # Learn, one after the other.
                 for role, player in movers.items():
                     turn_of = partial(plan.turn_of, player, beside=tuple(movers.values()))
@@ -123,18 +125,24 @@ def train(
             hooks.after_step(state, completed)
 
 
+def name_of_turn(turns: Sequence[Turn], number: int) -> str:
+    """Who moves in it, and if they have moved in this step already, for which time."""
+    turn, before = turns[number], turns[:number].count(turns[number])
+    return "+".join(role.value for role in turn) + (f" {before + 1}" if before else "")
+
+
 def microbatches(
-    batch: Batch, plan: ParallelPlan, config: LoopConfig, step: int, turn: Turn
+    batch: Batch, plan: ParallelPlan, accumulation: int, context: Sequence[object]
 ) -> list[tuple[Batch, KeyedDraws]]:
-    """This rank's batch as `accumulation` interleaved parts, each with the random numbers of its samples.
+    """This rank's batch as `accumulation` interleaved parts, each with the random numbers of its samples in a context.
 
     Sources give float32; from here on samples are in the precision of the networks.
     """
     batch = replace(batch, x=batch.x.to(plan.dtype))  # conditions follow where they are told (core/conditions.py)
     positions = Positions(plan.data_rank, plan.num_data_ranks, len(batch))
-    parts, movers = [], "+".join(role.value for role in turn)
-    for index in range(config.accumulation):
-        part = positions.every(index, config.accumulation)
-        draws = KeyedDraws(config.seed, step, movers, positions=part, device=batch.x.device)
-        parts.append((batch.every(index, config.accumulation), draws))
+    parts = []
+    for index in range(accumulation):
+        part = positions.every(index, accumulation)
+        draws = KeyedDraws(*context, positions=part, device=batch.x.device)
+        parts.append((batch.every(index, accumulation), draws))
     return parts

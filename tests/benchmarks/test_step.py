@@ -87,6 +87,9 @@ def test_operations_of_a_step_counted_by_hand() -> None:
     turn_of_g = (3 * of_g + 2 * patches) + 2 * forward + to_input
     assert step_flops(load(RunConfig, "afm_1step_tiny", SMALL)) == turn_of_d + turn_of_g
 
+    again = load(RunConfig, "afm_1step_tiny", [*SMALL, "objective.discriminator_steps=2"])
+    assert step_flops(again) == 2 * turn_of_d + turn_of_g
+
     # In one pass D is shown 2.5 samples once, whose patches pass on a gradient, and G is run once.
     both = "discriminator+generator"
     assert step_parts(load(RunConfig, "afm_1step_tiny", [*SMALL, "objective.update=one_pass"])) == {

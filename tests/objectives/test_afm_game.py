@@ -61,6 +61,7 @@ def same(before: list[Tensor], after: list[Tensor]) -> set[bool]:
 
 def test_the_discriminator_moves_first() -> None:
     assert game().turns(0) == game().turns(7) == ((Role.DISCRIMINATOR,), (Role.GENERATOR,))
+    assert game(discriminator_steps=2).turns(0) == 2 * ((Role.DISCRIMINATOR,),) + ((Role.GENERATOR,),)
 
 
 def test_in_each_turn_only_the_mover_gets_gradients_and_moves() -> None:

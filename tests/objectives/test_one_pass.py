@@ -229,6 +229,8 @@ def test_both_move_in_the_one_turn_of_a_step_d_first() -> None:
     ("digits_afm", ["objective.token_share=0"], "objective.token_share"),
     ("digits_flow_matching", ["objective.update=one_pass"], "objective.update"),
     ("digits_flow_matching", ["objective.token_share=0.5"], "objective.token_share"),
+    ("digits_afm", ["objective.update=one_pass", "objective.discriminator_steps=2"], "moves both players at once"),
+    ("digits_afm", ["objective.discriminator_steps=0"], "objective.discriminator_steps"),
     ("digits_afm", ["objective.update=both"], "'alternating', 'one_pass'"),
     ("digits_afm", ["objective.penalty.terms=r2"], "'both', 'r1', 'in_turn'"),
 ])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from afm_scale.parallel.optim import OptimizerConfig
 from afm_scale.parallel.plan import ParallelPlan
 from afm_scale.train.average import Average, AverageConfig
 from afm_scale.train.hooks.hook import HookList, QuietHook, StepReport
-from afm_scale.train.loop import LoopConfig, train
+from afm_scale.train.loop import LoopConfig, name_of_turn, train
 from afm_scale.train.state import TrainState
 from tests.train.hooks.small import NUM_CLASSES, SHAPE, small_plan, small_state, small_weights
 
@@ -137,6 +138,27 @@ def test_only_the_player_whose_turn_it_is_learns():
     train(state, plan, LoopConfig(steps=2), HookList([]))
     discriminator = state.players[Role.DISCRIMINATOR].module
     assert all(torch.equal(p, q) for p, q in zip(discriminator.parameters(), start[Role.DISCRIMINATOR], strict=True))
+
+
+def test_a_player_with_two_turns_in_a_step_has_other_data_and_other_noise_in_each():
+    once, twice = (Role.DISCRIMINATOR,), [(Role.DISCRIMINATOR,), (Role.DISCRIMINATOR,), (Role.GENERATOR,)]
+    found = {}
+    for turns in ([once], twice):
+        state, game, plan = game_of_two(*turns)
+        drawn: list[Tensor] = []
+
+        def loss(self: Game, role: Role, nets: Networks, batch: Batch, draws: Draws, step: int, into=drawn) -> Loss:
+            into.append(draws.uniform("noise"))
+            return Game.loss(self, role, nets, batch, draws, step)
+
+        game.loss = loss.__get__(game)
+        train(state, plan, LoopConfig(steps=1), HookList([]))
+        found[len(turns)] = drawn, game.batches
+    (alone, _), (together, batches) = found[1], found[3]
+    assert torch.equal(alone[0], together[0])
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(together, 2))
+    assert not any(torch.equal(a.x, b.x) for a, b in itertools.combinations(batches, 2))
+    assert [name_of_turn(twice, number) for number in range(3)] == ["discriminator", "discriminator 2", "generator"]
 
 
 def test_microbatches_are_surveyed_first_and_split_by_position():
