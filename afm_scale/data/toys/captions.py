@@ -33,7 +33,15 @@ class Attributes(NamedTuple):
 
     @property
     def caption(self) -> str:
-        return f"a {THICKNESSES[self.thickness]}{DIGITS[self.digit]}{SLANTS[self.slant]}"
+        return self._of(DIGITS[self.digit])
+
+    @property
+    def of_any_digit(self) -> str:
+        """The caption without saying which digit it is."""
+        return self._of("digit")
+
+    def _of(self, noun: str) -> str:
+        return f"a {THICKNESSES[self.thickness]}{noun}{SLANTS[self.slant]}"
 
 
 def every_attributes() -> list[Attributes]:

@@ -74,6 +74,13 @@ def _figures(source: CaptionedMnistSource, images: Tensor, labels: Tensor, part:
     return {**scores, **asdict(judge_of(source.file).of_samples(images, digits, read_mnist(source.file, part)))}
 
 
+def name_of_row(captions: Sequence[str]) -> str:
+    """What they say alike of any digit, or else the first of them."""
+    said = [attributes_of(caption) for caption in captions]
+    names = {attributes.of_any_digit for attributes in said if attributes is not None}
+    return names.pop() if len(names) == 1 and None not in said else captions[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionedMnistReport(OfGenerator):
     """Measures how samples follow captions, and how good they are against a part of the file; draws the first ones."""
@@ -96,8 +103,9 @@ class CaptionedMnistReport(OfGenerator):
         images = images.float()
 
         def measure() -> dict[str, float]:
-            firsts = [source.texts[label] for label in labels[:_DRAWN:_COLUMNS].tolist()]
-            sheet = image_grid(images[:_DRAWN], columns=_COLUMNS, upscale=self.upscale, row_labels=firsts)
+            asked = [source.texts[label] for label in labels[:_DRAWN].tolist()]
+            rows = [name_of_row(asked[first:first + _COLUMNS]) for first in range(0, _DRAWN, _COLUMNS)]
+            sheet = image_grid(images[:_DRAWN], columns=_COLUMNS, upscale=self.upscale, row_labels=rows)
             save_png(sheet, picture)
             return _figures(source, images, labels, self.part)
 

@@ -16,6 +16,7 @@ from afm_scale.evaluation.toys.captioned_mnist import (
     CaptionedMnistEvaluation,
     CaptionedMnistReport,
     caption_scores,
+    name_of_row,
 )
 from tests.data.small import packed_prompts, slanted_digits_file
 
@@ -98,3 +99,12 @@ def test_what_cannot_be_judged_is_refused(config):
         report.check(MnistConfig(global_batch=1), "report")
     with pytest.raises(ConfigError, match="report.part 'test' is what data.part trains on"):
         report.check(replace(config, part="test"), "report")
+
+
+def test_a_row_of_the_picture_is_named_by_what_its_captions_say_of_any_digit() -> None:
+    rows = [every_caption()[first:first + 10] for first in range(0, 90, 10)]
+    names = [name_of_row(row) for row in rows]
+    assert len(set(names)) == 9 and all("digit" in name for name in names)
+    assert name_of_row(["a thin two, upright", "a thin zero, upright"]) == "a thin digit, upright"
+    assert name_of_row(["a thin two, upright", "a zero, upright"]) == "a thin two, upright"
+    assert name_of_row(["a cat", "a cat"]) == "a cat"
