@@ -17,6 +17,8 @@ from ..core.files import read_regular, write_atomically
 from .comparison import EQUAL, ComparisonConfig, Job, mean_and_spread, operations
 
 _INK, _COLOURS = "#1c2833", ("#2471a3", "#c0392b", "#1e8449", "#b9770e", "#6c3483", "#17a589", "#7f8c8d", "#000000")
+_ABREAST = 5  # panels in a row of the picture
+_FAR = 4  # values so many times larger than others are drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,13 @@ def _row(words: Sequence[str]) -> str:
 
 
 def draw(path: Path, outcome: Outcome) -> None:
-    """Draws to a PNG: for each of the data a row of final figures (a dot a seed, a bar their mean) and of curves."""
+    """Draws to a PNG: for each of the data rows of final figures (a dot a seed, a bar their mean) and of curves."""
     config = outcome.config
-    rows: list[tuple[str, Sequence[str], bool]] = []
-    for data in config.data:
-        rows.append((data, config.figures, False))
-        if config.curves:
-            rows.append((data, config.curves, True))
+    rows = [
+        (data, names[first:first + _ABREAST], by_step)
+        for data in config.data for names, by_step in ((config.figures, False), (config.curves, True))
+        for first in range(0, len(names), _ABREAST)
+    ]
     columns = max(len(figures) for _, figures, _ in rows)
     figure = Figure(figsize=(3.3 * columns, 2.9 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -136,6 +138,15 @@ def _draw_figures(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
         if values:
             axis.hlines(mean_and_spread(values)[0], number - 0.3, number + 0.3, color=_colour(number), linewidth=2)
     axis.set(xlim=(-0.6, len(outcome.config.ways) - 0.4), xticks=[])
+    _scale(axis, [value for way in outcome.config.ways for value in outcome.values(way, data, name)])
+
+
+def _scale(axis: Axes, values: Sequence[float]) -> None:
+    if values and max(values) > _FAR * min(values) > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(which="minor", labelsize=6)
 
 
 def _draw_curves(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
@@ -155,6 +166,9 @@ def _draw_curves(axis: Axes, outcome: Outcome, data: str, name: str) -> None:
         high = min(finite.max(), three_quarters + 3 * (three_quarters - quarter) + 1e-9)
         margin = 0.05 * (high - low) + 1e-9
         axis.set(ylim=(low - margin, high + margin))
+        if low > 0 and high > _FAR * low:
+            axis.set_ylim(low / 1.05, high * 1.05)
+        _scale(axis, [low, high])
     axis.set_xlabel("operations" if by_operations else "step", fontsize=7)
 
 
