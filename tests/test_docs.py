@@ -55,3 +55,7 @@ def test_the_page_of_the_house_has_every_room_and_only_files_that_are_there() ->
     assert [room.name for room in rooms if f"`{room.name}/`" not in text] == []
     bare = re.findall(r"`([a-z_0-9]+\.py)`", text)  # in the table, where the room stands beside them
     assert bare and [name for name in bare if not any((room / name).exists() for room in rooms)] == []
+
+
+def test_no_page_names_a_folder_of_the_machine_it_was_written_on(page: Path) -> None:
+    assert not re.findall(r"(?<![\w.])/(?:tmp|root|home|work)/\S*", page.read_text())
