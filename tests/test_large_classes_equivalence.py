@@ -21,8 +21,11 @@ from .ranks import run_ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each process imports diffusers
 
 ALONE, SHARDED = Layout("ddp", 1, 1), Layout("fsdp2", 2, 1, "full", recompute="full")
-# The last block of SD3 has no text to ask for, and adding to all keys alike changes nothing.
-STILL = {"sd3": ("1.attn.add_q_proj", "1.attn.norm_added_q"), "sana": ("attn2.to_k.bias",)}
+# What the last block makes of the text nobody asks for, and adding to all keys alike changes nothing.
+STILL = {
+    "qwen_image": ("1.attn.add_q_proj", "1.attn.norm_added_q", "1.attn.to_add_out", "1.txt_mlp"),
+    "sd3": ("1.attn.add_q_proj", "1.attn.norm_added_q"), "sana": ("attn2.to_k.bias",),
+}
 
 
 def games(folder: Path) -> Games:

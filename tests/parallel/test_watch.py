@@ -140,6 +140,9 @@ def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
     collectives = json.loads(stopped[0].log.with_suffix(".collectives.json").read_text())
     assert collectives["gloo"]["entries"][-1]["profiling_name"] == "gloo:barrier"
     found = {function: ends(ranks) for function, ranks in started.items()}
+    for function, (_, said) in found.items():
+        if "before its first step" in "".join(said):  # on a full machine they may meet too late: once more, alone
+            found[function] = ends(start(function))
 
     codes, said = found[raise_own]
     assert codes == [1, 1] and said[0] == "" and said[1].rstrip().endswith("ZeroDivisionError: a bug"), said
