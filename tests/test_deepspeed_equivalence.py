@@ -47,7 +47,7 @@ OFFLOADED = "parallel.deepspeed.offload_optimizer={device: cpu}"
 ONCE, FOUR_TIMES = "any step, augmented", "deeper"  # how often blocks are used
 BOTH = "one pass, deep"  # two engines move at once
 # One player alone. A derivative in forward mode goes through no engine of stage 3, so alpha-Flow ends at its floor; a
-# central difference divides rounding by 2 h, which the widest h that is allowed makes least of.
+# central difference divides float32's rounding by 2 h, and what is allowed below holds for the h of the recipe.
 FLOW32 = (
     "parallel.precision=fp32", "loop.steps=4", "optimizer.generator.eps=1e-4",
     f"optimizer.generator.learning_rate={LEARNING_RATE}", "optimizer.generator.max_grad_norm=0.1",

@@ -17,12 +17,15 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..core.files import require_regular
 from ..core.strict_json import read_mapping
+from ..core.weight_index import read_weight_index
 from .autoencoder import PRECISIONS
 from .diffusers import pipeline_of
 from .text_adapters import ENCODER, PIPELINES, TOKENIZER, Adapter, Encoded, show_errors_alone
+from .weights_file import CONFIG_NAME
 
 INDEX_NAME = "model_index.json"
-_WEIGHTS = "model.safetensors"
+_WEIGHTS, _OTHER_WEIGHTS = "model.safetensors", "transformers_weights"
+_ADAPTERS = "adapter_config.json"
 _IMPOSSIBLE = (
     OSError, ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, ImportError,
 )
@@ -160,14 +163,16 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises ConfigError if weights are no safetensors, or an index leads out of the folder."""
+    """Raises ConfigError if transformers would read weights that are no safetensors, or lie elsewhere."""
     index = folder / f"{_WEIGHTS}.index.json"
     names = [_WEIGHTS]
     try:
+        if (folder / _ADAPTERS).exists():  # by which transformers takes the base that they name, wherever it lies
+            raise ValueError(f"{_ADAPTERS} is there; give weights that adapters are merged into")
+        if read_mapping(folder / CONFIG_NAME).get(_OTHER_WEIGHTS) is not None:  # may name a pickle
+            raise ValueError(f"{CONFIG_NAME} names weights by {_OTHER_WEIGHTS}; give them as {_WEIGHTS}")
         if index.exists():
-            names = sorted(set(read_mapping(index, 2**26)["weight_map"].values()))
-            if not all(isinstance(name, str) and Path(name).name == name for name in names):
-                raise ValueError("it names files outside of its folder")
+            names = sorted(set(read_weight_index(index).values()))
         for name in names:
             if not (folder / name).is_file():
                 raise ValueError(f"{name} is not there; weights are read from safetensors alone")

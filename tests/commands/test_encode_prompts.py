@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,10 +166,21 @@ def _fewer_weights(folder: Path) -> None:
     save_file({name: tensors[name] for name in sorted(tensors)[1:]}, weights, metadata={"format": "pt"})
 
 
-def _index_that_leads_out(folder: Path) -> None:
-    (folder / "text_encoder" / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "../../model.safetensors"}})
-    )
+def _index_of(name: str) -> Callable[[Path], object]:
+    content = json.dumps({"weight_map": {"a": name}})
+    return lambda folder: (folder / "text_encoder" / "model.safetensors.index.json").write_text(content)
+
+
+def _weights_of_another_name(folder: Path) -> None:
+    """As transformers reads them, `adapter_model.bin` by unpickling."""
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "transformers_weights": "adapter_model.bin"}))
+    torch.save(load_file(path.with_name("model.safetensors")), path.with_name("adapter_model.bin"))
+
+
+def _adapters(folder: Path) -> None:
+    base = shutil.copytree(folder / "text_encoder", folder.parent / "elsewhere")
+    (folder / "text_encoder" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
 
 
 def _torn_tokenizer(folder: Path) -> None:
@@ -182,7 +194,10 @@ def _torn_tokenizer(folder: Path) -> None:
     (_another_class, "names the class 'StableDiffusionPipeline'; prompts are encoded by those of QwenImagePipeline"),
     (_no_weights, "model.safetensors is not there; weights are read from safetensors alone"),
     (_fewer_weights, "does not fit its config.json: 2 tensors are missing"),
-    (_index_that_leads_out, "names files outside of its folder"),
+    (_index_of("../../model.safetensors"), "names '../../model.safetensors', which is no safetensors file beside it"),
+    (_index_of("pytorch_model.bin"), "names 'pytorch_model.bin', which is no safetensors file beside it"),
+    (_weights_of_another_name, "config.json names weights by transformers_weights"),
+    (_adapters, "adapter_config.json is there; give weights that adapters are merged into"),
     (_torn_tokenizer, "cannot be read as a part of its pipeline"),
 ])
 def test_a_pipeline_that_cannot_be_used_is_refused_with_the_reason(made, tmp_path, harm, words):

@@ -47,19 +47,20 @@ def tiny_text_pipeline(folder: Path, *, kind: str = "qwen_image", seed: int = 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         components = make()
-    pipeline = _without_others(class_name, scheduler=FlowMatchEulerDiscreteScheduler(), **components)
+    pipeline = with_nothing_else(class_name, scheduler=FlowMatchEulerDiscreteScheduler(), **components)
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
 
-def _without_others(class_name: str, **components: Any) -> Any:
+def with_nothing_else(class_name: str, **components: Any) -> Any:
+    """A pipeline of diffusers that has these components, and None for all others that its class asks for."""
     kind = getattr(diffusers, class_name)
     others = set(inspect.signature(kind).parameters) - components.keys()
     return kind(**components, **dict.fromkeys(others))
 
 
 def _qwen_image() -> dict[str, Any]:
-    template = _without_others("QwenImagePipeline").prompt_template_encode
+    template = with_nothing_else("QwenImagePipeline").prompt_template_encode
     for token in SPECIAL:
         template = template.replace(token, "{}")
     tokenizer = qwen_tokenizer([*template.split("{}"), *every_caption()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from afm_scale.run.checkpoints import open_checkpoint
 from afm_scale.sampling.sampler import sample
 from tests.models.large.classes import CLASSES, LENGTH, WIDTH, network, plain
 from tests.models.large.small import SHAPE
+from tests.models.small_pipeline import KINDS, with_nothing_else
 
 _RANKS = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 _TARGETS = "[to_q, to_k, linear_1]"  # the last: in the embedding of time, of which there are two
@@ -52,11 +52,8 @@ def saved(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _pipeline_of(name: str, transformer: torch.nn.Module) -> Any:
-    """With a scheduler and nothing else that its class asks for."""
-    kind = getattr(diffusers, CLASSES[name].class_name.replace("Transformer2DModel", "Pipeline").replace(
-        "SD3", "StableDiffusion3"))
-    given = {"transformer": transformer, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler()}
-    return kind(**dict.fromkeys(inspect.signature(kind).parameters) | given)
+    return with_nothing_else(
+        KINDS[name][0], transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
 
 
 def alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ config.json is what else is known, in plain JSON; a file's metadata hold the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from ...core.errors import CheckpointError
 from ...core.strict_json import parse_json, read_mapping
+from ...core.weight_index import read_weight_index
 from ..names import group_of
 from .about import FORMAT, from_plain_about, plain_of
 from .format import Lazy, Source, Told, Wanted
@@ -43,7 +44,7 @@ class Safetensors:
     def source(self, path: Path, told: Told) -> Source:
         with ExitStack() as opening:
             if path.is_dir():
-                config, tensors = _json(path / CONFIG), _of_folder(path, opening)
+                config, tensors = _read(read_mapping, path / CONFIG), _of_folder(path, opening)
             else:
                 file = opening.enter_context(SafetensorsFile(path))
                 config, tensors = _in_head(file), dict(file.tensors)
@@ -132,14 +133,9 @@ def tensors_of_folder(path: Path, opening: ExitStack, weights: str, index: str) 
     """
     if not (path / index).exists():
         return dict(opening.enter_context(SafetensorsFile(path / weights)).tensors)
-    content = _json(path / index)
-    places = content.get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise CheckpointError(f"{path / index} has no weight_map of names to files; use another copy")
+    places = _read(read_weight_index, path / index)
     tensors: dict[str, Lazy] = {}
     for file_name in sorted(set(places.values())):
-        if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
-            raise CheckpointError(f"{path / index} names {file_name[:80]!r}, no file beside it; use another copy")
         found = opening.enter_context(SafetensorsFile(path / file_name)).tensors
         listed = {name for name, place in places.items() if place == file_name}
         if listed != found.keys():
@@ -161,9 +157,9 @@ def _in_head(file: SafetensorsFile) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(reader: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
     try:
-        return read_mapping(path)
+        return reader(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; name another folder") from error
     except ValueError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...core.files import open_regular, require_regular
 from ...core.strict_json import read_mapping
+from ...core.weight_index import read_weight_index
 from ..weights_file import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -27,7 +28,7 @@ _BLOCKS, _BLOCK = 256, 4096  # of a file, and bytes of each
 
 def read_settings(folder: Path, class_name: str) -> dict[str, Any]:
     """What its config.json says of a transformer of this class. Raises ConfigError if it is another's, or not there."""
-    plain = _json(folder, CONFIG_NAME)
+    plain = _read(read_mapping, folder, CONFIG_NAME)
     if plain.get("_class_name") != class_name:
         raise ConfigError(
             f"{_SETTING} {folder} is of class {plain.get('_class_name')!r}, model.generator.class_name is "
@@ -117,17 +118,12 @@ def _paths(folder: Path) -> list[Path]:
                 "weights in safetensors, as diffusers' save_pretrained writes it"
             )
         return [folder / WEIGHTS_NAME]
-    listed = _json(folder, INDEX_NAME).get("weight_map")
-    names = list(listed.values()) if isinstance(listed, dict) else [None]
-    wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    if wrong:
-        raise ConfigError(f"{folder / INDEX_NAME} names {wrong[0]!r}, which is no file beside it; restore the folder")
-    return [folder / name for name in sorted(set(names))]
+    return [folder / name for name in sorted(set(_read(read_weight_index, folder, INDEX_NAME).values()))]
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def _read(reader: Callable[[Path], dict[str, Any]], folder: Path, name: str) -> dict[str, Any]:
     try:
-        return read_mapping(folder / name)
+        return reader(folder / name)
     except OSError as error:
         raise ConfigError(
             f"{_SETTING} {folder}: {name} cannot be read: {error.strerror}; give a transformer's folder, as diffusers' "

@@ -71,9 +71,10 @@ def damaged(folder: Path, change: str) -> None:
         path.write_bytes(path.read_bytes()[:-8])
     if change == "gone":
         path.unlink()
-    if change in ("climbs", "no map"):
+    if change in ("climbs", "a pickle", "no map"):
         path.rename(folder / "one.safetensors")
-        listed = {"weight_map": {"img_in.bias": "../one.safetensors"}} if change == "climbs" else {}
+        name = "one.bin" if change == "a pickle" else "../one.safetensors"
+        listed = {} if change == "no map" else {"weight_map": {"img_in.bias": name}}
         (folder / INDEX_NAME).write_text(json.dumps(listed))
 
 
@@ -85,8 +86,9 @@ def damaged(folder: Path, change: str) -> None:
     ("nan", "img_in.bias holds values that are not finite"),
     ("torn", "cannot be read.*; restore it"),
     ("gone", f"has no {WEIGHTS_NAME}"),
-    ("climbs", "names '../one.safetensors', which is no file beside it"),
-    ("no map", "names None"),
+    ("climbs", "names '../one.safetensors', which is no safetensors file beside it"),
+    ("a pickle", "names 'one.bin', which is no safetensors file beside it"),
+    ("no map", "it has no weight_map of names to files"),
 ])
 def test_weights_that_are_not_the_networks_are_refused_by_the_first_misfit(theirs, tmp_path, change, reason) -> None:
     theirs.save_pretrained(tmp_path)
