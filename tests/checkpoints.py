@@ -19,7 +19,12 @@ def write_manifest_text(path: Path, text: str | bytes) -> None:
 
 
 def flip(file: Path, place: int) -> None:
-    """The bits of one byte, or of the last one of a shorter file; doing so again undoes it."""
-    content = bytearray(file.read_bytes())
-    content[min(place, len(content) - 1)] ^= 0xFF
-    file.write_bytes(content)
+    """The bits of one byte, or of the last one of a shorter file; doing so again undoes it.
+
+    In place: another rank that looks at the file meanwhile finds it as long as ever.
+    """
+    with file.open("r+b") as opened:
+        content = opened.read()
+        place = range(len(content))[min(place, len(content) - 1)]
+        opened.seek(place)
+        opened.write(bytes([content[place] ^ 0xFF]))

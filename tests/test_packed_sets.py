@@ -41,8 +41,9 @@ PLACES = ("offset", "size", "crc32")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve latents of two members each."""
-    packed_latents(tmp_path_factory.mktemp("whole") / "data")
-    return tmp_path_factory.getbasetemp() / "whole0" / "data"
+    folder = tmp_path_factory.mktemp("whole") / "data"  # other modules make a "whole" in the same process
+    packed_latents(folder)
+    return folder
 
 
 def batch_of(folder: Path, *, rank: int = 0, on_error: str = "stop") -> tuple[Batch, list[Skipped]]:
