@@ -5,7 +5,7 @@ What a pipeline does with a prompt is its own code, in diffusers; `text_adapters
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from .weights_file import CONFIG_NAME
 INDEX_NAME = "model_index.json"
 _WEIGHTS, _OTHER_WEIGHTS = "model.safetensors", "transformers_weights"
 _ADAPTERS = "adapter_config.json"
+_ATTENTION = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+_OWN_ATTENTION = (None, "eager", "sdpa")  # any other is another program's, or is fetched from where it names and run
 _IMPOSSIBLE = (
     OSError, ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, ImportError,
 )
@@ -163,14 +165,13 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises ConfigError if transformers would read weights that are no safetensors, or lie elsewhere."""
+    """Raises ConfigError if transformers would read what is no safetensors, or lies elsewhere."""
     index = folder / f"{_WEIGHTS}.index.json"
     names = [_WEIGHTS]
     try:
         if (folder / _ADAPTERS).exists():  # by which transformers takes the base that they name, wherever it lies
             raise ValueError(f"{_ADAPTERS} is there; give weights that adapters are merged into")
-        if read_mapping(folder / CONFIG_NAME).get(_OTHER_WEIGHTS) is not None:  # may name a pickle
-            raise ValueError(f"{CONFIG_NAME} names weights by {_OTHER_WEIGHTS}; give them as {_WEIGHTS}")
+        _check_settings(read_mapping(folder / CONFIG_NAME))
         if index.exists():
             names = sorted(set(read_weight_index(index).values()))
         for name in names:
@@ -178,3 +179,19 @@ def _check_weights(folder: Path) -> None:
                 raise ValueError(f"{name} is not there; weights are read from safetensors alone")
     except _IMPOSSIBLE as error:
         raise ConfigError(f"{folder} holds no weights that can be read: {error}; restore it") from None
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for what a config.json, or a part of it, would have transformers read or fetch beside it."""
+    if settings.get(_OTHER_WEIGHTS) is not None:  # may name a pickle
+        raise ValueError(f"{CONFIG_NAME} names weights by {_OTHER_WEIGHTS}; give them as {_WEIGHTS}")
+    if settings.get("quantization_config") is not None:
+        raise ValueError(f"{CONFIG_NAME} says that weights are quantised; give them in fp32, bf16 or fp16")
+    for name in _ATTENTION:
+        if settings.get(name) not in _OWN_ATTENTION:
+            raise ValueError(
+                f"{CONFIG_NAME} has {name}: {str(settings[name])[:80]!r}; wanted eager or sdpa, or no such entry"
+            )
+    for part in settings.values():
+        if isinstance(part, Mapping):
+            _check_settings(part)

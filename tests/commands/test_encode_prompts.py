@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,9 +174,18 @@ def _index_of(name: str) -> Callable[[Path], object]:
 
 def _weights_of_another_name(folder: Path) -> None:
     """As transformers reads them, `adapter_model.bin` by unpickling."""
-    path = folder / "text_encoder" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "transformers_weights": "adapter_model.bin"}))
-    torch.save(load_file(path.with_name("model.safetensors")), path.with_name("adapter_model.bin"))
+    _settings(lambda settings: settings.update(transformers_weights="adapter_model.bin"))(folder)
+    path = folder / "text_encoder" / "model.safetensors"
+    torch.save(load_file(path), path.with_name("adapter_model.bin"))
+
+
+def _settings(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        path = folder / "text_encoder" / "config.json"
+        change(settings := json.loads(path.read_text()))
+        path.write_text(json.dumps(settings))
+
+    return harm
 
 
 def _adapters(folder: Path) -> None:
@@ -197,6 +207,12 @@ def _torn_tokenizer(folder: Path) -> None:
     (_index_of("../../model.safetensors"), "names '../../model.safetensors', which is no safetensors file beside it"),
     (_index_of("pytorch_model.bin"), "names 'pytorch_model.bin', which is no safetensors file beside it"),
     (_weights_of_another_name, "config.json names weights by transformers_weights"),
+    (_settings(lambda settings: settings.update(attn_implementation="someone/attention")),
+     "config.json has attn_implementation: 'someone/attention'; wanted eager or sdpa"),
+    (_settings(lambda settings: settings["text_config"].update(_attn_implementation={"": "someone/attention"})),
+     "config.json has _attn_implementation: .*wanted eager or sdpa"),
+    (_settings(lambda settings: settings.update(quantization_config={"quant_method": "torchao"})),
+     "config.json says that weights are quantised; give them in fp32, bf16 or fp16"),
     (_adapters, "adapter_config.json is there; give weights that adapters are merged into"),
     (_torn_tokenizer, "cannot be read as a part of its pipeline"),
 ])
