@@ -139,5 +139,8 @@ def _log(job: Job) -> Path:
 
 
 def _last_words(job: Job) -> str:
-    lines = read_regular(_log(job), _LONGEST_LOG).decode(errors="replace").strip().splitlines()
+    try:
+        lines = read_regular(_log(job), _LONGEST_LOG).decode(errors="replace").strip().splitlines()
+    except OSError as error:  # its folder was moved away while it ran, say
+        return f"and {_log(job)} cannot be read: {error.strerror}"
     return lines[-1].strip()[-300:] if lines else "it said nothing"

@@ -11,7 +11,8 @@ from matplotlib.image import imread
 
 from afm_scale.__main__ import main
 from afm_scale.benchmarks.compared import Outcome, shown, table, unequal
-from afm_scale.benchmarks.comparison import ComparisonConfig, jobs_of, operations
+from afm_scale.benchmarks.comparing import _last_words
+from afm_scale.benchmarks.comparison import ComparisonConfig, Job, jobs_of, operations
 from afm_scale.core.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
 from afm_scale.run.config import RunConfig
 from afm_scale.run.load import load
@@ -185,6 +186,11 @@ def test_objectives_are_compared_at_a_budget_in_forwards_with_samples_in_several
     half = image.shape[0] // 2
     assert image[half:, image.shape[1] // 2:].min() < 0.5, "flow matching in two steps is not drawn"
     assert image[half + 60:, : image.shape[1] // 2].min() > 0.9, "AFM in two steps was drawn"
+
+
+def test_a_run_that_failed_is_told_of_though_its_folder_was_moved_away(tmp_path: Path) -> None:
+    job = Job("way", "digits", 0, tmp_path / "moved", "digits_afm", ())
+    assert _last_words(job) == f"and {tmp_path / 'moved' / 'train.log'} cannot be read: No such file or directory"
 
 
 @pytest.mark.slow
