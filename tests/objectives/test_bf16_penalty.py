@@ -38,15 +38,15 @@ def recipe(*overrides: str) -> RunConfig:
     return load(RunConfig, "digits_afm", (*SETTINGS, *overrides))
 
 
-def network(weights: Weights | None = None, dtype: torch.dtype = torch.float32) -> DiTDiscriminator:
-    discriminator = build_networks(recipe())[Role.DISCRIMINATOR].to(dtype).to_empty(device="cpu")
+def network(weights: Weights | None = None, *overrides: str) -> DiTDiscriminator:
+    discriminator = build_networks(recipe(*overrides))[Role.DISCRIMINATOR].to_empty(device="cpu")
     given = dict(initial_weights(discriminator, 0)) if weights is None else weights
     discriminator.load_state_dict(given)
     return discriminator
 
 
-def lowered(weights: Weights) -> DiTDiscriminator:
-    discriminator = network(weights).requires_grad_(False)
+def lowered(weights: Weights, *overrides: str) -> DiTDiscriminator:
+    discriminator = network(weights, *overrides).requires_grad_(False)
     discriminator.compute_blocks_in(torch.bfloat16)
     return discriminator
 
@@ -79,10 +79,9 @@ def loss_of(config: RunConfig, discriminator: Discriminator, batch: Batch, step:
     return objective.discriminator_loss(Networks(drawn, drawn, discriminator), batch, draws, step)
 
 
-@pytest.fixture(scope="module")
-def learnt() -> Weights:
+def trained(*overrides: str) -> Weights:
     """The weights of a discriminator after some hundred steps in float32."""
-    discriminator, config, batches = network(), recipe(), iter(digits())
+    discriminator, config, batches = network(None, *overrides), recipe(), iter(digits())
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, betas=(0.0, 0.9))
     for step in range(STEPS):
         loss = loss_of(config, discriminator, next(batches), step)
@@ -91,6 +90,11 @@ def learnt() -> Weights:
         optimizer.step()
     assert loss.terms["logit_real"] - loss.terms["logit_fake"] > 0.1  # it tells them apart
     return discriminator.state_dict()
+
+
+@pytest.fixture(scope="module")
+def learnt() -> Weights:
+    return trained()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,9 @@ class Given:
         return self._noise
 
 
-def ratios(discriminator: DiTDiscriminator, weights: Weights, batch: Batch, *, precise: bool) -> list[float]:
+def ratios(
+    discriminator: DiTDiscriminator, weights: Weights, batch: Batch, *overrides: str, precise: bool
+) -> list[float]:
     """The mean square of the slopes at real and fake samples over the exact squared norm of the gradient, in float64.
 
     Along orthogonal directions of the length that noise has, whose mean square is that norm without any chance in it.
@@ -122,7 +128,7 @@ def ratios(discriminator: DiTDiscriminator, weights: Weights, batch: Batch, *, p
     many = [a.expand(SIZE, *a.shape).flatten(0, 1) for a in samples]
     config, t = PenaltyConfig(precise=precise, share=1.0), torch.zeros(len(noise))
     verdict = judge(config, discriminator, many, t, y.repeat(SIZE), Given(noise))
-    exact, found = network(weights).double(), []
+    exact, found = network(weights, *overrides).double(), []
     for at, slopes in zip(samples, (verdict.slope_real, verdict.slope_fake), strict=True):
         point = at.double().requires_grad_()
         (gradient,) = torch.autograd.grad(exact(point, time, y).sum(), point)
@@ -171,6 +177,14 @@ def test_they_are_with_products_of_the_blocks_in_tf32(
 
 def test_without_a_precise_call_rounding_would_be_most_of_the_penalty(learnt: Weights, batch: Batch) -> None:
     assert min(ratios(lowered(learnt), learnt, batch, precise=False)) > 1.3
+
+
+def test_normalised_queries_and_keys_do_not_make_up_for_it(batch: Batch) -> None:
+    normalised = "model.discriminator.qk_norm=true"
+    weights = trained(normalised)
+    discriminator = lowered(weights, normalised)
+    assert min(ratios(discriminator, weights, batch, normalised, precise=False)) > 1.3
+    assert ratios(discriminator, weights, batch, normalised, precise=True) == pytest.approx([1, 1], abs=TOLERANCE)
 
 
 class Calls:
