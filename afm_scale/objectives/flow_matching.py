@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
@@ -18,6 +17,7 @@ from ..core.random import Draws
 from ..core.ranges import Range
 from ..core.types import Batch, Loss, Networks, Role, without_class
 from ..flow.path import Prediction, interpolate
+from ..flow.times import logit_normal
 from .demands import no_class_taken
 from .described import Described
 from .objective import GameOfOne, GameOfOneConfig
@@ -65,7 +65,7 @@ class FlowMatching(GameOfOne):
     def _times(self, draws: Draws) -> Tensor:
         if self.config.time_mean is None:
             return draws.uniform("time")
-        return torch.sigmoid(self.config.time_mean + self.config.time_std * draws.normal("time", ()))
+        return logit_normal(draws, "time", (), self.config.time_mean, self.config.time_std)
 
     def _labels(self, y: Tensor, draws: Draws) -> Tensor:
         if self.config.class_dropout == 0:

@@ -8,7 +8,14 @@ import torch
 from afm_scale.core.errors import ConfigError
 from afm_scale.core.random import KeyedDraws, Positions
 from afm_scale.core.typed import build
-from afm_scale.flow.times import AnyTimes, GridTimes
+from afm_scale.flow.times import (
+    AnyTimes,
+    GridTimes,
+    IntervalSampler,
+    LogitNormalIntervals,
+    TimeSampler,
+    UniformIntervals,
+)
 
 
 def draws(count: int) -> KeyedDraws:
@@ -45,6 +52,21 @@ def test_any_times_are_uniform_below_one_and_uniform_below_the_source() -> None:
         assert ((deciles - 400).square() / 400).sum() < 27.9  # chi squared, 9 degrees of freedom, 0.1%
     correlation = torch.corrcoef(torch.stack((s, t / s)))[0, 1]
     assert abs(correlation) < 4 / 4000**0.5
+
+
+@pytest.mark.parametrize("sampler", [GridTimes(steps=7), AnyTimes(), LogitNormalIntervals(), UniformIntervals()])
+def test_the_times_of_a_sample_do_not_depend_on_how_many_are_drawn_with_it(
+    sampler: TimeSampler | IntervalSampler,
+) -> None:
+    """To the bit, for all sizes of the registers that they are computed in."""
+    def drawn(positions: Positions) -> torch.Tensor:
+        return torch.stack(sampler(KeyedDraws("times", positions=positions)), dim=1)
+
+    together = drawn(Positions(0, 1, 96))
+    for ranks in (2, 3, 8, 32, 96):
+        for rank in range(ranks):
+            alone = drawn(Positions(rank, ranks, 96 // ranks))
+            assert torch.equal(alone, together[rank::ranks])
 
 
 def test_times_are_float32() -> None:
