@@ -82,7 +82,7 @@ def test_times_are_the_later_and_the_earlier_of_two_logit_normals() -> None:
     logits = torch.logit(torch.cat((t, r)))
     assert logits.mean().item() == pytest.approx(-0.4, abs=4 / 8000**0.5)
     assert logits.std().item() == pytest.approx(1.0, rel=4 / 16000**0.5)
-    pair = torch.sigmoid(-0.4 + draws_of(4000).normal("times", (2,)))
+    pair = torch.sigmoid((-0.4 + draws_of(4000).normal("times", (2,))).double()).float()
     assert torch.equal(t.float(), pair.amax(1)) and torch.equal(r.float(), pair.amin(1))
 
 
