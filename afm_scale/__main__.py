@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command, by default that of the command line, and returns its exit code."""
+    """Runs a command, by default that of the command line, and returns its exit code.
+
+    A program that has lost other ranks in it ends by `commands.ending.leave`: threads may still wait for them.
+    """
     from .commands import ending
 
     return ending.run(sys.argv[1:] if arguments is None else arguments)

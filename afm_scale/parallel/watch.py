@@ -71,6 +71,7 @@ class Watch:
         self._grace = min(GRACE_SECONDS, max(2.0, timeout))
         self._period = min(PERIOD_SECONDS, 0.1 + self._world_size / 100)
         self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._ending = threading.Lock()
         self._word = STANDING.word(time.monotonic())
         self._of_rank_0: Word | None = None
@@ -85,7 +86,9 @@ class Watch:
         self._store = self._meeting.connect()
         self._speak()
         for work in (self._speak_on, self._supervise):
-            threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True).start()
+            thread = threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def look_at_rank_0(self) -> None:
         """To be called once rank 0 is known to have started: if its store falls silent, it is known who that was."""
@@ -95,8 +98,15 @@ class Watch:
         """At the end of the work. Rank 0 waits a moment for the others, who may still look into its store."""
         if self._closed.is_set():
             return
-        self._closed.set()
+        self._close()
         self._leave_store(self._patience, waits=self._rank == 0)
+
+    def _close(self) -> None:
+        """Waits for its threads: one that comes back from the store while the interpreter is cleaned up aborts that."""
+        self._closed.set()
+        until = time.monotonic() + self._patience
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _leave_store(self, seconds: float, *, waits: bool) -> None:
         """It ends with the process that has it: others may be about to look there whether it is said."""
@@ -114,7 +124,7 @@ class Watch:
         rank or another. From here on the process has a little time to leave.
         """
         if isinstance(error, RunError) and error.is_of_all_ranks:
-            self._closed.set()  # they leave together
+            self._close()  # they leave together
             return None
         stopping.await_the_end()  # the others were told to stop as well
         if not is_of_others(error):
@@ -151,6 +161,7 @@ class Watch:
                 self._log.write(self._word, traceback.format_exception(error))
         leave_after(2 * self._grace, code)
         self._leave_store(self._patience, waits=self._meeting.hosts_store)
+        self._close()
 
     # The threads.
 

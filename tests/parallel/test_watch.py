@@ -112,6 +112,32 @@ def hold_on(ranks: Ranks) -> None:
     wait_in_turns(ranks, 0, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+class SlowStore:
+    """The store of a busy launcher."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store, self.is_asked = store, threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        self.is_asked.set()
+        time.sleep(1.5)
+        self._store.set(key, value)
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+
+def refuse_together(ranks: Ranks) -> None:
+    """Nobody is lost: the caller may end its interpreter, in which a thread that comes back from the store aborts."""
+    dist.barrier()
+    ranks.watch._store = SlowStore(ranks.watch._store)
+    ranks.watch._store.is_asked.wait()
+    error = DataError("no rank has a shard").of_all_ranks()
+    ranks.__exit__(DataError, error, None)
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("watch _")]
+    assert not left, left
+
+
 def groups(ranks: Ranks) -> None:
     """Every group there is, whoever made it, waits no longer than the limit."""
     init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
@@ -122,7 +148,7 @@ def groups(ranks: Ranks) -> None:
 
 
 def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
-    functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups, nap)
+    functions = (raise_own, raise_users, lag_0, wait_outside, hold_on, groups, nap, refuse_together)
     stopped = start(stop_while_others_work, limit=600)
     killed = start(die_outside, limit=600)
     started = {function: start(function) for function in functions}
@@ -171,7 +197,7 @@ def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
     (line,) = errors_in("".join(said))
     assert "is behind: at step 7, in a nap, in " in line and "its limit is 3 s" in line, line
 
-    assert found[groups] == ([0, 0], ["", ""])
+    assert found[groups] == found[refuse_together] == ([0, 0], ["", ""])
 
 
 def test_a_word_says_the_step_and_the_line_and_whether_its_process_is_there():
