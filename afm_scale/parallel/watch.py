@@ -26,7 +26,7 @@ from ..core import stopping
 from ..core.errors import EXIT_FAILURE, RunError
 from ..core.screen import note_at_once
 from ..core.words import STANDING, Word
-from .pulse import Pulse
+from .board import Board, Pulse
 from .rank_log import RankLog
 from .verdict import Observer, Verdict, behind, is_of_others, leave_after, of_behind, of_silent, within
 
@@ -83,7 +83,7 @@ class Watch:
 
     def start(self) -> None:
         """Opens the connection. Raises torch's DistError if there is none to be had."""
-        self._store = self._meeting.connect()
+        self._board = Board(self._meeting.connect(), self._rank, self._world_size)
         self._speak()
         for work in (self._speak_on, self._supervise):
             thread = threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True)
@@ -92,7 +92,7 @@ class Watch:
 
     def look_at_rank_0(self) -> None:
         """To be called once rank 0 is known to have started: if its store falls silent, it is known who that was."""
-        self._of_rank_0 = Word.decode(self._store.get("watch/word/0"))
+        self._of_rank_0 = self._board.awaited_word(0)
 
     def close(self) -> None:
         """At the end of the work. Rank 0 waits a moment for the others, who may still look into its store."""
@@ -109,13 +109,8 @@ class Watch:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _leave_store(self, seconds: float, *, waits: bool) -> None:
-        """It ends with the process that has it: others may be about to look there whether it is said."""
-        def leave() -> None:
-            self._store.add("watch/left", 1)
-            while waits and self._store.add("watch/left", 0) < self._world_size:
-                time.sleep(0.02)
-
-        within(seconds, leave)
+        """Others may be about to look there whether it is said how the run ends."""
+        within(seconds, lambda: self._board.leave(waits=waits))
 
     def explained(self, error: BaseException) -> RunError | None:
         """What to raise in the place of an error that ends this rank's work; None: the error itself.
@@ -151,7 +146,7 @@ class Watch:
                 by=self._rank, host=self._word.host, exit_code=code,
                 text=str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}",
             )
-            verdict = within(self._patience, lambda: self._first(mine)) or mine
+            verdict = within(self._patience, lambda: self._board.first(mine)) or mine
             self._closed.set()
             if isinstance(error, RunError):
                 if verdict == mine:
@@ -189,19 +184,17 @@ class Watch:
         Ranks that have come to the end of their work have said that they leave.
         """
         rank = (self._rank + 1) % self._world_size
-        word = self._words([rank]).get(rank)
+        word = self._board.words([rank]).get(rank)
         is_silent = self._pulse.seconds(word, now, SILENT_SECONDS) > self._heartbeat
         is_gone = still > self._patience and word is not None and word.state() == "gone"
-        return (is_silent or is_gone) and self._store.add("watch/left", 0) == 0
+        return (is_silent or is_gone) and not self._board.is_left()
 
     def _speak(self) -> None:
         self._word = STANDING.word(time.monotonic())
-        self._store.set(f"watch/word/{self._rank}", self._word.encode())
-        if self._store.check(["watch/word/0"]):
-            self._of_rank_0 = Word.decode(self._store.get("watch/word/0"))
-        if self._verdict is None and self._store.check(["watch/verdict"]):
-            self._known_since = time.monotonic()
-            self._verdict = Verdict.decode(self._store.get("watch/verdict"))
+        self._board.put(self._word)
+        self._of_rank_0 = self._board.words([0]).get(0, self._of_rank_0)
+        if self._verdict is None and (verdict := self._board.verdict()) is not None:
+            self._known_since, self._verdict = time.monotonic(), verdict
         self._answered = time.monotonic()
 
     def _supervise(self) -> None:
@@ -249,7 +242,7 @@ class Watch:
         lost = silent or [behind(words, self._me)]
         text = of_silent(silent, words, self._me) if silent else of_behind(lost[0], words, self._me)
         mine = self._ended(self._rank, text, {rank: words[rank] for rank in lost})
-        verdict = within(self._patience, lambda: self._first(mine)) or mine
+        verdict = within(self._patience, lambda: self._board.first(mine)) or mine
         for rank in silent:
             words[rank].kill()
         return verdict
@@ -257,14 +250,14 @@ class Watch:
     def _observe(self, failed: bool) -> Verdict | tuple[list[int], dict[int, Word]]:
         """The verdict of another rank, or (ranks that say nothing new, the last words of all)."""
         others = [rank for rank in range(self._world_size) if rank != self._rank]
-        first = self._words(others)
+        first = self._board.words(others)
         until = time.monotonic() + self._patience
         soon = until - self._patience + SOON_SECONDS if failed else until  # after a failure somebody is gone
         while True:
-            if self._store.check(["watch/verdict"]):
-                return Verdict.decode(self._store.get("watch/verdict"))
+            if (verdict := self._board.verdict()) is not None:
+                return verdict
             self._speak()  # who called this may be the thread that does
-            last = self._words(others)
+            last = self._board.words(others)
             gone = [rank for rank, word in last.items() if word.state() == "gone"]
             still = [rank for rank in last if last[rank].count == first[rank].count]
             others_speak = all(last[rank].count > first[rank].count + 1 for rank in last if rank not in still)
@@ -274,15 +267,6 @@ class Watch:
         # One that computes may be in a call that lets none of its other threads speak.
         silent = gone or [rank for rank in still if last[rank].state() != "computing"]
         return silent, last | {self._rank: self._word}
-
-    def _words(self, ranks: list[int]) -> dict[int, Word]:
-        """Of those who have left one."""
-        keys = {rank: f"watch/word/{rank}" for rank in ranks}
-        return {rank: Word.decode(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
-
-    def _first(self, mine: Verdict) -> Verdict:
-        """The first verdict of all ranks, which may be this one."""
-        return Verdict.decode(self._store.compare_set("watch/verdict", "", mine.encode()))
 
     def _without_store(self) -> Verdict:
         """The store lived in rank 0. Nobody can agree on who speaks: one of each host does."""

@@ -130,8 +130,8 @@ class SlowStore:
 def refuse_together(ranks: Ranks) -> None:
     """Nobody is lost: the caller may end its interpreter, in which a thread that comes back from the store aborts."""
     dist.barrier()
-    ranks.watch._store = SlowStore(ranks.watch._store)
-    ranks.watch._store.is_asked.wait()
+    ranks.watch._board._store = slow = SlowStore(ranks.watch._board._store)
+    slow.is_asked.wait()
     error = DataError("no rank has a shard").of_all_ranks()
     ranks.__exit__(DataError, error, None)
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("watch _")]
