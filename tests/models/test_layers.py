@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -71,6 +72,20 @@ def test_patches_are_embedded_row_by_row_each_by_the_same_matrix() -> None:
         for column in range(3):
             patch = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten(1)
             torch.testing.assert_close(tokens[:, 3 * row + column], patch @ matrix.T + embed.proj.bias)
+
+
+def test_patches_are_embedded_as_by_a_convolution_gradients_included() -> None:
+    embed = awake(PatchEmbed(3, 2, 8))
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=random, requires_grad=True)
+    weight, bias = embed.proj.weight, embed.proj.bias
+    convolved = F.conv2d(x, weight, bias, stride=2).flatten(2).transpose(1, 2)
+    toward = torch.randn(convolved.shape, dtype=torch.float64, generator=random)
+    wanted = torch.autograd.grad(convolved, (x, weight, bias), toward)
+    tokens = embed(x)
+    torch.testing.assert_close(tokens, convolved, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(tokens, (x, weight, bias), toward), wanted, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("case", ["afm_1nfe", "afm_any_v"])
