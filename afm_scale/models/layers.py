@@ -107,7 +107,8 @@ class PatchProjection(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x, self.stride[0]).flatten(2).transpose(1, 2)  # [B, N, C p p]
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        # Contiguous: else torch takes a product that rounds otherwise where the weight does not require grad.
+        return F.linear(patches.contiguous(), self.weight.flatten(1), self.bias)
 
     def initial(self, name: str, generator: torch.Generator) -> Tensor:
         if name == "weight":

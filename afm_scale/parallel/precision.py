@@ -46,7 +46,7 @@ def set_precision(module: Network, precision: Precision, *, learns: bool) -> Non
         compute_in_fp8(module.large_linears())
     lowered = {part for block in module.shardable_blocks() for part in block.modules()}
     for part in module.modules():
-        if isinstance(part, nn.Linear) and part not in lowered:
+        if isinstance(part, nn.Linear | nn.Conv2d) and part not in lowered:  # patches are embedded by a product
             part.forward = without_tf32(part.forward)
 
 

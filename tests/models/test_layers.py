@@ -74,6 +74,13 @@ def test_patches_are_embedded_row_by_row_each_by_the_same_matrix() -> None:
             torch.testing.assert_close(tokens[:, 3 * row + column], patch @ matrix.T + embed.proj.bias)
 
 
+def test_patches_are_embedded_to_the_same_bits_whether_the_weight_learns_or_not() -> None:
+    embed = awake(PatchEmbed(1, 2, 8))
+    x = torch.randn(8, 1, 4, 4, dtype=torch.float64, generator=random)
+    learning = embed(x)
+    assert torch.equal(embed.requires_grad_(False)(x), learning)
+
+
 def test_patches_are_embedded_as_by_a_convolution_gradients_included() -> None:
     embed = awake(PatchEmbed(3, 2, 8))
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=random, requires_grad=True)

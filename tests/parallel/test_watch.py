@@ -197,7 +197,10 @@ def test_every_way_of_losing_a_rank_is_one_message_and_an_end():
     (line,) = errors_in("".join(said))
     assert "is behind: at step 7, in a nap, in " in line and "its limit is 3 s" in line, line
 
-    assert found[groups] == found[refuse_together] == ([0, 0], ["", ""])
+    assert found[groups] == ([0, 0], ["", ""])
+
+    codes, said = found[refuse_together]  # torch's C++ may warn of the store that goes with rank 0
+    assert codes == [0, 0] and not errors_in("".join(said)), (codes, said)
 
 
 def test_a_word_says_the_step_and_the_line_and_whether_its_process_is_there():
